@@ -1,0 +1,1 @@
+"""Box-regression losses, heads, decoders and parameter groups for PyTorch."""

@@ -1,0 +1,60 @@
+"""Errors for bad arguments: each names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise `ValueError` unless `value` is one of `choices`; suggests the nearest one."""
+    options = list(choices)
+    if value in options:
+        return
+    near = difflib.get_close_matches(str(value).lower(), options, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, options))}{hint}")
+
+
+def check_number(name: str, value: object, *, minimum: float | None = None) -> None:
+    """Raise unless `value` is a finite Python number that is at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
+    finite = value == value and abs(value) != float("inf")
+    if not finite or (minimum is not None and value < minimum):
+        bound = "" if minimum is None else f" of at least {minimum}"
+        raise ValueError(f"{name}: got {value}, expected a finite number{bound}")
+
+
+def check_tensor(name: str, value: object, *, floating: bool) -> None:
+    """Raise unless `value` is a real tensor (`floating`: of a floating dtype)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
+    real = value.dtype != torch.bool and not value.dtype.is_complex
+    if not (value.dtype.is_floating_point if floating else real):
+        wanted = "a floating dtype (float16, bfloat16, float32, float64)" if floating else "a real dtype"
+        raise TypeError(f"{name}: got a tensor of {value.dtype}, expected {wanted}")
+
+
+def check_boxes(name: str, boxes: object, dim: int, *, floating: bool = True) -> None:
+    """Raise unless `boxes` is a tensor with four coordinates along `dim`."""
+    check_tensor(name, boxes, floating=floating)
+    assert isinstance(boxes, Tensor)
+    shape = tuple(boxes.shape)
+    if not -boxes.ndim <= dim < boxes.ndim:
+        raise ValueError(f"dim: got {dim}, but {name} has shape {shape}")
+    if boxes.shape[dim] != 4:
+        raise ValueError(f"{name}: got shape {shape}, expected 4 coordinates along dim {dim}")
+
+
+def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    """Raise unless both tensors have one shape and one device: nothing is broadcast silently."""
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{name_a} and {name_b} must have the same shape: got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if a.device != b.device:
+        raise ValueError(f"{name_a} and {name_b} must be on one device: got {a.device} and {b.device}")
