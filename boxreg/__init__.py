@@ -1,1 +1,13 @@
 """Box-regression losses, heads, decoders and parameter groups for PyTorch."""
+
+from .boxes import convert as convert
+from .iou import box_iou as box_iou
+from .iou import pairwise_box_iou as pairwise_box_iou
+from .losses import BoxLoss as BoxLoss
+from .losses import BoxLossTerms as BoxLossTerms
+from .losses import CIoULoss as CIoULoss
+from .losses import DIoULoss as DIoULoss
+from .losses import GIoULoss as GIoULoss
+from .losses import IoULoss as IoULoss
+
+__version__ = "0.1.0"

@@ -29,11 +29,11 @@ def check_number(name: str, value: object, *, minimum: float | None = None) -> N
         raise ValueError(f"{name}: got {value}, expected a finite number{bound}")
 
 
-def check_tensor(name: str, value: object, *, floating: bool) -> None:
-    """Raise unless `value` is a real tensor (`floating`: of a floating dtype)."""
+def check_tensor(name: str, value: object, *, floating: bool, boolean: bool = False) -> None:
+    """Raise unless `value` is a real tensor (`floating`: of a floating dtype; `boolean`: or of bool)."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
-    real = value.dtype != torch.bool and not value.dtype.is_complex
+    real = not value.dtype.is_complex and (boolean or value.dtype != torch.bool)
     if not (value.dtype.is_floating_point if floating else real):
         wanted = "a floating dtype (float16, bfloat16, float32, float64)" if floating else "a real dtype"
         raise TypeError(f"{name}: got a tensor of {value.dtype}, expected {wanted}")

@@ -1,0 +1,317 @@
+r"""The IoU family, defined once: every backend runs these functions and no others.
+
+Every variant is `loss = 1 - iou + penalty(pair) + pair.inversion`. `pair` is the only geometry pass;
+a variant is a penalty and, beside it, the penalty's partial derivatives (slopes); `pullback` takes
+slopes to the four predicted corners. The eager backend lets autograd differentiate `loss`; a fused
+backend calls `loss`, slopes and `pullback` in one pass. `VARIANTS` is the table of rows.
+
+How it stays finite and unbiased:
+
+- Nothing is added to a denominator. Overlap and areas are taken in shares of the enclosing box, each
+  axis by its own side: IoU and the enclosing share do not change under such scaling, products neither
+  overflow nor underflow, and a union below 2^-100 of the enclosing box can be floored, because IoU
+  is then smaller than 2^-98 and cannot be seen beside 1. Distances are taken in the enclosing box's longer
+  side.
+- A unit is held constant under differentiation. That is exact, not an approximation: the loss does
+  not depend on the unit, so its derivative with respect to it is zero.
+- Slopes grow as 1 / side, as they must; below a side of 2^-100 (8e-31) they saturate.
+- Ties share the slope in halves, so identical boxes have a gradient of exactly 0. At zero extent the
+  slope is the one towards a positive extent: a collapsed box can grow, a touching one can move in.
+- An inverted side (x2 < x1) has no area and no overlap; its extent feels `inversion` alone, which
+  falls when the corners un-cross, and its place keeps its slope.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch as xp
+from torch import Tensor
+
+SMALLEST = 2.0**-100
+LARGE = 2.0**120
+SCALE_OF_LARGE = 2.0**-4
+
+
+class Axis(NamedTuple):
+    """One axis of a pair: ends and lengths in input units, shares in the enclosing side of this axis."""
+
+    low: Tensor
+    high: Tensor
+    target_low: Tensor
+    target_high: Tensor
+    inverted: Tensor
+    overlapping: Tensor
+    size: Tensor
+    target_size: Tensor
+    span: Tensor
+    offset: Tensor
+    share: Tensor
+    target_share: Tensor
+    overlap_share: Tensor
+    span_share: Tensor
+    inversion: Tensor
+
+
+class Pair(NamedTuple):
+    """What the geometry pass knows of a predicted box and its target."""
+
+    x: Axis
+    y: Axis
+    union: Tensor
+    iou: Tensor
+    fill: Tensor
+    unit: Tensor
+    inversion: Tensor
+
+
+class AxisSlopes(NamedTuple):
+    """Partial derivatives of a penalty with respect to the lengths of one axis."""
+
+    size: Tensor | float = 0.0
+    span: Tensor | float = 0.0
+    offset: Tensor | float = 0.0
+
+
+class Slopes(NamedTuple):
+    """Partial derivatives of a penalty with respect to the quantities of a pair."""
+
+    iou: Tensor | float = 0.0
+    fill: Tensor | float = 0.0
+    x: AxisSlopes = AxisSlopes()
+    y: AxisSlopes = AxisSlopes()
+
+
+class Variant(NamedTuple):
+    """A row of the table: what is added to 1 - IoU, and its slopes."""
+
+    penalty: Callable[[Pair], Tensor]
+    slopes: Callable[[Pair], Slopes]
+
+
+def hold(value: Tensor) -> Tensor:
+    """`value` as a constant under differentiation."""
+    return value.detach()
+
+
+def per_unit(unit: Tensor) -> Tensor:
+    """1 / unit, saturated at 1 / SMALLEST; 0 where there is no unit."""
+    return xp.where(unit == 0, 0.0, 1.0 / xp.where(unit < SMALLEST, SMALLEST, unit))
+
+
+def measure(length: Tensor, unit: Tensor) -> Tensor:
+    """The ratio length / unit for |length| <= unit, 0 without a unit; its slope is `per_unit(unit)`."""
+    ratio = hold(length) / xp.where(unit == 0, 1.0, unit)
+    return ratio + (length - hold(length)) * per_unit(unit)
+
+
+def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The two ends of a side, lower first; a side that was inverted moves as one."""
+    middle = 0.5 * first + 0.5 * second
+    move = middle - hold(middle)
+    inverted = second < first
+    low = xp.where(inverted, hold(second) + move, first)
+    high = xp.where(inverted, hold(first) + move, second)
+    return low, high
+
+
+def axis(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> Axis:
+    """The geometry of one axis: predicted side p1..p2, target side t1..t2."""
+    inverted, target_inverted = p2 < p1, t2 < t1
+    low, high = ordered(p1, p2)
+    target_low, target_high = ordered(t1, t2)
+    size, target_size = high - low, target_high - target_low
+    span = xp.maximum(high, target_high) - xp.minimum(low, target_low)
+    reach = xp.minimum(high, target_high) - xp.maximum(low, target_low)
+    overlapping = (p2 >= p1) & (t2 >= t1) & (reach >= 0)
+    inversion = xp.where(inverted, p1 - p2, 0.0) + xp.where(target_inverted, t1 - t2, 0.0)
+    unit = hold(span)
+    return Axis(
+        low=low,
+        high=high,
+        target_low=target_low,
+        target_high=target_high,
+        inverted=inverted,
+        overlapping=overlapping,
+        size=size,
+        target_size=target_size,
+        span=span,
+        offset=0.5 * (p1 - t1) + 0.5 * (p2 - t2),
+        share=xp.where(inverted, 0.0, measure(size, unit)),
+        target_share=xp.where(target_inverted, 0.0, measure(target_size, unit)),
+        overlap_share=measure(xp.where(overlapping, reach, 0.0), unit),
+        span_share=measure(span, unit),
+        inversion=measure(inversion, unit),
+    )
+
+
+def pair(
+    px1: Tensor, py1: Tensor, px2: Tensor, py2: Tensor, tx1: Tensor, ty1: Tensor, tx2: Tensor, ty2: Tensor
+) -> Pair:
+    """The geometry pass: predicted corners (p) and target corners (t), any one broadcastable shape."""
+    x, y = axis(px1, px2, tx1, tx2), axis(py1, py2, ty1, ty2)
+    intersection = x.overlap_share * y.overlap_share
+    union = x.share * y.share + x.target_share * y.target_share - intersection
+    enclosing = x.span_share * y.span_share
+    return Pair(
+        x=x,
+        y=y,
+        union=union,
+        iou=intersection / xp.where(union < SMALLEST, SMALLEST, union),
+        fill=xp.where(enclosing == 0, 1.0, union / xp.where(enclosing == 0, 1.0, enclosing)),
+        unit=hold(xp.maximum(x.span, y.span)),
+        inversion=x.inversion + y.inversion,
+    )
+
+
+def is_large(*planes: Tensor) -> Tensor:
+    """Where a coordinate is so near the largest float that lengths would overflow."""
+    largest = xp.abs(hold(planes[0]))
+    for plane in planes[1:]:
+        largest = xp.maximum(largest, xp.abs(hold(plane)))
+    return largest > LARGE
+
+
+def in_range(plane: Tensor, large: Tensor) -> Tensor:
+    """A coordinate brought back from near the largest float, by a power of two; otherwise as it is."""
+    return xp.where(large, plane * SCALE_OF_LARGE, plane)
+
+
+def no_penalty(pair: Pair) -> Tensor:
+    """IoU: 0."""
+    return xp.zeros_like(pair.iou)
+
+
+def no_slopes(pair: Pair) -> Slopes:
+    """IoU: nothing to differentiate."""
+    return Slopes()
+
+
+def empty_share(pair: Pair) -> Tensor:
+    """GIoU: the share of the enclosing box that neither box covers, (C - U) / C."""
+    return 1.0 - pair.fill
+
+
+def empty_share_slopes(pair: Pair) -> Slopes:
+    """Slopes of `empty_share`."""
+    return Slopes(fill=-1.0)
+
+
+def centre_distance(pair: Pair) -> Tensor:
+    """DIoU: squared distance of the centres over the squared diagonal of the enclosing box."""
+    dx, dy = measure(pair.x.offset, pair.unit), measure(pair.y.offset, pair.unit)
+    sx, sy = measure(pair.x.span, pair.unit), measure(pair.y.span, pair.unit)
+    diagonal = sx * sx + sy * sy
+    return (dx * dx + dy * dy) / xp.where(diagonal == 0, 1.0, diagonal)
+
+
+def centre_distance_slopes(pair: Pair) -> Slopes:
+    """Slopes of `centre_distance`: 2 d / c^2 for an offset, -2 s rho^2 / c^4 for a span."""
+    dx, dy = measure(pair.x.offset, pair.unit), measure(pair.y.offset, pair.unit)
+    sx, sy = measure(pair.x.span, pair.unit), measure(pair.y.span, pair.unit)
+    diagonal = sx * sx + sy * sy
+    factor = 2.0 * per_unit(pair.unit) / xp.where(diagonal == 0, 1.0, diagonal)
+    distance = centre_distance(pair)
+    return Slopes(
+        x=AxisSlopes(offset=dx * factor, span=-sx * distance * factor),
+        y=AxisSlopes(offset=dy * factor, span=-sy * distance * factor),
+    )
+
+
+def direction(width: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height in units of the longer of them; a point counts as a square."""
+    unit = hold(xp.maximum(width, height))
+    point = unit == 0
+    return xp.where(point, 1.0, measure(width, unit)), xp.where(point, 1.0, measure(height, unit))
+
+
+def turn(pair: Pair) -> Tensor:
+    """atan(wt / ht) - atan(w / h), by one arctangent that no zero can divide."""
+    w, h = direction(pair.x.size, pair.y.size)
+    wt, ht = direction(pair.x.target_size, pair.y.target_size)
+    return xp.atan2(wt * h - w * ht, ht * h + wt * w)
+
+
+def aspect_weight(pair: Pair, aspect: Tensor) -> Tensor:
+    """CIoU's trade-off alpha = v / (1 - iou + v), a constant under differentiation as in the paper."""
+    total = hold(1.0 - pair.iou + aspect)
+    return hold(aspect) / xp.where(total == 0, 1.0, total)
+
+
+def aspect_and_distance(pair: Pair) -> Tensor:
+    """CIoU: the centre distance plus alpha v, v = 4 / pi^2 turn^2."""
+    angle = turn(pair)
+    aspect = (4.0 / math.pi**2) * angle * angle
+    return centre_distance(pair) + aspect_weight(pair, aspect) * aspect
+
+
+def aspect_and_distance_slopes(pair: Pair) -> Slopes:
+    """Slopes of `aspect_and_distance`: d turn / d w = -h / (w^2 + h^2), d turn / d h = w / (w^2 + h^2)."""
+    angle = turn(pair)
+    alpha = aspect_weight(pair, (4.0 / math.pi**2) * angle * angle)
+    w, h = direction(pair.x.size, pair.y.size)
+    per_side = per_unit(xp.maximum(pair.x.size, pair.y.size))
+    factor = (8.0 / math.pi**2) * alpha * angle / (w * w + h * h) * per_side
+    distance = centre_distance_slopes(pair)
+    return Slopes(
+        x=AxisSlopes(size=-h * factor, span=distance.x.span, offset=distance.x.offset),
+        y=AxisSlopes(size=w * factor, span=distance.y.span, offset=distance.y.offset),
+    )
+
+
+VARIANTS: dict[str, Variant] = {
+    "iou": Variant(no_penalty, no_slopes),
+    "giou": Variant(empty_share, empty_share_slopes),
+    "diou": Variant(centre_distance, centre_distance_slopes),
+    "ciou": Variant(aspect_and_distance, aspect_and_distance_slopes),
+}
+"""The family: a name for `kind`, its penalty and its slopes."""
+
+
+def loss(pair: Pair, variant: Variant) -> Tensor:
+    """The loss of a pair: 1 - iou + penalty + inversion."""
+    return 1.0 - pair.iou + variant.penalty(pair) + pair.inversion
+
+
+def score(pair: Pair, variant: Variant) -> Tensor:
+    """The score of a pair: iou - penalty, 1 for identical boxes."""
+    return pair.iou - variant.penalty(pair)
+
+
+def won(slope: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The part of max(first, second)'s slope that `first` gets: all, none, or half of it at a tie."""
+    return xp.where(first > second, slope, xp.where(first == second, 0.5 * slope, 0.0))
+
+
+def pull_axis(
+    axis: Axis, overlap_share: Tensor, share: Tensor, span_share: Tensor, own: AxisSlopes
+) -> tuple[Tensor, Tensor]:
+    """Slopes of the loss at the two ends of a predicted side, from slopes at its shares and lengths."""
+    per_span = per_unit(axis.span)
+    overlap = xp.where(axis.overlapping, overlap_share * per_span, 0.0)
+    size = share * per_span + own.size
+    span = span_share * per_span + own.span
+    low = -won(overlap, axis.low, axis.target_low) - size - won(span, axis.target_low, axis.low)
+    high = won(overlap, axis.target_high, axis.high) + size + won(span, axis.high, axis.target_high)
+    middle = 0.5 * (low + high)
+    first = xp.where(axis.inverted, middle + per_span, low) + 0.5 * own.offset
+    second = xp.where(axis.inverted, middle - per_span, high) + 0.5 * own.offset
+    return first, second
+
+
+def pullback(pair: Pair, slopes: Slopes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of `loss` with respect to the predicted corners x1, y1, x2, y2."""
+    x, y = pair.x, pair.y
+    floored = pair.union < SMALLEST
+    per_union = 1.0 / xp.where(floored, SMALLEST, pair.union)
+    iou = slopes.iou - 1.0
+    fill = xp.where(x.span_share * y.span_share == 0, 0.0, slopes.fill)
+    per_area = xp.where(floored, 0.0, pair.iou * per_union)
+    intersection = iou * (per_union + per_area) - fill
+    area = fill - iou * per_area
+    enclosing = -fill * pair.fill
+    x1, x2 = pull_axis(x, intersection * y.overlap_share, area * y.share, enclosing * y.span_share, slopes.x)
+    y1, y2 = pull_axis(y, intersection * x.overlap_share, area * x.share, enclosing * x.span_share, slopes.y)
+    return x1, y1, x2, y2

@@ -1,0 +1,246 @@
+"""Entry points of the IoU family: check, choose a backend, call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.utils.checkpoint import checkpoint
+
+from .._checks import check_boxes, check_choice, check_same_shape
+from ..boxes import FORMATS, Planes, corners
+from ..reduction import Normalizer, check_weight, reduce_loss
+from . import family
+from .family import VARIANTS, Variant
+
+PAIRS_PER_BLOCK = 2**18
+"""Pairwise work goes in blocks of this many pairs, so that temporaries do not grow with the output."""
+
+
+def eager_loss(pred: Planes, target: Planes, variant: Variant) -> Tensor:
+    """The reference backend: autograd through the shared maths, differentiable as often as one likes."""
+    return family.loss(family.pair(*pred, *target), variant)
+
+
+BACKENDS: dict[str, Callable[[Planes, Planes, Variant], Tensor]] = {"eager": eager_loss}
+"""The backends by name: planes of corners in, a loss per pair out."""
+
+
+class OverlapOptions(TypedDict, total=False):
+    """The keyword arguments that every loss function of the family takes; see `overlap_loss`."""
+
+    fmt: str
+    reduction: str
+    weight: Tensor | None
+    normalizer: Normalizer | None
+    dim: int
+    backend: str
+
+
+def overlap_loss(
+    kind: str,
+    pred: Tensor,
+    target: Tensor,
+    *,
+    fmt: str = "xyxy",
+    reduction: str = "none",
+    weight: Tensor | None = None,
+    normalizer: Normalizer | None = None,
+    dim: int = -1,
+    backend: str = "auto",
+) -> Tensor:
+    r"""The loss of a row of the family between predicted and target boxes, aligned.
+
+    \[ L = 1 - \mathrm{IoU} + \mathrm{penalty} \]
+
+    Any finite input gives a finite loss and gradient, boxes without area and inverted boxes
+    (x2 < x1) included: an inverted box never costs less than the same box with its corners sorted,
+    and its gradient un-crosses them. NaN or infinity gives NaN for that pair alone. Slopes grow as
+    1 / side and saturate below a side of 2^-100.
+
+    Args:
+        kind: a row of `boxreg.iou.family.VARIANTS`: `"iou"`, `"giou"`, `"diou"`, `"ciou"`.
+        pred: predicted boxes, four coordinates along `dim`, any shape and unit, floating.
+        target: target boxes, the same shape and unit; nothing is broadcast.
+        fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both.
+        reduction: `"none"`, `"mean"` or `"sum"`.
+        weight: a factor per box, `pred`'s shape without `dim`; a box of weight 0 gives exactly 0 loss
+            and 0 gradient, even if it holds NaN.
+        normalizer: the divisor of `"mean"` in place of the number of boxes, such as the positives of
+            all ranks; 0 gives 0.
+        dim: the coordinate axis: -1 for rows (N, 4), 1 for planes (B, 4, H, W).
+        backend: `"auto"`, or a name in `BACKENDS`.
+
+    Returns:
+        A loss per box (`pred`'s shape without `dim`), or a scalar; float32, or float64 for float64 input.
+
+    Raises:
+        TypeError: if a tensor is not floating.
+        ValueError: for an unknown name, no axis of four coordinates, or shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.iou import overlap_loss
+        >>> pred = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 2.0]])
+        >>> overlap_loss("iou", pred, target)
+        tensor([0.6667])
+    """
+    check_choice("kind", kind, VARIANTS)
+    check_choice("backend", backend, ("auto", *BACKENDS))
+    pred, target = prepare(pred, target, weight, fmt, dim)
+    run = BACKENDS["eager" if backend == "auto" else backend]
+    loss = run(*_planes(pred, target, fmt, dim), VARIANTS[kind])
+    return reduce_loss(loss, reduction, weight=weight, normalizer=normalizer)
+
+
+def prepare(pred: Tensor, target: Tensor, weight: Tensor | None, fmt: str, dim: int) -> tuple[Tensor, Tensor]:
+    """Check a loss's boxes, bring both to the working dtype, and blank those of weight 0."""
+    check_choice("fmt", fmt, FORMATS)
+    check_boxes("pred", pred, dim)
+    check_boxes("target", target, dim)
+    check_same_shape("pred", pred, "target", target)
+    pred, target = _promote(pred, target)
+    if weight is None:
+        return pred, target
+    check_weight(weight, pred.select(dim, 0))
+    # A NaN times a weight of 0 is NaN, in the gradient too: such a box must not enter at all.
+    ignored = (weight == 0).unsqueeze(dim)
+    return pred.masked_fill(ignored, 0.0), target.masked_fill(ignored, 0.0)
+
+
+def box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int = -1) -> Tensor:
+    r"""The IoU score of aligned boxes, box by box.
+
+    \[ \mathrm{score} = \mathrm{IoU} - \mathrm{penalty} \]
+
+    Args:
+        a: boxes, four coordinates along `dim`, any shape and unit; integers become float32.
+        b: boxes of the same shape and unit.
+        kind: a row of the family; `"iou"` lies in [0, 1], a penalised kind may be negative.
+        fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both.
+        dim: the coordinate axis.
+
+    Returns:
+        A score per pair, shape of `a` without `dim`; 0 IoU where both boxes have no area. float32, or
+        float64 for float64 input.
+
+    Raises:
+        ValueError: for an unknown name, no axis of four coordinates, or shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg import box_iou
+        >>> box_iou(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[1, 1, 3, 3]]))
+        tensor([0.1429])
+    """
+    _check_metric(kind, fmt, a, b, dim)
+    check_same_shape("a", a, "b", b)
+    return _score(*_planes(*_promote(a, b), fmt, dim), VARIANTS[kind])
+
+
+def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy") -> Tensor:
+    """The IoU score of every box of `a` with every box of `b`.
+
+    Works in blocks of rows, so that memory stays proportional to the output, also when a gradient is
+    asked for (the blocks are then computed again in the backward pass).
+
+    Args:
+        a: boxes (..., N, 4), any unit; integers become float32.
+        b: boxes (..., M, 4) with the same leading axes and unit.
+        kind: a row of the family, as in `box_iou`.
+        fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both.
+
+    Returns:
+        Scores (..., N, M); float32, or float64 for float64 input.
+
+    Raises:
+        ValueError: for an unknown name, no last axis of four coordinates, or leading axes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg import pairwise_box_iou
+        >>> a = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> b = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0], [5.0, 5.0, 6.0, 6.0]])
+        >>> pairwise_box_iou(a, b)
+        tensor([[1.0000, 0.3333, 0.0000]])
+    """
+    _check_metric(kind, fmt, a, b, -1)
+    if a.ndim < 2 or b.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
+        raise ValueError(
+            "a and b must be (..., N, 4) and (..., M, 4) with the same leading axes: "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    a, b = _promote(a, b)
+    variant = VARIANTS[kind]
+
+    def block(rows: Tensor) -> Tensor:
+        return _score(*_planes(rows.unsqueeze(-2), b.unsqueeze(-3), fmt, -1), variant)
+
+    pairs_per_row = max(b[..., 0].numel(), 1)
+    rows_per_block = max(PAIRS_PER_BLOCK // pairs_per_row, 1)
+    blocks = torch.split(a, rows_per_block, dim=-2)
+    if len(blocks) == 1:
+        return block(a)
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        return torch.cat([checkpoint(block, rows, use_reentrant=False) for rows in blocks], dim=-2)
+    scores = a.new_empty((*a.shape[:-1], b.shape[-2]))
+    for rows, out in zip(blocks, torch.split(scores, rows_per_block, dim=-2), strict=True):
+        out.copy_(block(rows))
+    return scores
+
+
+def _check_metric(kind: str, fmt: str, a: Tensor, b: Tensor, dim: int) -> None:
+    check_choice("kind", kind, VARIANTS)
+    check_choice("fmt", fmt, FORMATS)
+    check_boxes("a", a, dim, floating=False)
+    check_boxes("b", b, dim, floating=False)
+
+
+def _score(a: Planes, b: Planes, variant: Variant) -> Tensor:
+    return family.score(family.pair(*a, *b), variant)
+
+
+def _planes(pred: Tensor, target: Tensor, fmt: str, dim: int) -> tuple[Planes, Planes]:
+    """The corners of both, scaled together where their lengths would overflow."""
+    large = family.is_large(*pred.unbind(dim), *target.unbind(dim)).unsqueeze(dim)
+    return (
+        corners(family.in_range(pred, large), fmt, dim),
+        corners(family.in_range(target, large), fmt, dim),
+    )
+
+
+def _promote(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one working dtype: float64 if either is, float32 otherwise."""
+    double = torch.float64 in (a.dtype, b.dtype)
+    dtype = torch.float64 if double else torch.float32
+    return _working(a, dtype), _working(b, dtype)
+
+
+def _working(boxes: Tensor, dtype: torch.dtype) -> Tensor:
+    if boxes.dtype == torch.float16:
+        widened: Tensor = _Widen.apply(boxes, dtype)
+        return widened
+    return boxes.to(dtype)
+
+
+class _Widen(torch.autograd.Function):
+    """float16 to a wider dtype; on the way back a gradient saturates at float16's range."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(boxes: Tensor, dtype: torch.dtype) -> Tensor:
+        return boxes.to(dtype)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, torch.dtype], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        most = torch.finfo(torch.float16).max
+        return gradient.clamp(-most, most).to(torch.float16), None
