@@ -1,6 +1,10 @@
 """Box-regression losses, heads, decoders and parameter groups for PyTorch."""
 
 from .boxes import convert as convert
+from .decoders import Decoder as Decoder
+from .decoders import GridCellDecoder as GridCellDecoder
+from .decoders import UnitSquareDecoder as UnitSquareDecoder
+from .heads import BoxHead as BoxHead
 from .iou import box_iou as box_iou
 from .iou import pairwise_box_iou as pairwise_box_iou
 from .losses import BoxLoss as BoxLoss
