@@ -13,5 +13,8 @@ from .losses import CIoULoss as CIoULoss
 from .losses import DIoULoss as DIoULoss
 from .losses import GIoULoss as GIoULoss
 from .losses import IoULoss as IoULoss
+from .param_groups import Rule as Rule
+from .param_groups import param_groups as param_groups
+from .param_groups import param_table as param_table
 
 __version__ = "0.1.0"
