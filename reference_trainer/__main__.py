@@ -1,0 +1,179 @@
+"""The command line: the only place that parses arguments.
+
+torch is imported once a command is chosen and its arguments are understood, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from .config import PRESETS, Device, TrainConfig, load_config
+from .errors import ConfigError, UserError
+
+DESCRIPTION = """\
+Train a box regressor and show what came of it.
+
+  reference_trainer train                      the toy task, nothing needed
+  reference_trainer train --data FOLDER        your pictures, a YOLO folder
+  reference_trainer train --preset baseline    the set-up that got stuck
+  reference_trainer evaluate RUN
+  reference_trainer predict RUN PICTURE ...
+  reference_trainer data FOLDER                write the toy pictures as a YOLO folder
+
+COMMAND --help lists a command's options. The last line on standard output is one JSON object.
+"""
+
+STOPPED = {"SIGINT": 130, "SIGTERM": 143}
+"""Exit codes of a run that a signal stopped."""
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """Where a training's settings come from, before single options change them."""
+
+    preset: Literal["reference", "baseline"] | None = None
+    """reference (the default): what the field notes recommend; baseline: their set-up with its faults."""
+    config: Path | None = None
+    """A configuration file to start from instead, such as the config.yaml of a run."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Score a run's weights on its validation pictures."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    data: Path | None = None
+    """Another YOLO folder to score on, instead of the one trained on."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Find the box in pictures; draw it, and write it as JSON in the pictures' own pixels."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    """Picture files."""
+    out: Path | None = None
+    """Folder for the drawings and predictions.json; by default RUN/predictions."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Write the toy pictures as a YOLO folder with a data.yaml."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder to make."""
+    pictures: int = 1200
+    """Pictures to draw: four fifths to train on, the rest to validate."""
+    size: int = 128
+    """Side of a picture in pixels."""
+    seed: int = 0
+    """Decides the pictures."""
+
+
+def train(arguments: list[str]) -> int:
+    """The command `train`."""
+    base, rest = tyro.cli(
+        BaseOptions, args=arguments, return_unknown_args=True, add_help=False, prog="reference_trainer train"
+    )
+    if base.preset and base.config:
+        raise ConfigError("--preset and --config both say where to start; give one of them")
+    default = load_config(base.config) if base.config else PRESETS[base.preset or "reference"]
+    config = tyro.cli(
+        TrainConfig,
+        args=rest,
+        default=default,
+        prog="reference_trainer train [--preset reference|baseline | --config FILE]",
+        description="Train a box regressor. Options change the preset's settings, shown as defaults below.",
+    )
+
+    from .report import print_result
+    from .train import train as run
+
+    summary = run(config)
+    print_result({key: summary[key] for key in ("run", "task", "mean_iou", "seconds")})
+    return STOPPED[summary["stopped_by"]] if summary["stopped_by"] else 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """The command `evaluate`."""
+    options = tyro.cli(EvaluateOptions, args=arguments, prog="reference_trainer evaluate")
+
+    from .evaluate import evaluate_run
+    from .report import print_result
+
+    print_result(evaluate_run(options.run, options.data, options.device))
+    return 0
+
+
+def predict(arguments: list[str]) -> int:
+    """The command `predict`."""
+    options = tyro.cli(PredictOptions, args=arguments, prog="reference_trainer predict")
+    if not options.pictures:
+        raise UserError("PICTURES: got none, expected at least one picture file")
+
+    from .predict import predict_run
+    from .report import print_result
+
+    print_result(predict_run(options.run, options.pictures, options.out, options.device))
+    return 0
+
+
+def data(arguments: list[str]) -> int:
+    """The command `data`."""
+    options = tyro.cli(DataOptions, args=arguments, prog="reference_trainer data")
+
+    from .data import toy_splits, write_yolo_folder
+    from .report import print_result
+
+    splits = toy_splits(options.pictures, options.size, options.seed)
+    write_yolo_folder(splits, options.path)
+    print_result({"data": str(options.path)} | {name: len(split) for name, split in splits.items()})
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "data": data,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(DESCRIPTION, end="")
+        return 0
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        print(f"reference_trainer: unknown command {command!r}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[command](arguments[1:])
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED["SIGINT"]
+    except UserError as error:
+        print(f"reference_trainer {command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""The configuration: one tree of validated settings, and the presets."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Settings(BaseModel):
+    """A branch of the tree: unknown keys are refused, values are checked, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Settings):
+    """Where the pictures come from and how large they are."""
+
+    path: Annotated[Path | None, tyro.conf.arg(aliases=["--data"], metavar="PATH")] = None
+    """A YOLO folder (or its data.yaml); without one the toy pictures are generated."""
+    size: Annotated[int, Field(ge=32)] = 128
+    """Side of the square that pictures are letterboxed to, in pixels; a multiple of 16."""
+    pictures: Annotated[int, Field(ge=5)] = 1200
+    """Toy pictures to generate: four fifths to train on, the rest to validate."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Processes that augment pictures; 0 does it between the steps."""
+
+    @model_validator(mode="after")
+    def _size_fits_stride(self) -> Self:
+        if self.size % 16:
+            raise ValueError(f"size: got {self.size}, expected a multiple of 16 (the model's stride)")
+        return self
+
+
+class AugmentConfig(Settings):
+    """How strongly training pictures vary; 0 switches an augmentation off."""
+
+    hflip: Share = 0.5
+    """Probability of a horizontal flip."""
+    vflip: Share = 0.5
+    """Probability of a vertical flip."""
+    translate: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Largest shift, as a share of the side; edge pixels fill what comes free."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Zoom by a factor between 1 - scale and 1 + scale."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Smallest share of the side that a random crop keeps; 1 keeps all."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Brightness factor between 1 - x and 1 + x."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Contrast factor between 1 - x and 1 + x."""
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Saturation factor between 1 - x and 1 + x."""
+
+
+class ModelConfig(Settings):
+    """The network."""
+
+    head: Literal["dense", "pooled"] = "dense"
+    """dense: a box and an objectness from every cell of the last map; pooled: one vector, one box."""
+    output: Literal["boxhead", "linear"] = "boxhead"
+    """boxhead: boxreg's, decoded, started at the data's prior; linear: a bare nn.Linear, undecoded."""
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 16
+    """Channels of the first stage; each of the four stages doubles them."""
+    norm: Literal["group", "batch", "none"] = "group"
+    """Normalisation after each convolution."""
+    activation: Literal["silu", "leaky_relu"] = "silu"
+    """Activation after each convolution."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the head."""
+
+    @model_validator(mode="after")
+    def _dense_is_decoded(self) -> Self:
+        if self.head == "dense" and self.output == "linear":
+            raise ValueError(
+                "head 'dense' with output 'linear': a cell's raw numbers are no box of the picture; "
+                "set output to 'boxhead', or head to 'pooled'"
+            )
+        return self
+
+
+class LossConfig(Settings):
+    """The terms of the loss and their lambdas."""
+
+    overlap: str = "ciou"
+    """A row of boxreg's IoU family: iou, giou, diou, ciou."""
+    lambda_coord: NotNegative = 1.0
+    """Factor of the centre term."""
+    lambda_wh: NotNegative = 1.0
+    """Factor of the size term."""
+    lambda_iou: NotNegative = 5.0
+    """Factor of the overlap term."""
+    lambda_obj: NotNegative = 1.0
+    """Dense head: factor of objectness in the cells near the object's centre."""
+    lambda_noobj: NotNegative = 0.5
+    """Dense head: factor of objectness in all other cells."""
+    distance: Literal["mse", "smooth_l1", "l1"] = "smooth_l1"
+    """What centre and size terms do with a difference."""
+    size: Literal["wh", "sqrt_wh"] = "wh"
+    """Compare sizes, or their square roots as in YOLOv1."""
+
+
+class OptimizerConfig(Settings):
+    """The optimizer; what is reported after a run is read from the live object."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with Nesterov-free momentum."""
+    lr: Positive = 3e-3
+    """Peak learning rate."""
+    weight_decay: NotNegative = 0.05
+    """Weight decay of the parameters that decay."""
+    exempt: bool = True
+    """Keep weight decay off norms and biases (boxreg.param_groups); False decays everything."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's momentum, AdamW's beta1."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """AdamW's beta2, by default 0.99; SGD has none."""
+
+    @model_validator(mode="after")
+    def _beta2_is_adamws(self) -> Self:
+        if self.name == "sgd" and self.beta2 is not None:
+            raise ValueError(
+                f"beta2: got {self.beta2}, but sgd has no beta2; set name to 'adamw' or leave it out"
+            )
+        return self
+
+
+class ScheduleConfig(Settings):
+    """The learning rate over the run, a pure function of the step."""
+
+    name: Literal["cosine", "steps"] = "cosine"
+    """cosine to 0; or the fixed steps of the field notes: 1, then 1/10, then 1/100 of the peak."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Linear warm-up in optimizer steps: 200 for cosine, the notes' 5 of 140 epochs for steps."""
+
+
+class TrainConfig(Settings):
+    """Everything that decides a training run."""
+
+    epochs: Count = 90
+    """Passes over the training pictures."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides pictures, weights, order and augmentation."""
+    device: Device = "auto"
+    """Where to train; auto takes CUDA where there is one."""
+    out: Path = Path("runs")
+    """Folder that the run's own folder is made in."""
+    batch_size: Count = 16
+    """Pictures an optimizer step."""
+    clip_norm: Positive | None = 4.0
+    """Clip the gradient to this norm; None does not clip."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """Decay of the averaged weights that validate and are saved; 0 averages nothing."""
+    patience: Count = 20
+    """Stop after this many epochs without a better validation IoU."""
+    validate_every: Count = 2
+    """Epochs between validations; the last epoch always validates."""
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+NO_AUGMENTATION = AugmentConfig(
+    hflip=0, vflip=0, translate=0, scale=0, crop=1, brightness=0, contrast=0, saturation=0
+)
+
+PRESETS: dict[str, TrainConfig] = {
+    # What the field notes recommend.
+    "reference": TrainConfig(),
+    # The field notes' set-up, faults included: SGD where the note says AdamW, linear outputs on [0, 1]
+    # targets, batch 4, dropout 0.5, no norm, no augmentation, lambdas 5/5/1, fixed steps, clip 1.
+    "baseline": TrainConfig(
+        batch_size=4,
+        clip_norm=1.0,
+        ema_decay=0.0,
+        patience=25,
+        augment=NO_AUGMENTATION,
+        model=ModelConfig(head="pooled", output="linear", norm="none", activation="leaky_relu", dropout=0.5),
+        loss=LossConfig(lambda_coord=5.0, lambda_wh=5.0, lambda_iou=1.0, distance="mse"),
+        optimizer=OptimizerConfig(name="sgd", lr=1e-2, weight_decay=5e-4, exempt=False),
+        schedule=ScheduleConfig(name="steps"),
+    ),
+}
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a configuration that `save_config` wrote, or one written by hand; missing keys keep their default.
+
+    Raises:
+        ConfigError: if the file cannot be read, is no YAML mapping, or holds an unknown or wrong value.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
+    try:
+        return TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in explain(error))) from error
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def explain(error: ValidationError) -> Iterator[str]:
+    """One line a fault: where it is, what is wrong, and for an unknown key the nearest known one."""
+    for fault in error.errors():
+        where = ".".join(map(str, fault["loc"]))
+        if fault["type"] != "extra_forbidden":
+            yield f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+            continue
+        known = _keys(fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        yield f"{where}: unknown setting; {hint}"
+
+
+def _keys(location: tuple[Any, ...]) -> list[str]:
+    branch: type[Settings] = TrainConfig
+    for key in location:
+        branch = cast("type[Settings]", branch.model_fields[key].annotation)
+    return list(branch.model_fields)

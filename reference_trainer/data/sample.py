@@ -1,0 +1,215 @@
+"""The one interface that every data set is read by, and what is done to any picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+GREY = 114
+
+_SHOWN = 20
+
+
+class DataError(UserError):
+    """Everything that is wrong with a data set, found in one pass.
+
+    Attributes:
+        problems: one string a problem, `file:line: what is wrong: the value`. The message shows the first
+            20 and counts the rest.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        # Kept as `args`, so that the error survives pickling on its way out of a data loader's worker.
+        super().__init__(*problems)
+        self.problems: list[str] = list(problems)
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        shown = "\n".join(f"  {problem}" for problem in self.problems[:_SHOWN])
+        rest = f"\n  ... and {count - _SHOWN} more" if count > _SHOWN else ""
+        return f"{count} problem{'' if count == 1 else 's'} in the data:\n{shown}{rest}"
+
+
+class Picture(NamedTuple):
+    """One picture with its objects.
+
+    Attributes:
+        image: uint8 (3, H, W), RGB.
+        boxes: float32 (K, 4), xyxy in pixels; K may be 0.
+        labels: int64 (K,), indices into the source's `names`.
+        source: where it came from, for messages.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    source: str
+
+
+class PictureSource(Protocol):
+    """A data set: a sequence of pictures, and what is known of it without decoding one."""
+
+    @property
+    def names(self) -> list[str]:
+        """The classes' names, in the order of their labels."""
+        ...
+
+    @property
+    def box_counts(self) -> Sequence[int]:
+        """The number of boxes of each picture."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Picture: ...
+
+
+class Subset:
+    """Some pictures of a source, in a given order.
+
+    Args:
+        source: the pictures to choose from.
+        indices: which of them.
+    """
+
+    def __init__(self, source: PictureSource, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = list(indices)
+
+    @property
+    def names(self) -> list[str]:
+        """The classes' names, those of the whole source."""
+        return self.source.names
+
+    @property
+    def box_counts(self) -> Sequence[int]:
+        """The number of boxes of each picture."""
+        counts = self.source.box_counts
+        return [counts[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.source[self.indices[index]]
+
+
+class LeftOut(NamedTuple):
+    """How many pictures `one_box_only` left out, and why."""
+
+    no_box: int
+    several_boxes: int
+
+
+def one_box_only(source: PictureSource) -> tuple[Subset, LeftOut]:
+    """Keep the pictures that hold exactly one box; nothing is decoded.
+
+    Returns:
+        The pictures kept, in their order, and the counts of those left out.
+    """
+    counts = source.box_counts
+    kept = [index for index, count in enumerate(counts) if count == 1]
+    no_box = sum(count == 0 for count in counts)
+    return Subset(source, kept), LeftOut(no_box, len(counts) - len(kept) - no_box)
+
+
+class Letterbox(NamedTuple):
+    """How a picture was fitted into a square: letterboxed = original * scale + (left, top).
+
+    Attributes:
+        scale: letterboxed pixels per original pixel, the same in both directions.
+        left: where the original's left edge lies, in letterboxed pixels.
+        top: where the original's top edge lies, in letterboxed pixels.
+        width: of the original, in pixels.
+        height: of the original, in pixels.
+    """
+
+    scale: float
+    left: float
+    top: float
+    width: int
+    height: int
+
+    def apply(self, boxes: Tensor) -> Tensor:
+        """Map boxes (..., 4), xyxy in original pixels, to letterboxed pixels."""
+        return boxes * self.scale + boxes.new_tensor([self.left, self.top, self.left, self.top])
+
+    def undo(self, boxes: Tensor) -> Tensor:
+        """Map boxes (..., 4), xyxy in letterboxed pixels, to original pixels; nothing is clipped."""
+        return (boxes - boxes.new_tensor([self.left, self.top, self.left, self.top])) / self.scale
+
+
+def letterbox(image: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor, Letterbox]:
+    """Fit a picture into a square without distorting it, centred, on grey 114.
+
+    The picture is padded to a square first and resized after: only then is one scale exact in both
+    directions. Resizing first rounds the shorter side to whole pixels, which moves boxes by up to half
+    a pixel.
+
+    Args:
+        image: uint8 (3, H, W).
+        boxes: floating (K, 4), xyxy in pixels of `image`.
+        size: side of the square in pixels, at least 2.
+
+    Returns:
+        The image (3, size, size), the boxes in its pixels, and the mapping between the two. A picture
+        that already is size x size comes back untouched.
+
+    Raises:
+        ValueError: if `size` is less than 2.
+    """
+    if size < 2:
+        raise ValueError(f"size: got {size}, expected at least 2")
+    height, width = image.shape[-2:]
+    if height == width == size:
+        return image, boxes, Letterbox(1.0, 0.0, 0.0, width, height)
+    # Imported where it is needed: it takes as long as torch itself, and the toy data does without.
+    from torchvision.transforms.v2 import functional
+
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    padding = [left, top, side - width - left, side - height - top]
+    square = functional.pad(image, padding, fill=GREY)
+    resized = functional.resize(square, [size, size], antialias=True)
+    box = Letterbox(size / side, left * size / side, top * size / side, width, height)
+    return resized, box.apply(boxes), box
+
+
+def decode_picture(path: Path) -> Tensor:
+    """Read a JPEG, PNG, WebP or BMP file as RGB, turned as its EXIF orientation says.
+
+    Grey, palette, CMYK and 16-bit pictures are converted; an alpha channel is dropped. Pillow decodes:
+    torchvision's own decoders end the process on a damaged PNG, and are deprecated since 0.29.
+
+    Returns:
+        uint8 (3, H, W).
+
+    Raises:
+        DataError: if the file cannot be read, or is broken or truncated.
+    """
+    try:
+        data = BytesIO(path.read_bytes())
+        # Decoding stops when the pixels are complete; only verify looks at all of a PNG's checksums.
+        Image.open(data, formats=FORMATS).verify()
+        with Image.open(data, formats=FORMATS) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            # 16-bit grey, which Pillow's own conversion would cut off at 255.
+            deep = image.mode.startswith("I")
+            upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image
+            pixels = np.array(upright.convert("RGB"))
+    except UnidentifiedImageError as error:
+        content = f"not {', '.join(FORMATS)}" if data.getbuffer().nbytes else "0 bytes"
+        raise DataError(f"{path}: broken picture: {content}") from error
+    except Exception as error:  # Pillow's decoders raise nearly every type there is.
+        raise DataError(f"{path}: broken picture: {str(error) or type(error).__name__}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

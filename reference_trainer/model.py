@@ -1,0 +1,135 @@
+"""The networks: a small convolutional backbone, and two ways to read one box from it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from boxreg import BoxHead, GridCellDecoder
+
+from .config import ModelConfig
+
+STRIDE = 16
+"""Pixels per cell of the last map."""
+
+POOLED_SIDE = 4
+"""The pooled head keeps a coarse grid of the map: a mean over all of it would forget where things are."""
+
+UNTRAINED_LOGIT = -4.0
+"""Objectness before training: a confidence of 2 %."""
+
+CELL_STRETCH = 3.0
+"""A cell's box may be centred up to one cell away, so that neighbours of the object's cell can hold it."""
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "group": lambda channels: nn.GroupNorm(8, channels),
+    "batch": nn.BatchNorm2d,
+    "none": lambda channels: nn.Identity(),
+}
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+}
+
+
+class Prediction(NamedTuple):
+    """What a network says of a batch, boxes in cxcywh as fractions of the square.
+
+    pooled: boxes (B, 4), no objectness. dense: boxes (B, 4, H, W), objectness (B, H, W) as logits.
+    """
+
+    boxes: Tensor
+    objectness: Tensor | None = None
+
+
+def convolution(inputs: int, outputs: int, stride: int, config: ModelConfig) -> nn.Sequential:
+    """3x3 convolution, norm, activation."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=config.norm == "none"),
+        NORMS[config.norm](outputs),
+        ACTIVATIONS[config.activation](),
+    )
+
+
+class Backbone(nn.Sequential):
+    """Four stages of two convolutions, each halving the side and doubling the channels: stride 16."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        widths = [3, *(config.width * 2**stage for stage in range(4))]
+        super().__init__(
+            *(
+                nn.Sequential(convolution(inputs, width, 2, config), convolution(width, width, 1, config))
+                for inputs, width in itertools.pairwise(widths)
+            )
+        )
+        self.out_channels = widths[-1]
+
+
+class PooledRegressor(nn.Module):
+    """One vector, one box."""
+
+    def __init__(self, config: ModelConfig, prior: tuple[float, float, float, float]) -> None:
+        super().__init__()
+        self.backbone = Backbone(config)
+        features = self.backbone.out_channels
+        self.neck = nn.Sequential(
+            nn.AdaptiveAvgPool2d(POOLED_SIDE),
+            nn.Flatten(),
+            nn.Linear(features * POOLED_SIDE**2, features),
+            ACTIVATIONS[config.activation](),
+            nn.Dropout(config.dropout),
+        )
+        self.head: nn.Module = (
+            nn.Linear(features, 4) if config.output == "linear" else BoxHead(features, prior)
+        )
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Images (B, 3, S, S) in [0, 1] to boxes (B, 4)."""
+        return Prediction(self.head(self.neck(self.backbone(images))).float())
+
+
+class DenseRegressor(nn.Module):
+    """Every cell of the last map predicts a box and an objectness."""
+
+    def __init__(self, config: ModelConfig, prior: tuple[float, float, float, float]) -> None:
+        super().__init__()
+        self.backbone = Backbone(config)
+        features = self.backbone.out_channels
+        self.dropout = nn.Dropout2d(config.dropout)
+        # The prior's centre is read inside each cell; the middle of it suits every cell.
+        self.head = BoxHead(
+            features, (0.5, 0.5, *prior[2:]), decoder=GridCellDecoder(stretch=CELL_STRETCH), projection="conv"
+        )
+        self.objectness = nn.Conv2d(features, 1, 1)
+        # Most cells hold no object: start there (Lin et al. 2017, arXiv:1708.02002).
+        nn.init.zeros_(self.objectness.weight)
+        assert self.objectness.bias is not None
+        nn.init.constant_(self.objectness.bias, UNTRAINED_LOGIT)
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Images (B, 3, S, S) in [0, 1] to boxes (B, 4, S/16, S/16) and objectness (B, S/16, S/16)."""
+        features = self.dropout(self.backbone(images))
+        return Prediction(self.head(features).float(), self.objectness(features).squeeze(1).float())
+
+
+def build_model(config: ModelConfig, prior: tuple[float, float, float, float]) -> nn.Module:
+    """The network that `config` names; `prior` is the box (cx, cy, w, h) its head starts from."""
+    return DenseRegressor(config, prior) if config.head == "dense" else PooledRegressor(config, prior)
+
+
+def answer(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """One box a picture (B, 4) in cxcywh, and its confidence (B,): the most confident cell, or the only box.
+
+    A pooled network has no confidence of its own: 1.
+    """
+    boxes, objectness = prediction
+    if objectness is None:
+        return boxes, torch.ones_like(boxes[:, 0])
+    confidence, cell = objectness.flatten(1).max(1)
+    chosen = boxes.flatten(2).gather(2, cell[:, None, None].expand(-1, 4, 1)).squeeze(2)
+    return chosen, confidence.sigmoid()

@@ -1,0 +1,87 @@
+"""What is minimised: boxreg's `BoxLoss` on the boxes, and objectness where cells compete."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from boxreg import BoxLoss, box_iou
+
+from .config import LossConfig
+from .model import Prediction
+
+CELLS_AROUND_CENTRE = 1.5
+"""A cell learns the box when its centre lies within this many cells of the object's: 3 x 3 cells at most."""
+
+
+class Objective(NamedTuple):
+    """A loss and its named terms, without and with their lambda."""
+
+    total: Tensor
+    raw: dict[str, Tensor]
+    weighted: dict[str, Tensor]
+
+
+class Criterion:
+    """The objective of a prediction, pooled or dense, against one box a picture."""
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+        self.losses = {
+            dim: BoxLoss(
+                config.overlap,
+                config.lambda_coord,
+                config.lambda_wh,
+                config.lambda_iou,
+                distance=config.distance,
+                size=config.size,
+                fmt="cxcywh",
+                dim=dim,
+            )
+            for dim in (-1, 1)
+        }
+
+    def __call__(self, prediction: Prediction, target: Tensor) -> Objective:
+        """Predicted boxes, and objectness if there is one, against `target` (B, 4) in cxcywh."""
+        if prediction.objectness is None:
+            return Objective(*self.losses[-1](prediction.boxes, target))
+        return self._dense(prediction.boxes, prediction.objectness, target)
+
+    def _dense(self, boxes: Tensor, objectness: Tensor, target: Tensor) -> Objective:
+        everywhere = target[:, :, None, None].expand_as(boxes)
+        positive = cells_near_centre(target, boxes.shape[-2], boxes.shape[-1])
+        positives = positive.sum()
+        box = self.losses[1](boxes, everywhere, weight=positive, normalizer=positives)
+
+        own_iou = box_iou(boxes.detach(), everywhere, fmt="cxcywh", dim=1).clamp(0, 1)
+        surprise = F.binary_cross_entropy_with_logits(objectness, own_iou, reduction="none")
+        raw = {
+            "obj": (surprise * positive).sum() / positives,
+            "noobj": (surprise * ~positive).sum() / positives,
+        }
+        weighted = {
+            "obj": self.config.lambda_obj * raw["obj"],
+            "noobj": self.config.lambda_noobj * raw["noobj"],
+        }
+        total = box.total + weighted["obj"] + weighted["noobj"]
+        return Objective(total, box.raw | raw, box.weighted | weighted)
+
+
+def cells_near_centre(target: Tensor, rows: int, columns: int) -> Tensor:
+    """Which cells learn the box: those around the object's centre, and always the one that holds it.
+
+    Args:
+        target: boxes (B, 4) in cxcywh, fractions of the square.
+        rows: height of the map in cells.
+        columns: width of the map in cells.
+
+    Returns:
+        A mask (B, rows, columns).
+    """
+    cx, cy = target[:, 0, None, None] * columns, target[:, 1, None, None] * rows
+    x = torch.arange(columns, device=target.device) + 0.5
+    y = (torch.arange(rows, device=target.device) + 0.5)[:, None]
+    return ((x - cx).abs() < CELLS_AROUND_CENTRE) & ((y - cy).abs() < CELLS_AROUND_CENTRE)

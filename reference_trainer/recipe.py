@@ -1,0 +1,106 @@
+"""The parts of the recipe: optimizer, learning rate, averaged weights, early stopping."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from boxreg import param_groups
+
+from .config import OptimizerConfig, ScheduleConfig
+
+DEFAULT_BETA2 = 0.99
+
+NOTES_WARMUP, NOTES_FIRST_DROP, NOTES_SECOND_DROP = 5 / 140, 80 / 140, 110 / 140
+"""The field notes' schedule of 5 + 75 + 30 + 30 epochs, as shares of the run."""
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    """The optimizer that `config` names, over parameter groups that keep decay off norms and biases."""
+    groups: Any = (
+        param_groups(model, weight_decay=config.weight_decay)
+        if config.exempt
+        else [{"params": list(model.parameters()), "weight_decay": config.weight_decay, "name": "all"}]
+    )
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2 or DEFAULT_BETA2))
+
+
+def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    """What the live optimizer is: its class, and each group's settings."""
+    shown = ("lr", "weight_decay", "momentum", "nesterov", "betas")
+    return {
+        "class": type(optimizer).__name__,
+        "groups": [
+            {"name": group["name"], "parameters": sum(p.numel() for p in group["params"])}
+            | {key: group[key] for key in shown if key in group}
+            for group in optimizer.param_groups
+        ],
+    }
+
+
+def lr_factor(config: ScheduleConfig, step: int, total: int) -> float:
+    """The share of the peak learning rate at `step` of `total`: a pure function."""
+    warmup = config.warmup_steps
+    if config.name == "steps":
+        warmup = round(NOTES_WARMUP * total) if warmup is None else warmup
+        done = step / total
+        factor = 1.0 if done < NOTES_FIRST_DROP else 0.1 if done < NOTES_SECOND_DROP else 0.01
+    else:
+        warmup = min(200, total // 5) if warmup is None else warmup
+        done = min(max(step - warmup, 0) / max(total - warmup, 1), 1.0)
+        factor = 0.5 * (1.0 + math.cos(math.pi * done))
+    return factor * min((step + 1) / (warmup + 1), 1.0)
+
+
+class Ema:
+    """An exponential moving average of a model: `decay`, ramped up from (1 + n) / (10 + n) at first.
+
+    Parameters and floating buffers are averaged; counters are copied. A decay of 0 follows the model.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.updates = 0
+
+        @torch.no_grad()
+        def average(averaged: list[Tensor], current: list[Tensor], _: object) -> None:
+            keep = min(decay, (1 + self.updates) / (10 + self.updates)) if decay else 0.0
+            for mean, value in zip(averaged, current, strict=True):
+                if mean.is_floating_point():
+                    mean.lerp_(value, 1.0 - keep)
+                else:
+                    mean.copy_(value)
+
+        self._averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)  # type: ignore[arg-type]
+        self._averaged.update_parameters(model)
+        self.model = self._averaged.module.eval()
+
+    def update(self, model: nn.Module) -> None:
+        """Take the model's weights into the average, once an optimizer step."""
+        self.updates += 1
+        self._averaged.update_parameters(model)
+
+
+class EarlyStopping:
+    """Remembers the best score; `over` says when `patience` epochs brought none. NaN is never best."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best, self.best_epoch = -math.inf, 0
+
+    def improved(self, score: float, epoch: int) -> bool:
+        """Whether `score` is the best so far."""
+        if not score > self.best:
+            return False
+        self.best, self.best_epoch = score, epoch
+        return True
+
+    def over(self, epoch: int) -> bool:
+        """Whether it is time to stop after `epoch`."""
+        return epoch - self.best_epoch >= self.patience

@@ -1,0 +1,227 @@
+"""What a run shows: progress while it trains, and the files of its folder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from boxreg import convert
+
+from .config import TrainConfig
+from .data.loading import Batch, Squares
+from .data.sample import LeftOut
+from .evaluate import Scores
+from .objective import Objective
+
+matplotlib.use("agg")
+from matplotlib import pyplot
+from matplotlib.patches import Rectangle
+
+console = Console(stderr=True, highlight=False)
+"""Where people read; standard output is kept for the result."""
+
+TARGET, PREDICTION = "lime", "red"
+PICTURES_SHOWN = 24
+
+
+class RunReport:
+    """The folder of a run, and what people see while it trains.
+
+    Args:
+        config: of the run.
+        task: a short name of what is trained on.
+    """
+
+    def __init__(self, config: TrainConfig, task: str) -> None:
+        self.task = task
+        self.folder = new_folder(config.out, f"{task}-{config.model.head}-seed{config.seed}")
+        self._rows: list[dict[str, Any]] = []
+        self._batch_drawn = False
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:3.0f}% {task.fields[state]} eta"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+
+    def start(self, model: nn.Module, pictures: dict[str, int], left_out: dict[str, LeftOut]) -> None:
+        """Say what is about to be trained, and on what."""
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        counts = ", ".join(f"{count} {split}" for split, count in pictures.items())
+        console.print(f"{self.task}: {counts} pictures; {parameters:,} parameters; run {self.folder}")
+        for split, left in left_out.items():
+            if any(left):
+                several, none = left.several_boxes, left.no_box
+                console.print(f"{split}: left out {several} pictures with several boxes, {none} with none")
+
+    def progress(self, steps: int) -> Progress:
+        """The bar over the whole run, shown while it is entered; nothing where there is no terminal."""
+        self._task = self._bar.add_task("epoch 1", total=steps, state="")
+        return self._bar
+
+    def first_batch(self, batch: Batch) -> None:
+        """Draw the first batch, so that wrong boxes are seen before the run has gone far."""
+        if not self._batch_drawn:
+            draw_batch(batch.images, batch.targets, self.folder / "train_batch.png")
+            self._batch_drawn = True
+
+    def step(self, epoch: int, objective: Objective, iou: Tensor, lr: float, speed: float) -> None:
+        """Move the bar by one optimizer step."""
+        if not self._bar.disable:
+            terms = " ".join(f"{name} {value.item():.3f}" for name, value in objective.weighted.items())
+            state = f"{terms} IoU {iou.mean().item():.3f} lr {lr:.1e} {speed:.0f}/s"
+            self._bar.update(self._task, advance=1, description=f"epoch {epoch}", state=state)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl, and one to what people read."""
+        self._rows.append(row)
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        terms = ", ".join(f"{name} {value:.3f}" for name, value in row["weighted"].items())
+        validated = f"val IoU {row['val_mean_iou']:.4f}" if "val_mean_iou" in row else " " * 14
+        console.print(
+            f"epoch {row['epoch']:3d}  {validated}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
+            f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s"
+        )
+
+    def finish(self, result: dict[str, Any], validation: Squares, best: Scores) -> dict[str, Any]:
+        """Draw the pictures, write summary.json and return it."""
+        draw_curves(self._rows, self.folder / "curves.png")
+        shown = range(min(PICTURES_SHOWN, len(validation)))
+        images = torch.stack([validation[index][0] for index in shown])
+        draw_predictions(images, best.targets, best.boxes, best.iou, self.folder / "val_predictions.png")
+        summary = {"run": str(self.folder), "task": self.task} | result | {"machine": machine()}
+        write_json(self.folder / "summary.json", summary)
+        return summary
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make a folder of its own for a run: `name` and the time, numbered if that is taken."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for number in itertools.count(1):
+        folder = parent / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file; the old one stays until the new one is whole."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(unfinished, path)
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The last line of standard output: one JSON object."""
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
+
+
+def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss terms, validation IoU and learning rate over the epochs."""
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for name in rows[0]["weighted"]:
+        left.plot(epochs, [row["weighted"][name] for row in rows], label=name)
+    left.plot(epochs, [row["loss"] for row in rows], "k", label="total")
+    left.set(title="training loss, terms times their lambda", xlabel="epoch", yscale="log")
+    left.legend()
+    validated = [row for row in rows if "val_iou" in row]
+    middle.plot(epochs, [row["train_iou"] for row in rows], color="0.6", label="training pictures, augmented")
+    middle.plot(
+        [r["epoch"] for r in validated], [r["val_iou"] for r in validated], "C2.-", label="validation"
+    )
+    middle.set(title="mean IoU", xlabel="epoch", ylim=(0, 1))
+    middle.grid(alpha=0.3)
+    middle.legend(loc="lower right")
+    right.plot(epochs, [row["lr"] for row in rows], "C3")
+    right.set(title="learning rate", xlabel="epoch", ylim=(0, None))
+    _save(figure, path)
+
+
+def draw_batch(images: Tensor, targets: Tensor, path: Path) -> None:
+    """Training pictures as the network sees them, with their target boxes."""
+    titles = [""] * len(images)
+    _draw_grid(images, [[(box, TARGET)] for box in targets], titles, path)
+
+
+def draw_predictions(images: Tensor, targets: Tensor, boxes: Tensor, iou: Tensor, path: Path) -> None:
+    """Validation pictures with target, prediction and their IoU."""
+    pairs = [[(target, TARGET), (box, PREDICTION)] for target, box in zip(targets, boxes, strict=True)]
+    _draw_grid(images, pairs, [f"IoU {value:.2f}" for value in iou.tolist()], path)
+
+
+def draw_found(image: Tensor, box: Sequence[float], title: str, path: Path) -> None:
+    """One picture of any size with the box found in it, xyxy in pixels."""
+    height, width = image.shape[-2:]
+    figure = pyplot.figure(figsize=(6, 6 * height / width), layout="constrained")
+    axes = figure.subplots()
+    _draw_picture(axes, image, title)
+    _draw_box(axes, box, PREDICTION)
+    _save(figure, path)
+
+
+def _draw_grid(images: Tensor, boxes: list[list[tuple[Tensor, str]]], titles: list[str], path: Path) -> None:
+    count = min(len(images), PICTURES_SHOWN)
+    columns = min(count, 8)
+    rows = -(-count // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(1.8 * columns, 2.0 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image, drawn, title in zip(axes.flat, images, boxes, titles, strict=False):
+        _draw_picture(axis, image, title)
+        for box, colour in drawn:
+            _draw_box(axis, (convert(box, "cxcywh", "xyxy") * image.shape[-1]).tolist(), colour)
+    _save(figure, path)
+
+
+def _draw_picture(axes: Any, image: Tensor, title: str) -> None:
+    height, width = image.shape[-2:]
+    axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="nearest")
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    axes.set(xlim=(0, width), ylim=(height, 0))
+
+
+def _draw_box(axes: Any, box: Sequence[float], colour: str) -> None:
+    x1, y1, x2, y2 = box
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.5))
+
+
+def _save(figure: Any, path: Path) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    figure.savefig(unfinished, format="png", dpi=100)
+    pyplot.close(figure)
+    os.replace(unfinished, path)
+
+
+def machine() -> dict[str, Any]:
+    """Where a figure was measured: versions, threads, device names."""
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "cuda": cuda,
+    }

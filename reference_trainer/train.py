@@ -1,0 +1,209 @@
+"""The training run, from a configuration to a folder of results: read `train` first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from boxreg import box_iou
+
+from .checkpoint import CONFIG, WEIGHTS, pick_device, save_weights
+from .config import TrainConfig, save_config
+from .data.loading import Batch, Batches, Squares, open_sources, task_name, train_loader, val_loader
+from .evaluate import Scores, evaluate, prepare_images
+from .model import answer, build_model
+from .objective import Criterion, Objective
+from .recipe import EarlyStopping, Ema, build_optimizer, describe_optimizer, lr_factor
+from .report import RunReport
+from .stopping import StopRequest
+
+
+@dataclass
+class Learner:
+    """What learns: the network, its average, and everything that moves them."""
+
+    model: nn.Module
+    ema: Ema
+    criterion: Criterion
+    optimizer: Optimizer
+    schedule: LambdaLR
+    clip_norm: float | None
+    device: torch.device
+
+
+class Step(NamedTuple):
+    """What one optimizer step came to."""
+
+    objective: Objective
+    iou: Tensor
+    gradient_norm: Tensor
+
+
+@dataclass
+class Meter:
+    """Adds up the steps of an epoch."""
+
+    steps: list[Step] = field(default_factory=list)
+    pictures: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def row(self, clip_norm: float | None) -> dict[str, Any]:
+        """The epoch's means, its speed, and the share of its time spent in forward, backward and step."""
+        raw, weighted = (
+            {
+                name: torch.stack([getattr(step.objective, kind)[name].detach() for step in self.steps])
+                .mean()
+                .item()
+                for name in self.steps[0].objective.raw
+            }
+            for kind in ("raw", "weighted")
+        )
+        norms = torch.stack([step.gradient_norm for step in self.steps])
+        return {
+            "loss": torch.stack([step.objective.total.detach() for step in self.steps]).mean().item(),
+            "raw": raw,
+            "weighted": weighted,
+            "train_iou": torch.cat([step.iou for step in self.steps]).mean().item(),
+            "gradient_norm": norms.mean().item(),
+            "clipped_share": 0.0 if clip_norm is None else (norms > clip_norm).float().mean().item(),
+            "pictures_per_second": self.pictures / self.seconds,
+            "step_share": 1.0 - self.waited / self.seconds,
+        }
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train as `config` says and return the summary, which the run's folder holds too.
+
+    Raises:
+        ConfigError: if the configuration cannot be met on this machine.
+        DataError: if the pictures or their labels are broken; nothing has been trained then.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    device = pick_device(config.device)
+    criterion = Criterion(config.loss)
+
+    sources, left_out = open_sources(config.data, config.seed)
+    pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
+    loader, batches = train_loader(pictures["train"], config)
+    validation = val_loader(pictures["val"])
+
+    learner = build_learner(config, pictures["train"].prior(), criterion, config.epochs * len(loader), device)
+    report = RunReport(config, task_name(config.data.path))
+    save_config(config, report.folder / CONFIG)
+    report.start(learner.model, {split: len(p) for split, p in pictures.items()}, left_out)
+
+    stopping = EarlyStopping(config.patience)
+    best: Scores | None = None
+    with StopRequest() as stop, report.progress(config.epochs * len(loader)):
+        for epoch in range(1, config.epochs + 1):
+            batches.epoch = epoch
+            row = {"epoch": epoch} | train_epoch(learner, loader, epoch, report, stop)
+            last = epoch == config.epochs or stop.requested
+            if last or epoch % config.validate_every == 0:
+                scores = evaluate(learner.ema.model, validation, device)
+                row |= {f"val_{name}": value for name, value in scores.summary().items()}
+                if stopping.improved(row["val_mean_iou"], epoch) or best is None:
+                    best = scores
+                    save_weights(learner.ema.model, sources["train"].names, report.folder / WEIGHTS)
+            report.epoch(row | {"seconds": time.perf_counter() - started})
+            if last or stopping.over(epoch):
+                break
+
+    assert best is not None  # the last epoch always validates
+    return report.finish(
+        {
+            "mean_iou": best.summary()["mean_iou"],
+            "seconds": time.perf_counter() - started,
+            "best_epoch": stopping.best_epoch,
+            "stopped_by": stop.name,
+            "scores": best.summary(),
+            "optimizer": describe_optimizer(learner.optimizer),
+        },
+        pictures["val"],
+        best,
+    )
+
+
+def build_learner(
+    config: TrainConfig,
+    prior: tuple[float, float, float, float],
+    criterion: Criterion,
+    total_steps: int,
+    device: torch.device,
+) -> Learner:
+    """The network with the optimizer and schedule that `config` names."""
+    model = build_model(config.model, prior).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(config.optimizer, model)
+    return Learner(
+        model=model,
+        ema=Ema(model, config.ema_decay),
+        criterion=criterion,
+        optimizer=optimizer,
+        schedule=LambdaLR(optimizer, lambda step: lr_factor(config.schedule, step, total_steps)),
+        clip_norm=config.clip_norm,
+        device=device,
+    )
+
+
+def train_epoch(
+    learner: Learner, loader: Batches, epoch: int, report: RunReport, stop: StopRequest
+) -> dict[str, Any]:
+    """One pass over the training pictures, or up to the step at which a stop was asked for."""
+    learner.model.train()
+    meter = Meter()
+    started = waiting = time.perf_counter()
+    for batch in loader:
+        meter.waited += time.perf_counter() - waiting
+        report.first_batch(batch)
+        lr = float(learner.schedule.get_last_lr()[0])
+        step = take_step(learner, batch)
+        meter.steps.append(step)
+        meter.pictures += len(batch.targets)
+        meter.seconds = time.perf_counter() - started
+        report.step(epoch, step.objective, step.iou, lr, meter.pictures / meter.seconds)
+        if stop.requested:
+            break
+        waiting = time.perf_counter()
+    return meter.row(learner.clip_norm) | {"lr": lr, "steps": len(meter.steps)}
+
+
+def take_step(learner: Learner, batch: Batch) -> Step:
+    """Forward, backward, clip, step; then the average follows."""
+    images, targets = prepare_images(batch.images, learner.device), batch.targets.to(learner.device)
+    with autocast(learner.device):
+        prediction = learner.model(images)
+    objective = learner.criterion(prediction, targets)
+    learner.optimizer.zero_grad(set_to_none=True)
+    objective.total.backward()  # type: ignore[no-untyped-call]
+    norm = clip_gradient(learner.model.parameters(), learner.clip_norm)
+    learner.optimizer.step()
+    learner.schedule.step()
+    learner.ema.update(learner.model)
+    with torch.no_grad():
+        iou = box_iou(answer(prediction)[0], targets, fmt="cxcywh")
+    return Step(objective, iou, norm)
+
+
+def clip_gradient(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
+    """Scale the gradient down to norm `limit`; returns its norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if limit is not None:
+        for gradient in gradients:
+            gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def autocast(device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 on CUDA; float32 on the CPU, where it is the faster of the two."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

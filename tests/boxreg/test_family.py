@@ -1,0 +1,262 @@
+"""The maths of the IoU family: slopes against autograd, values against the textbook and by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from boxreg.iou import family
+from boxreg.iou.functional import eager_loss, overlap_loss
+from tests.cases import KINDS, REGIMES, SMOOTH, pairs, seeded, wild_pairs
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def leaves(boxes: Tensor) -> tuple[Tensor, ...]:
+    return tuple(plane.clone().requires_grad_() for plane in boxes.unbind(-1))
+
+
+def closed_form(kind: str, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
+    with torch.no_grad():
+        pair = family.pair(*pred, *target)
+        return torch.stack(family.pullback(pair, family.VARIANTS[kind].slopes(pair)), -1)
+
+
+def gradient(kind: str, pred: Tensor, target: Tensor) -> Tensor:
+    leaf = pred.clone().requires_grad_()
+    (result,) = torch.autograd.grad(overlap_loss(kind, leaf, target, reduction="sum"), leaf)
+    return result
+
+
+class TestSlopes:
+    @pytest.mark.parametrize("regime", REGIMES)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_slopes_and_pullback_are_what_autograd_finds(self, kind: str, regime: str) -> None:
+        boxes, target = pairs(regime)
+        # A common power of two brings lengths into the range that the entry points promise.
+        scale = 2.0**-4 if regime == "huge-3e38" else 1.0
+        pred, target_planes = leaves(boxes * scale), (target * scale).unbind(-1)
+        loss = eager_loss(pred, target_planes, family.VARIANTS[kind])
+        upstream = torch.randn(loss.shape, generator=seeded(1), dtype=loss.dtype)
+        found = torch.stack(torch.autograd.grad(loss, pred, upstream), -1)
+        by_hand = closed_form(kind, pred, target_planes) * upstream[:, None]
+        magnitude = found.abs().amax(-1, keepdim=True)
+        unit = torch.where(magnitude == 0, 1.0, magnitude)
+        torch.testing.assert_close(by_hand / unit, found / unit, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_slopes_are_finite_and_agree_on_wild_exponents(self, kind: str) -> None:
+        boxes, target = (side.double() for side in wild_pairs(3000, torch.float32))
+        pred, target_planes = leaves(boxes), target.unbind(-1)
+        loss = eager_loss(pred, target_planes, family.VARIANTS[kind])
+        found = torch.stack(torch.autograd.grad(loss.sum(), pred), -1)
+        by_hand = closed_form(kind, pred, target_planes)
+        # Autograd cancels terms as large as 1 / side, so that is the scale to measure by.
+        side = (boxes[:, 2:] - boxes[:, :2]).abs()
+        scale = found.abs().amax(-1) + family.per_unit(side.amax(-1)) + family.per_unit(side.amin(-1))
+        error = (by_hand - found) / torch.where(scale == 0, 1.0, scale)[:, None]
+        torch.testing.assert_close(error, torch.zeros_like(error), rtol=0, atol=1e-12)
+
+    def test_slopes_of_no_penalty_are_zero(self) -> None:
+        pred, target = pairs("random")
+        pair = family.pair(*pred.unbind(-1), *target.unbind(-1))
+        assert family.no_slopes(pair) == family.Slopes()
+
+
+@pytest.fixture
+def frozen_alpha(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor, Tensor], None]:
+    """CIoU's alpha as the number that it is at a given point: then its gradient is a true derivative."""
+
+    def freeze(pred: Tensor, target: Tensor) -> None:
+        pair = family.pair(*pred.unbind(-1), *target.unbind(-1))
+        angle = family.turn(pair)
+        alpha = family.aspect_weight(pair, (4 / math.pi**2) * angle * angle)
+        monkeypatch.setattr(family, "aspect_weight", lambda pair, aspect: alpha)
+
+    return freeze
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestDerivatives:
+    @pytest.mark.parametrize("regime", [*SMOOTH, "far"])
+    def test_gradient_is_the_derivative(self, kind: str, regime: str, frozen_alpha) -> None:  # type: ignore[no-untyped-def]
+        pred, target = (side[:6] for side in pairs(regime, seed=3))
+        frozen_alpha(pred, target)
+        inputs = (pred.requires_grad_(), target.requires_grad_())
+        assert torch.autograd.gradcheck(lambda a, b: overlap_loss(kind, a, b), inputs)
+
+    @pytest.mark.parametrize("regime", ["inverted-x", "inverted-y", "inverted-xy", "inverted-x-target"])
+    def test_place_of_an_inverted_box_keeps_its_slope(self, kind: str, regime: str, frozen_alpha) -> None:  # type: ignore[no-untyped-def]
+        # The surcharge of the inversion is in units of the span, which its slope holds constant: it
+        # must not be worth an inverted box's while to move apart. The rest is a derivative.
+        pred, target = (side[:6] for side in pairs(regime, seed=3))
+        frozen_alpha(pred, target)
+        shift = torch.zeros(len(pred), 2, dtype=pred.dtype, requires_grad=True)
+
+        def without_surcharge(shift: Tensor) -> Tensor:
+            moved = pred + shift.repeat(1, 2)
+            inversion = family.pair(*moved.unbind(-1), *target.unbind(-1)).inversion
+            return overlap_loss(kind, moved, target) - inversion
+
+        assert torch.autograd.gradcheck(without_surcharge, shift)
+        (slope,) = torch.autograd.grad(without_surcharge(shift).sum(), shift)
+        (kept,) = torch.autograd.grad(overlap_loss(kind, pred + shift.repeat(1, 2), target).sum(), shift)
+        torch.testing.assert_close(kept, slope, rtol=0, atol=64 * EPS)
+
+    @pytest.mark.parametrize("regime", SMOOTH)
+    def test_second_derivative(self, kind: str, regime: str, frozen_alpha) -> None:  # type: ignore[no-untyped-def]
+        pred, target = (side[:3] for side in pairs(regime, seed=3))
+        frozen_alpha(pred, target)
+        inputs = (pred.requires_grad_(), target.requires_grad_())
+        assert torch.autograd.gradgradcheck(lambda a, b: overlap_loss(kind, a, b), inputs)
+
+
+def textbook_iou(b: Tensor, g: Tensor) -> Tensor:
+    width = (torch.minimum(b[:, 2], g[:, 2]) - torch.maximum(b[:, 0], g[:, 0])).clamp(min=0)
+    height = (torch.minimum(b[:, 3], g[:, 3]) - torch.maximum(b[:, 1], g[:, 1])).clamp(min=0)
+    areas = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) + (g[:, 2] - g[:, 0]) * (g[:, 3] - g[:, 1])
+    return width * height / (areas - width * height)
+
+
+def textbook_enclosing(b: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    width = torch.maximum(b[:, 2], g[:, 2]) - torch.minimum(b[:, 0], g[:, 0])
+    height = torch.maximum(b[:, 3], g[:, 3]) - torch.minimum(b[:, 1], g[:, 1])
+    return width, height
+
+
+def textbook_iou_loss(b: Tensor, g: Tensor) -> Tensor:
+    return 1 - textbook_iou(b, g)
+
+
+def textbook_giou_loss(b: Tensor, g: Tensor) -> Tensor:
+    width, height = textbook_enclosing(b, g)
+    areas = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) + (g[:, 2] - g[:, 0]) * (g[:, 3] - g[:, 1])
+    iou = textbook_iou(b, g)
+    union = areas / (1 + iou)
+    return 1 - iou + (width * height - union) / (width * height)
+
+
+def textbook_diou_loss(b: Tensor, g: Tensor) -> Tensor:
+    width, height = textbook_enclosing(b, g)
+    dx, dy = (b[:, 0] + b[:, 2] - g[:, 0] - g[:, 2]) / 2, (b[:, 1] + b[:, 3] - g[:, 1] - g[:, 3]) / 2
+    return 1 - textbook_iou(b, g) + (dx**2 + dy**2) / (width**2 + height**2)
+
+
+def textbook_ciou_loss(b: Tensor, g: Tensor) -> Tensor:
+    aspect = torch.atan((g[:, 2] - g[:, 0]) / (g[:, 3] - g[:, 1]))
+    aspect = aspect - torch.atan((b[:, 2] - b[:, 0]) / (b[:, 3] - b[:, 1]))
+    v = 4 / math.pi**2 * aspect**2
+    alpha = (v / (1 - textbook_iou(b, g) + v)).detach()
+    return textbook_diou_loss(b, g) + alpha * v
+
+
+def textbook(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The formula of the paper; a new row of the table needs one here."""
+    return globals()[f"textbook_{kind}_loss"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("regime", SMOOTH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_and_gradient_of_the_textbook(kind: str, regime: str) -> None:
+    pred, target = pairs(regime, seed=5)
+    ours, theirs = pred.clone().requires_grad_(), pred.clone().requires_grad_()
+    loss, reference = overlap_loss(kind, ours, target), textbook(kind)(theirs, target)
+    torch.testing.assert_close(loss, reference, rtol=0, atol=32 * EPS)
+    upstream = torch.randn(loss.shape, generator=seeded(1), dtype=loss.dtype)
+    (found,) = torch.autograd.grad(loss, ours, upstream)
+    (expected,) = torch.autograd.grad(reference, theirs, upstream)
+    torch.testing.assert_close(found, expected, rtol=0, atol=256 * EPS * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("regime", SMOOTH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_is_float64_rounded(kind: str, regime: str) -> None:
+    pred, target = pairs(regime, torch.float32, seed=6)
+    exact = overlap_loss(kind, pred.double(), target.double())
+    found = overlap_loss(kind, pred, target).double()
+    # Corners of slender boxes lie 50 heights from the origin: a difference loses as many roundings.
+    torch.testing.assert_close(found, exact, rtol=0, atol=64 * torch.finfo(torch.float32).eps)
+
+
+TURNED = 4 / math.pi**2 * (math.atan(2) - math.atan(0.5)) ** 2
+
+HAND = {
+    "identical": ([1, 1, 3, 2], [1, 1, 3, 2], {"iou": 0, "giou": 0, "diou": 0, "ciou": 0}),
+    # A quarter of the target: rho^2 = 1/2, c^2 = 8.
+    "quarter": ([0, 0, 1, 1], [0, 0, 2, 2], {"iou": 3 / 4, "giou": 3 / 4, "diou": 13 / 16, "ciou": 13 / 16}),
+    # Side by side: the enclosing box is full; rho^2 = 1, c^2 = 5.
+    "adjacent": ([0, 0, 1, 1], [1, 0, 2, 1], {"iou": 1, "giou": 1, "diou": 6 / 5, "ciou": 6 / 5}),
+    # Corner to corner: half of the enclosing box is empty; rho^2 = 2, c^2 = 8.
+    "diagonal": ([0, 0, 1, 1], [1, 1, 2, 2], {"iou": 1, "giou": 3 / 2, "diou": 5 / 4, "ciou": 5 / 4}),
+    # Two boxes' width between them: half is empty; rho^2 = 9, c^2 = 17.
+    "apart": ([0, 0, 1, 1], [3, 0, 4, 1], {"iou": 1, "giou": 3 / 2, "diou": 26 / 17, "ciou": 26 / 17}),
+    # A shift by half a side: I = 2, U = 6; rho^2 = 1, c^2 = 13.
+    "shifted": ([0, 0, 2, 2], [1, 0, 3, 2], {"iou": 2 / 3, "giou": 2 / 3, "diou": 29 / 39, "ciou": 29 / 39}),
+    # One box, turned: I = 1, U = 3, C = 4; rho^2 = 1/2, c^2 = 8.
+    "turned": (
+        [0, 0, 2, 1],
+        [0, 0, 1, 2],
+        {
+            "iou": 2 / 3,
+            "giou": 11 / 12,
+            "diou": 35 / 48,
+            "ciou": 35 / 48 + TURNED**2 / (2 / 3 + TURNED),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HAND)
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_worked_by_hand(kind: str, case: str) -> None:
+    pred, target, expected = HAND[case]
+    loss = overlap_loss(kind, torch.tensor(pred).double(), torch.tensor(target).double())
+    torch.testing.assert_close(loss.item(), float(expected[kind]), rtol=0, atol=4 * EPS)
+
+
+class TestPinnedSubgradients:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_identical_boxes_rest(self, kind: str) -> None:
+        pred, target = pairs("identical")
+        assert torch.equal(gradient(kind, pred, target), torch.zeros_like(pred))
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_tie_is_halfway_between_its_two_sides(self, kind: str) -> None:
+        pred, target = torch.tensor([0.0, 0, 1, 1]).double(), torch.tensor([0.0, 0, 2, 2]).double()
+        step = torch.tensor([2.0**-26, 0, 0, 0]).double()
+        sides = gradient(kind, pred - step, target) + gradient(kind, pred + step, target)
+        torch.testing.assert_close(gradient(kind, pred, target), 0.5 * sides, rtol=0, atol=2.0**-20)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_touching_box_can_move_in(self, kind: str) -> None:
+        slopes = gradient(kind, torch.tensor([0.0, 0, 1, 1]), torch.tensor([1.0, 0, 2, 1]))
+        assert (slopes[0] + slopes[2]).item() < 0
+
+    def test_the_slope_of_a_touching_box_is_the_one_towards_overlap(self) -> None:
+        # IoU of two unit squares with an overlap of t is t / (2 - t): slope 1/2 at t = 0. It comes
+        # from the box's right side alone, and halves where that side's minimum would be tied.
+        slopes = gradient("iou", torch.tensor([0.0, 0, 1, 1]), torch.tensor([1.0, 0, 2, 1]))
+        torch.testing.assert_close(slopes, torch.tensor([0.0, 0, -0.5, 0]))
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("axis", [0, 1], ids=["x", "y"])
+    def test_a_box_without_extent_can_grow(self, kind: str, axis: int) -> None:
+        pred, target = torch.tensor([1.0, 1, 2, 2]), torch.tensor([0.0, 0, 3, 3])
+        pred[axis + 2] = pred[axis]
+        slopes = gradient(kind, pred, target)
+        assert (slopes[axis + 2] - slopes[axis]).item() < 0
+
+    @pytest.mark.parametrize("regime", ["points", "point", "point-target", "flat-x", "flat-y"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_no_extent_has_a_finite_gradient(self, kind: str, regime: str) -> None:
+        assert gradient(kind, *pairs(regime)).isfinite().all()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_slopes_saturate_at_the_documented_side(self, kind: str) -> None:
+        small = 2.0**-110
+        slopes = gradient(kind, torch.tensor([0, 0, small, small]), torch.tensor([0, 0, 2 * small, small]))
+        assert 0 < slopes.abs().max().item() <= 4 / family.SMALLEST

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reference_trainer.data.toy import CONTRAST, NOISE, SHAPES, ToyPictures, draw_scene, toy_splits
+
+ROOT = Path(__file__).parents[2]
+
+
+def digest(pictures: ToyPictures, order: list[int]) -> dict[int, str]:
+    found = {}
+    for index in order:
+        picture = pictures[index]
+        content = (picture.image.numpy().tobytes(), picture.boxes.tolist(), picture.labels.tolist())
+        found[index] = hashlib.sha256(repr(content).encode()).hexdigest()
+    return found
+
+
+def test_a_picture_depends_on_nothing_but_its_seed_and_index() -> None:
+    expected = digest(ToyPictures(20, side=64, seed=3), list(range(20)))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    assert digest(ToyPictures(5000, side=64, seed=3), list(reversed(range(20)))) == expected
+    assert digest(ToyPictures([7], side=64, seed=3), [0])[0] == expected[7]
+
+
+def test_drawing_leaves_the_global_generators_alone() -> None:
+    def after_seeding(*, draw: bool) -> tuple[float, float, float]:
+        torch.manual_seed(1)
+        np.random.seed(1)
+        random.seed(1)
+        if draw:
+            ToyPictures(3)[0]
+        return torch.rand(()).item(), float(np.random.random()), random.random()
+
+    assert after_seeding(draw=True) == after_seeding(draw=False)
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_another_process_draws_the_same(threads: str) -> None:
+    program = """if True:
+        import hashlib
+        from reference_trainer.data.toy import ToyPictures
+        pictures = ToyPictures(8, 96, 5)
+        content = b"".join(pictures[index].image.numpy().tobytes() for index in range(8))
+        print(hashlib.sha256(content).hexdigest())
+    """
+    pictures = ToyPictures(8, 96, 5)
+    content = b"".join(pictures[index].image.numpy().tobytes() for index in range(8))
+    environment = {"OMP_NUM_THREADS": threads, "PYTHONHASHSEED": threads, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == hashlib.sha256(content).hexdigest()
+
+
+def test_every_seed_and_index_gives_another_picture() -> None:
+    found = [digest(ToyPictures(20, side=32, seed=seed), list(range(20))) for seed in range(5)]
+    assert len({value for one in found for value in one.values()}) == 100
+
+
+@pytest.mark.parametrize("side", [32, 37, 128])
+def test_the_box_is_the_tight_box_of_the_pixels_that_the_object_changes(side: int) -> None:
+    for index in range(150):
+        scene = draw_scene(1, index, side)
+        with_object = scene.render(with_noise=False)
+        without = scene.render(with_object=False, with_noise=False)
+        rows, columns = np.nonzero((with_object != without).any(axis=0))
+        tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert tight == scene.box, f"picture {index}: changed {tight}, box {scene.box}"
+
+
+def test_exactly_the_covered_pixels_change() -> None:
+    for index in range(50):
+        scene = draw_scene(2, index, 64)
+        x1, y1, x2, y2 = scene.box
+        covered = np.zeros((64, 64), dtype=bool)
+        covered[y1:y2, x1:x2] = scene.coverage > 0
+        changed = scene.render(with_noise=False) != scene.render(with_object=False, with_noise=False)
+        np.testing.assert_array_equal(changed.any(axis=0), covered)
+
+
+@pytest.fixture(scope="module")
+def boxes() -> torch.Tensor:
+    return torch.tensor([draw_scene(4, index, 50).box for index in range(1500)])
+
+
+def test_boxes_lie_wholly_inside(boxes: torch.Tensor) -> None:
+    assert boxes.min() == 0
+    assert boxes.max() == 50
+
+
+def test_sizes_fill_10_to_60_percent_independently(boxes: torch.Tensor) -> None:
+    sizes = (boxes[:, 2:] - boxes[:, :2]).double() / 50
+    torch.testing.assert_close(sizes.amin(0), torch.tensor([0.10, 0.10], dtype=torch.float64))
+    torch.testing.assert_close(sizes.amax(0), torch.tensor([0.60, 0.60], dtype=torch.float64))
+    # A uniform distribution from 0.1 to 0.6 has mean 0.35 and standard deviation 0.144.
+    torch.testing.assert_close(sizes.mean(0), torch.full((2,), 0.35, dtype=torch.float64), atol=0.02, rtol=0)
+    torch.testing.assert_close(sizes.std(0), torch.full((2,), 0.144, dtype=torch.float64), atol=0.01, rtol=0)
+    # The standard error of a correlation of nothing over 1,500 pairs is 0.026.
+    assert abs(torch.corrcoef(sizes.T)[0, 1].item()) < 0.1
+
+
+def test_the_object_stands_out_from_every_pixel_under_and_around_it() -> None:
+    for index in range(100):
+        scene = draw_scene(6, index, 64)
+        x1, y1, x2, y2 = scene.box
+        around = scene.background[:, max(y1 - 1, 0) : y2 + 1, max(x1 - 1, 0) : x2 + 1]
+        difference = np.abs(around - scene.colour[:, None, None]).max(axis=0)
+        assert difference.min() >= CONTRAST
+
+
+def test_the_noise_is_gaussian_and_on_everything() -> None:
+    scene = draw_scene(0, 0, 128)
+    np.testing.assert_allclose(scene.noise.std(axis=(1, 2)), NOISE, rtol=0.02)
+    np.testing.assert_allclose(scene.noise.mean(axis=(1, 2)), 0.0, atol=0.003)
+    changed = scene.render() != scene.render(with_noise=False)
+    assert changed.mean() > 0.8
+
+
+def test_shapes_are_what_their_labels_say() -> None:
+    filled: dict[str, list[float]] = {name: [] for name in SHAPES}
+    for index in range(200):
+        scene = draw_scene(8, index, 128)
+        filled[SHAPES[scene.label]].append(float(scene.coverage.mean()))
+    assert min(map(len, filled.values())) > 40
+    # Cropping to whole pixels moves the filled part of a box, 1 and pi / 4 for ideal shapes, by little.
+    assert min(filled["rectangle"]) > 0.9
+    assert max(abs(part - np.pi / 4) for part in filled["ellipse"]) < 0.1
+    assert 0.2 < min(filled["triangle"]) < max(filled["triangle"]) < 0.6
+
+
+def test_a_picture_is_in_the_interface_s_form() -> None:
+    picture = ToyPictures([41], side=48, seed=2)[0]
+    assert (picture.image.shape, picture.image.dtype) == ((3, 48, 48), torch.uint8)
+    assert (picture.boxes.shape, picture.boxes.dtype) == ((1, 4), torch.float32)
+    assert (picture.labels.shape, picture.labels.dtype) == ((1,), torch.int64)
+    assert picture.source == "toy picture 41 of seed 2"
+
+
+def test_the_splits_share_no_picture_and_count_to_the_whole() -> None:
+    splits = toy_splits()
+    assert {name: len(pictures) for name, pictures in splits.items()} == {"train": 960, "val": 240}
+    assert not set(splits["train"].indices) & set(splits["val"].indices)
+    assert sum(splits["val"].box_counts) == 240
+    assert [toy_splits(10, side=32)["val"][index].source[:13] for index in (0, -1)] == [
+        "toy picture 8",
+        "toy picture 9",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"indices": 1, "side": 31}, "side: got 31"),
+        ({"indices": 1, "seed": -1}, "seed: got -1"),
+        ({"indices": [3, -2]}, "indices: got -2"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ToyPictures(**arguments)
