@@ -149,7 +149,9 @@ class OverlapLoss(nn.Module):
     kind: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        cls.kind = cls.__name__.removesuffix("Loss").lower()
+        kind = cls.__name__.removesuffix("Loss").lower()
+        if kind in VARIANTS:  # a subclass of a row by any other name stays that row
+            cls.kind = kind
 
     def __init__(
         self,
@@ -252,6 +254,9 @@ class BoxLossTerms(NamedTuple):
 SMOOTH_L1_BETA = 1 / 9
 """Where `"smooth_l1"` turns from a parabola into a line, in the unit of the boxes."""
 
+FARTHEST = 2.0**48
+"""Coordinates beyond this (3e14) count as this in the centre and size terms: no square can overflow."""
+
 ROOT_TANGENT = 1e-6
 """Below this size (inverted boxes too) the square root goes on as its tangent: a slope of 500 at most."""
 
@@ -349,8 +354,9 @@ class BoxLoss(nn.Module):
     ) -> BoxLossTerms:
         """The total and its terms; arguments as in `boxreg.iou.overlap_loss`."""
         pred, target = prepare(pred, target, weight, self.fmt, self.dim)
-        centre, size = convert(pred, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
-        target_centre, target_size = convert(target, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
+        near, target_near = (boxes.clamp(-FARTHEST, FARTHEST) for boxes in (pred, target))
+        centre, size = convert(near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
+        target_centre, target_size = convert(target_near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
         distance, shape = DISTANCES[self.distance], SIZES[self.size]
         per_box = {
             "coord": distance(centre - target_centre).sum(self.dim),

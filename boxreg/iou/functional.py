@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypedDict
 
 import torch
@@ -186,10 +187,12 @@ def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy")
     if len(blocks) == 1:
         return block(a)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return torch.cat([checkpoint(block, rows, use_reentrant=False) for rows in blocks], dim=-2)
-    scores = a.new_empty((*a.shape[:-1], b.shape[-2]))
+        again = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(rows) for rows in blocks], dim=-2)
+    first = block(blocks[0])
+    scores = first.new_empty((*a.shape[:-1], b.shape[-2]))  # of `first`: under vmap, mapped over a and b
     for rows, out in zip(blocks, torch.split(scores, rows_per_block, dim=-2), strict=True):
-        out.copy_(block(rows))
+        out.copy_(first if rows is blocks[0] else block(rows))
     return scores
 
 
