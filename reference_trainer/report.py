@@ -63,7 +63,8 @@ class RunReport:
         """Say what is about to be trained, and on what."""
         parameters = sum(parameter.numel() for parameter in model.parameters())
         counts = ", ".join(f"{count} {split}" for split, count in pictures.items())
-        console.print(f"{self.task}: {counts} pictures; {parameters:,} parameters; run {self.folder}")
+        line = f"{self.task}: {counts} pictures; {parameters:,} parameters; run {self.folder}"
+        console.print(line, soft_wrap=True)
         for split, left in left_out.items():
             if any(left):
                 several, none = left.several_boxes, left.no_box
@@ -96,7 +97,8 @@ class RunReport:
         validated = f"val IoU {row['val_mean_iou']:.4f}" if "val_mean_iou" in row else " " * 14
         console.print(
             f"epoch {row['epoch']:3d}  {validated}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
-            f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s"
+            f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s",
+            soft_wrap=True,
         )
 
     def finish(self, result: dict[str, Any], validation: Squares, best: Scores) -> dict[str, Any]:
@@ -107,6 +109,14 @@ class RunReport:
         draw_predictions(images, best.targets, best.boxes, best.iou, self.folder / "val_predictions.png")
         summary = {"run": str(self.folder), "task": self.task} | result | {"machine": machine()}
         write_json(self.folder / "summary.json", summary)
+        if result["stopped_by"]:
+            console.print(f"stopped by {result['stopped_by']}; the best weights so far are kept")
+        console.print(
+            f"mean IoU {result['mean_iou']:.4f} (epoch {result['best_epoch']}); see {self.folder}\n"
+            f"next: reference_trainer evaluate {self.folder}\n"
+            f"      reference_trainer predict {self.folder} PICTURE ...",
+            soft_wrap=True,
+        )
         return summary
 
 
@@ -145,11 +155,10 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     left.plot(epochs, [row["loss"] for row in rows], "k", label="total")
     left.set(title="training loss, terms times their lambda", xlabel="epoch", yscale="log")
     left.legend()
-    validated = [row for row in rows if "val_iou" in row]
+    validated = [row for row in rows if "val_mean_iou" in row]
     middle.plot(epochs, [row["train_iou"] for row in rows], color="0.6", label="training pictures, augmented")
-    middle.plot(
-        [r["epoch"] for r in validated], [r["val_iou"] for r in validated], "C2.-", label="validation"
-    )
+    val_iou = [row["val_mean_iou"] for row in validated]
+    middle.plot([row["epoch"] for row in validated], val_iou, "C2.-", label="validation")
     middle.set(title="mean IoU", xlabel="epoch", ylim=(0, 1))
     middle.grid(alpha=0.3)
     middle.legend(loc="lower right")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -40,3 +41,4 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+        print(f"\n{self.name}: finishing this step, then saving; once more to stop at once", file=sys.stderr)
