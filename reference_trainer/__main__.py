@@ -139,8 +139,11 @@ def data(arguments: list[str]) -> int:
     from .data import toy_splits, write_yolo_folder
     from .report import print_result
 
-    splits = toy_splits(options.pictures, options.size, options.seed)
-    write_yolo_folder(splits, options.path)
+    try:
+        splits = toy_splits(options.pictures, options.size, options.seed)
+        write_yolo_folder(splits, options.path)
+    except (FileExistsError, ValueError) as error:
+        raise UserError(str(error)) from error
     print_result({"data": str(options.path)} | {name: len(split) for name, split in splits.items()})
     return 0
 

@@ -24,6 +24,11 @@ class Objective(NamedTuple):
     raw: dict[str, Tensor]
     weighted: dict[str, Tensor]
 
+    def detached(self) -> Objective:
+        """The same numbers without their graph."""
+        raw, weighted = ({name: value.detach() for name, value in d.items()} for d in self[1:])
+        return Objective(self.total.detach(), raw, weighted)
+
 
 class Criterion:
     """The objective of a prediction, pooled or dense, against one box a picture."""

@@ -18,6 +18,7 @@ from boxreg import box_iou
 from .checkpoint import CONFIG, WEIGHTS, pick_device, save_weights
 from .config import TrainConfig, save_config
 from .data.loading import Batch, Batches, Squares, open_sources, task_name, train_loader, val_loader
+from .errors import ConfigError
 from .evaluate import Scores, evaluate, prepare_images
 from .model import answer, build_model
 from .objective import Criterion, Objective
@@ -54,30 +55,29 @@ class Meter:
     steps: list[Step] = field(default_factory=list)
     pictures: int = 0
     seconds: float = 0.0
-    waited: float = 0.0
+    stepping: float = 0.0
 
     def row(self, clip_norm: float | None) -> dict[str, Any]:
         """The epoch's means, its speed, and the share of its time spent in forward, backward and step."""
-        raw, weighted = (
-            {
-                name: torch.stack([getattr(step.objective, kind)[name].detach() for step in self.steps])
-                .mean()
-                .item()
-                for name in self.steps[0].objective.raw
-            }
-            for kind in ("raw", "weighted")
-        )
+        objectives = [step.objective for step in self.steps]
         norms = torch.stack([step.gradient_norm for step in self.steps])
         return {
-            "loss": torch.stack([step.objective.total.detach() for step in self.steps]).mean().item(),
-            "raw": raw,
-            "weighted": weighted,
+            "loss": mean([objective.total for objective in objectives]),
+            "raw": {name: mean([o.raw[name] for o in objectives]) for name in objectives[0].raw},
+            "weighted": {
+                name: mean([o.weighted[name] for o in objectives]) for name in objectives[0].weighted
+            },
             "train_iou": torch.cat([step.iou for step in self.steps]).mean().item(),
             "gradient_norm": norms.mean().item(),
             "clipped_share": 0.0 if clip_norm is None else (norms > clip_norm).float().mean().item(),
             "pictures_per_second": self.pictures / self.seconds,
-            "step_share": 1.0 - self.waited / self.seconds,
+            "step_share": self.stepping / self.seconds,
         }
+
+
+def mean(values: list[Tensor]) -> float:
+    """The mean of scalars, read from the device once."""
+    return torch.stack(values).mean().item()
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -90,7 +90,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
-    criterion = Criterion(config.loss)
+    try:
+        criterion = Criterion(config.loss)
+    except ValueError as error:
+        raise ConfigError(f"loss.{error}") from error
 
     sources, left_out = open_sources(config.data, config.seed)
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
@@ -116,7 +119,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     best = scores
                     save_weights(learner.ema.model, sources["train"].names, report.folder / WEIGHTS)
             report.epoch(row | {"seconds": time.perf_counter() - started})
-            if last or stopping.over(epoch):
+            if last or ("val_mean_iou" in row and stopping.over(epoch)):
                 break
 
     assert best is not None  # the last epoch always validates
@@ -161,20 +164,20 @@ def train_epoch(
     """One pass over the training pictures, or up to the step at which a stop was asked for."""
     learner.model.train()
     meter = Meter()
-    started = waiting = time.perf_counter()
+    started = time.perf_counter()
     for batch in loader:
-        meter.waited += time.perf_counter() - waiting
         report.first_batch(batch)
         lr = float(learner.schedule.get_last_lr()[0])
+        before = time.perf_counter()
         step = take_step(learner, batch)
         meter.steps.append(step)
         meter.pictures += len(batch.targets)
+        meter.stepping += time.perf_counter() - before
         meter.seconds = time.perf_counter() - started
         report.step(epoch, step.objective, step.iou, lr, meter.pictures / meter.seconds)
         if stop.requested:
             break
-        waiting = time.perf_counter()
-    return meter.row(learner.clip_norm) | {"lr": lr, "steps": len(meter.steps)}
+    return meter.row(learner.clip_norm) | {"lr": lr, "steps": len(meter.steps), "pictures": meter.pictures}
 
 
 def take_step(learner: Learner, batch: Batch) -> Step:
@@ -191,7 +194,7 @@ def take_step(learner: Learner, batch: Batch) -> Step:
     learner.ema.update(learner.model)
     with torch.no_grad():
         iou = box_iou(answer(prediction)[0], targets, fmt="cxcywh")
-    return Step(objective, iou, norm)
+    return Step(objective.detached(), iou, norm)
 
 
 def clip_gradient(parameters: Iterable[Tensor], limit: float | None) -> Tensor:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxreg.boxes import FORMATS as FORMATS
 from boxreg.iou.family import VARIANTS
+from boxreg.iou.functional import overlap_loss
 
 KINDS = tuple(VARIANTS)
 WORKING_DTYPES = (torch.float32, torch.float64)
@@ -219,3 +221,54 @@ def to_planes(rows: Tensor, batch: int = 2) -> Tensor:
 def named(values: Iterator[torch.dtype] | tuple[torch.dtype, ...]) -> list[object]:
     """Dtypes as pytest parameters with readable ids."""
     return [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in values]
+
+
+def assert_all_finite(*tensors: Tensor) -> None:
+    """Neither NaN nor infinity in any of the tensors."""
+    for tensor in tensors:
+        assert tensor.isfinite().all(), tensor[~tensor.isfinite()]
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "index",
+    "index_put",
+    "index_put_",
+    "equal",
+    "unique",
+}
+"""Operators that make the host wait for the device, or whose output's shape depends on the data."""
+
+
+def eps(dtype: torch.dtype) -> float:
+    """The relative spacing of a dtype's numbers."""
+    return torch.finfo(dtype).eps
+
+
+def value_and_gradients(kind: str, pred: Tensor, target: Tensor, **options: object) -> tuple[Tensor, ...]:
+    """The loss a box, and the gradients of both sides under a random upstream gradient."""
+    pred, target = pred.clone().requires_grad_(), target.clone().requires_grad_()
+    loss = overlap_loss(kind, pred, target, **options)  # type: ignore[arg-type]
+    upstream = torch.randn(loss.shape, generator=seeded(9), dtype=loss.dtype)
+    return loss.detach(), *torch.autograd.grad(loss, (pred, target), upstream)
+
+
+def gradient(kind: str, pred: Tensor, target: Tensor, **options: object) -> Tensor:
+    """The gradient of the summed loss at the prediction."""
+    leaf = pred.clone().requires_grad_()
+    (slopes,) = torch.autograd.grad(overlap_loss(kind, leaf, target, **options).sum(), leaf)  # type: ignore[arg-type]
+    return slopes

@@ -35,6 +35,13 @@ LARGE = 2.0**120
 SCALE_OF_LARGE = 2.0**-4
 
 
+class Unit(NamedTuple):
+    """What lengths are measured in: a divisor that is never 0, and 1 / length saturated at 1 / SMALLEST."""
+
+    divisor: Tensor
+    slope: Tensor
+
+
 class Axis(NamedTuple):
     """One axis of a pair: ends and lengths in input units, shares in the enclosing side of this axis."""
 
@@ -47,6 +54,7 @@ class Axis(NamedTuple):
     size: Tensor
     target_size: Tensor
     span: Tensor
+    unit: Unit
     offset: Tensor
     share: Tensor
     target_share: Tensor
@@ -63,7 +71,7 @@ class Pair(NamedTuple):
     union: Tensor
     iou: Tensor
     fill: Tensor
-    unit: Tensor
+    unit: Unit
     inversion: Tensor
 
 
@@ -96,15 +104,18 @@ def hold(value: Tensor) -> Tensor:
     return value.detach()
 
 
-def per_unit(unit: Tensor) -> Tensor:
-    """1 / unit, saturated at 1 / SMALLEST; 0 where there is no unit."""
-    return xp.where(unit == 0, 0.0, 1.0 / xp.where(unit < SMALLEST, SMALLEST, unit))
+def unit_of(length: Tensor) -> Unit:
+    """The unit that a length makes, constant under differentiation."""
+    length = hold(length)
+    none = length == 0
+    slope = 1.0 / xp.where(length < SMALLEST, SMALLEST, length)
+    return Unit(xp.where(none, 1.0, length), xp.where(none, 0.0, slope))
 
 
-def measure(length: Tensor, unit: Tensor) -> Tensor:
-    """The ratio length / unit for |length| <= unit, 0 without a unit; its slope is `per_unit(unit)`."""
-    ratio = hold(length) / xp.where(unit == 0, 1.0, unit)
-    return ratio + (length - hold(length)) * per_unit(unit)
+def measure(length: Tensor, unit: Unit) -> Tensor:
+    """The length in a unit that is no shorter, 0 without one; its slope is the unit's."""
+    constant = hold(length)
+    return constant / unit.divisor + (length - constant) * unit.slope
 
 
 def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +138,7 @@ def axis(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> Axis:
     reach = xp.minimum(high, target_high) - xp.maximum(low, target_low)
     overlapping = (p2 >= p1) & (t2 >= t1) & (reach >= 0)
     inversion = xp.where(inverted, p1 - p2, 0.0) + xp.where(target_inverted, t1 - t2, 0.0)
-    unit = hold(span)
+    unit = unit_of(span)
     return Axis(
         low=low,
         high=high,
@@ -138,6 +149,7 @@ def axis(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> Axis:
         size=size,
         target_size=target_size,
         span=span,
+        unit=unit,
         offset=0.5 * (p1 - t1) + 0.5 * (p2 - t2),
         share=xp.where(inverted, 0.0, measure(size, unit)),
         target_share=xp.where(target_inverted, 0.0, measure(target_size, unit)),
@@ -161,7 +173,7 @@ def pair(
         union=union,
         iou=intersection / xp.where(union < SMALLEST, SMALLEST, union),
         fill=xp.where(enclosing == 0, 1.0, union / xp.where(enclosing == 0, 1.0, enclosing)),
-        unit=hold(xp.maximum(x.span, y.span)),
+        unit=unit_of(xp.maximum(x.span, y.span)),
         inversion=x.inversion + y.inversion,
     )
 
@@ -212,7 +224,7 @@ def centre_distance_slopes(pair: Pair) -> Slopes:
     dx, dy = measure(pair.x.offset, pair.unit), measure(pair.y.offset, pair.unit)
     sx, sy = measure(pair.x.span, pair.unit), measure(pair.y.span, pair.unit)
     diagonal = sx * sx + sy * sy
-    factor = 2.0 * per_unit(pair.unit) / xp.where(diagonal == 0, 1.0, diagonal)
+    factor = 2.0 * pair.unit.slope / xp.where(diagonal == 0, 1.0, diagonal)
     distance = centre_distance(pair)
     return Slopes(
         x=AxisSlopes(offset=dx * factor, span=-sx * distance * factor),
@@ -222,8 +234,8 @@ def centre_distance_slopes(pair: Pair) -> Slopes:
 
 def direction(width: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
     """Width and height in units of the longer of them; a point counts as a square."""
-    unit = hold(xp.maximum(width, height))
-    point = unit == 0
+    unit = unit_of(xp.maximum(width, height))
+    point = unit.slope == 0
     return xp.where(point, 1.0, measure(width, unit)), xp.where(point, 1.0, measure(height, unit))
 
 
@@ -252,7 +264,7 @@ def aspect_and_distance_slopes(pair: Pair) -> Slopes:
     angle = turn(pair)
     alpha = aspect_weight(pair, (4.0 / math.pi**2) * angle * angle)
     w, h = direction(pair.x.size, pair.y.size)
-    per_side = per_unit(xp.maximum(pair.x.size, pair.y.size))
+    per_side = unit_of(xp.maximum(pair.x.size, pair.y.size)).slope
     factor = (8.0 / math.pi**2) * alpha * angle / (w * w + h * h) * per_side
     distance = centre_distance_slopes(pair)
     return Slopes(
@@ -289,7 +301,7 @@ def pull_axis(
     axis: Axis, overlap_share: Tensor, share: Tensor, span_share: Tensor, own: AxisSlopes
 ) -> tuple[Tensor, Tensor]:
     """Slopes of the loss at the two ends of a predicted side, from slopes at its shares and lengths."""
-    per_span = per_unit(axis.span)
+    per_span = axis.unit.slope
     overlap = xp.where(axis.overlapping, overlap_share * per_span, 0.0)
     size = share * per_span + own.size
     span = span_share * per_span + own.span

@@ -130,6 +130,8 @@ def train_loader(squares: Squares, config: TrainConfig) -> tuple[Batches, EpochB
         persistent_workers=workers > 0,
         collate_fn=to_batch,
         worker_init_fn=_start_worker,
+        # Its own: a loader draws from it, how often depends on the workers, and dropout must not notice.
+        generator=torch.Generator(),
     )
     return loader, sampler
 

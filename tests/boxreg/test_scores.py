@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,6 +31,8 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 every_fmt = pytest.mark.parametrize("fmt", FORMATS)
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 FOUR = st.tuples(FINITE, FINITE, FINITE, FINITE)
+VECTORISED = 4
+"""Roundings by which torch's vectorised arctangent may differ from its scalar one at a block's end."""
 MODEST = st.floats(-100, 100, width=32)
 
 
@@ -51,15 +53,15 @@ class TestAligned:
         assert 0 <= ahead.item() <= 1
         assert ahead.item() == back.item()
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(box=st.tuples(MODEST, MODEST, MODEST, MODEST), exponent=st.integers(-60, 60))
     @every_kind
     def test_a_box_with_area_is_itself(self, kind: str, box: tuple[float, ...], exponent: int) -> None:
         boxes = sorted_corners(torch.tensor([box])) * 2.0**exponent
         sides = boxes[:, 2:] - boxes[:, :2]
-        expected = 1.0 if (sides > 0).all() else None
-        if expected is not None:
-            assert abs(box_iou(boxes, boxes, kind=kind).item() - 1) <= 4 * torch.finfo(torch.float32).eps
+        assume(bool((sides > 0).all()))
+        score = box_iou(boxes, boxes, kind=kind)
+        torch.testing.assert_close(score, torch.ones(1), rtol=0, atol=4 * torch.finfo(torch.float32).eps)
 
     @every_kind
     @pytest.mark.parametrize("regime", REGIMES)
@@ -98,7 +100,7 @@ class TestAligned:
         boxes = torch.rand(3, 4)
         with pytest.raises(ValueError, match=r"a and b .*\(3, 4\) and \(1, 4\)"):
             box_iou(boxes, boxes[:1])
-        with pytest.raises(ValueError, match="kind: got 'cious', .*did you mean 'ciou'"):
+        with pytest.raises(ValueError, match=r"kind: got 'cious', .*did you mean 'ciou'"):
             box_iou(boxes, boxes, kind="cious")
         with pytest.raises(TypeError, match=r"b: got a tensor of torch\.bool"):
             box_iou(boxes, boxes > 0)
@@ -138,7 +140,8 @@ class TestPairwise:
     def test_is_box_iou_of_every_pair(self, kind: str, fmt: str) -> None:
         a, b = wild_pairs(41, torch.float32, seed=5)
         b = torch.cat([b[:12], a[:5]])
-        assert torch.equal(pairwise_box_iou(a, b, kind=kind, fmt=fmt), expanded(a, b, kind, fmt))
+        found, expected = pairwise_box_iou(a, b, kind=kind, fmt=fmt), expanded(a, b, kind, fmt)
+        torch.testing.assert_close(found, expected, rtol=0, atol=VECTORISED * torch.finfo(torch.float32).eps)
 
     @pytest.mark.parametrize("dtype", named(WORKING_DTYPES))
     @every_kind
@@ -147,7 +150,7 @@ class TestPairwise:
         ours = [side.clone().requires_grad_() for side in boxes]
         theirs = [side.clone().requires_grad_() for side in boxes]
         scores, expected = pairwise_box_iou(*ours, kind=kind), expanded(*theirs, kind, "xyxy")
-        assert torch.equal(scores, expected)
+        torch.testing.assert_close(scores, expected, rtol=0, atol=VECTORISED * torch.finfo(dtype).eps)
         upstream = torch.randn(expected.shape, generator=seeded(3), dtype=dtype)
         found = torch.autograd.grad(scores, ours, upstream)
         reference = torch.autograd.grad(expected, theirs, upstream)
@@ -216,13 +219,13 @@ def test_temporaries_do_not_grow_with_the_output(
     kind: str, attached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(functional, "PAIRS_PER_BLOCK", 64)
-    a, b = torch.rand(900, 4, requires_grad=attached), torch.rand(8, 4)
+    a, b = torch.rand(300, 4, requires_grad=attached), torch.rand(8, 4)
     with Allocations(limit=64 * 4) as seen:
         scores = pairwise_box_iou(a, b, kind=kind)
         if attached:
             scores.sum().backward()
     # One number a pair is the result (and its gradient); four numbers a box the input's gradient.
-    assert seen.shapes <= {(900, 8), (900, 4)}
+    assert seen.shapes <= {(300, 8), (300, 4)}
 
 
 @pytest.mark.parametrize(

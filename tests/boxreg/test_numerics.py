@@ -1,0 +1,305 @@
+"""The numerics contract line by line, and what users of other libraries were bitten by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import boxreg
+from boxreg.boxes import convert
+from boxreg.iou.functional import BACKENDS, overlap_loss
+from tests.cases import (
+    DTYPES,
+    FORMATS,
+    HALF_DTYPES,
+    KINDS,
+    REGIMES,
+    WORKING_DTYPES,
+    assert_all_finite,
+    eps,
+    gradient,
+    named,
+    pairs,
+    seeded,
+    sorted_corners,
+    upright,
+    value_and_gradients,
+    wild_pairs,
+)
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_fmt = pytest.mark.parametrize("fmt", FORMATS)
+every_backend = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+every_regime = pytest.mark.parametrize("regime", REGIMES)
+working_dtypes = pytest.mark.parametrize("dtype", named(WORKING_DTYPES))
+half_dtypes = pytest.mark.parametrize("dtype", named(HALF_DTYPES))
+every_dtype = pytest.mark.parametrize("dtype", named(DTYPES))
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FOUR = st.tuples(FINITE, FINITE, FINITE, FINITE)
+quick = settings(max_examples=25, deadline=None)
+
+
+@every_backend
+@every_fmt
+@every_kind
+class TestFinite:
+    @every_dtype
+    def test_wild_exponents(self, kind: str, fmt: str, backend: str, dtype: torch.dtype) -> None:
+        pred, target = wild_pairs(1500, dtype, seed=11)
+        pred, target = pred.requires_grad_(), target.requires_grad_()
+        loss = overlap_loss(kind, pred, target, fmt=fmt, backend=backend)
+        loss.sum().backward()
+        assert_all_finite(loss, pred.grad, target.grad)  # type: ignore[arg-type]
+        assert (loss >= -4 * eps(loss.dtype)).all()
+
+    @quick
+    @given(pred=FOUR, target=FOUR)
+    def test_any_eight_numbers(
+        self, kind: str, fmt: str, backend: str, pred: tuple[float, ...], target: tuple[float, ...]
+    ) -> None:
+        boxes = torch.tensor([pred, target, pred])
+        assert_all_finite(*value_and_gradients(kind, boxes[:2], boxes[1:], fmt=fmt, backend=backend))
+
+    @every_regime
+    def test_regimes(self, kind: str, fmt: str, backend: str, regime: str) -> None:
+        pred, target = pairs(regime, torch.float32)
+        assert_all_finite(*value_and_gradients(kind, pred, target, fmt=fmt, backend=backend))
+
+
+@every_kind
+class TestIdenticalBoxes:
+    @every_fmt
+    @working_dtypes
+    @pytest.mark.parametrize("exponent", [-100, -60, -20, 0, 20, 60, 100])
+    def test_no_loss_at_any_scale_and_aspect(
+        self, kind: str, fmt: str, dtype: torch.dtype, exponent: int
+    ) -> None:
+        generator = seeded(exponent)
+        boxes = convert(upright(generator, 256), "xyxy", fmt)
+        aspect = torch.exp2(20 * torch.randn(256, 1, generator=generator)).double()
+        stretch = torch.cat([aspect, 1 / aspect], -1).clamp(2.0**-20, 2.0**20).repeat(1, 2)
+        boxes = (boxes * stretch * 2.0**exponent).to(dtype)
+        loss, *slopes = value_and_gradients(kind, boxes, boxes, fmt=fmt)
+        torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=4 * eps(dtype))
+        for slope in slopes:
+            assert torch.equal(slope, torch.zeros_like(slope))
+
+    def test_ten_thousand_at_pixel_scale(self, kind: str) -> None:
+        boxes = (upright(seeded(), 10_000) * 640).float()
+        loss, slopes, _ = value_and_gradients(kind, boxes, boxes)
+        torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=4 * eps(torch.float32))
+        assert torch.equal(slopes, torch.zeros_like(slopes))
+
+    def test_small_normalised_boxes_lose_nothing_to_an_eps(self, kind: str) -> None:
+        box = torch.tensor([[0.5, 0.5, 1e-4, 1e-4]])
+        assert boxreg.box_iou(box, box, kind=kind, fmt="cxcywh").item() == 1
+
+
+@every_kind
+class TestScale:
+    @every_fmt
+    @pytest.mark.parametrize("exponent", [-90, -40, -1, 1, 40, 66, 118, 119, 120, 121, 122, 123])
+    def test_power_of_two_changes_no_bit(self, kind: str, fmt: str, exponent: int) -> None:
+        generator = seeded(4)
+        pred, target = (torch.randn(500, 4, generator=generator) for _ in range(2))
+        scale = 2.0**exponent
+        expected = overlap_loss(kind, pred, target, fmt=fmt)
+        assert torch.equal(overlap_loss(kind, pred * scale, target * scale, fmt=fmt), expected)
+
+    @pytest.mark.parametrize("exponent", [-60, -20, 20, 66])
+    def test_gradient_is_divided_by_the_scale(self, kind: str, exponent: int) -> None:
+        pred, target = pairs("random", torch.float32)
+        scale = 2.0**exponent
+        expected = gradient(kind, pred, target)
+        assert torch.equal(gradient(kind, pred * scale, target * scale) * scale, expected)
+
+    @working_dtypes
+    def test_coordinates_of_1e20_are_ordinary(self, kind: str, dtype: torch.dtype) -> None:
+        pred, target = pairs("random", dtype)
+        found = overlap_loss(kind, (pred * 1e20), (target * 1e20))
+        torch.testing.assert_close(found, overlap_loss(kind, pred, target), rtol=0, atol=64 * eps(dtype))
+
+    def test_translation(self, kind: str) -> None:
+        # On a grid of 1/256 a shift of 1000 rounds nothing, so the loss moves by its own roundings only.
+        pred, target = ((side * 256).round() / 256 for side in pairs("random", torch.float32))
+        found = overlap_loss(kind, pred + 1000, target + 1000)
+        torch.testing.assert_close(
+            found, overlap_loss(kind, pred, target), rtol=0, atol=8 * eps(torch.float32)
+        )
+
+    @every_regime
+    def test_symmetric(self, kind: str, regime: str) -> None:
+        pred, target = pairs(regime)
+        ahead, back = overlap_loss(kind, pred, target), overlap_loss(kind, target, pred)
+        torch.testing.assert_close(ahead, back, rtol=0, atol=4 * eps(torch.float64))
+
+
+@every_kind
+class TestInverted:
+    @working_dtypes
+    @pytest.mark.parametrize("regime", ["inverted-x", "inverted-y", "inverted-xy"])
+    def test_costs_more_than_sorted(self, kind: str, dtype: torch.dtype, regime: str) -> None:
+        pred, target = pairs(regime, dtype)
+        assert (overlap_loss(kind, pred, target) > overlap_loss(kind, sorted_corners(pred), target)).all()
+
+    def test_never_costs_less_than_sorted(self, kind: str) -> None:
+        pred, target = wild_pairs(5000, torch.float32, seed=13)
+        target = sorted_corners(target)
+        upright_loss = overlap_loss(kind, sorted_corners(pred), target)
+        missing = (upright_loss - overlap_loss(kind, pred, target)).clamp(min=0)
+        # A surcharge below one rounding of the loss may be rounded away.
+        torch.testing.assert_close(missing, torch.zeros_like(missing), rtol=0, atol=eps(torch.float32) * 2)
+
+    @every_fmt
+    @pytest.mark.parametrize("regime", ["inverted-x", "inverted-y", "inverted-xy"])
+    def test_gradient_widens_an_inverted_side(self, kind: str, fmt: str, regime: str) -> None:
+        pred, target = pairs(regime)
+        boxes = convert(pred, "xyxy", "cxcywh").requires_grad_()
+        overlap_loss(
+            kind, convert(boxes, "cxcywh", fmt), convert(target, "xyxy", fmt), fmt=fmt
+        ).sum().backward()
+        assert boxes.grad is not None
+        widening = boxes.grad[:, 2:][boxes[:, 2:] < 0]
+        assert len(widening) > 0
+        assert (widening < 0).all()
+
+    def test_descent_un_inverts(self, kind: str) -> None:
+        pred, target = torch.tensor([[0.7, 0.3, 0.3, 0.6]]), torch.tensor([[0.2, 0.2, 0.8, 0.8]])
+        for _ in range(200):
+            pred = pred - 0.01 * gradient(kind, pred, target)
+        assert (pred[0, 2] > pred[0, 0]).item()
+        assert boxreg.box_iou(pred, target).item() > 0
+
+    def test_larger_and_inverted_is_not_free(self, kind: str) -> None:
+        target = torch.tensor([[10.0, 10, 20, 20]])
+        for pred in ([20.0, 20, 10, 10], [40.0, 40, 0, 0]):
+            assert overlap_loss(kind, torch.tensor([pred]), target).item() >= 1
+
+
+@every_kind
+class TestNonFinite:
+    @every_fmt
+    @every_dtype
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_taints_its_pair_alone(self, kind: str, fmt: str, dtype: torch.dtype, value: float) -> None:
+        pred, target = (convert(side, "xyxy", fmt)[:10].to(dtype) for side in pairs("overlapping"))
+        expected, expected_slopes, _ = value_and_gradients(kind, pred, target, fmt=fmt)
+        tainted = torch.tensor([2, 3, 4, 5, 6, 7, 8, 9])
+        for number, box in enumerate(tainted.tolist()):
+            (pred if number < 4 else target)[box, number % 4] = value
+        loss, slopes, _ = value_and_gradients(kind, pred, target, fmt=fmt)
+        assert loss[tainted].isnan().all()
+        assert torch.equal(loss[:2], expected[:2])
+        assert torch.equal(slopes[:2], expected_slopes[:2])
+
+    @every_fmt
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_weight_zero_masks_exactly(self, kind: str, fmt: str, value: float) -> None:
+        pred, target = (convert(side, "xyxy", fmt) for side in pairs("overlapping", torch.float32))
+        weight = (torch.arange(len(pred)) % 2).float()
+        expected = value_and_gradients(kind, pred, target, fmt=fmt, weight=weight)
+        pred[::4, 0], pred[::4, 3], target[2::4] = value, value, value
+        found = value_and_gradients(kind, pred, target, fmt=fmt, weight=weight)
+        for tensor, reference in zip(found, expected, strict=True):
+            assert torch.equal(tensor, reference)
+            assert (tensor[::2] == 0).all()
+
+    @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64])
+    def test_any_real_weight_masks(self, kind: str, dtype: torch.dtype) -> None:
+        pred, target = pairs("random", torch.float32)
+        weight = (torch.arange(len(pred)) % 2).to(dtype)
+        loss = overlap_loss(kind, pred, target, weight=weight)
+        assert torch.equal(loss, overlap_loss(kind, pred, target) * weight.float())
+
+
+@every_kind
+class TestDtypes:
+    @half_dtypes
+    @pytest.mark.parametrize("regime", REGIMES)
+    def test_half_is_computed_in_float32(self, kind: str, dtype: torch.dtype, regime: str) -> None:
+        pred, target = pairs(regime, dtype)
+        loss, slopes, _ = value_and_gradients(kind, pred, target)
+        wide_loss, wide_slopes, _ = value_and_gradients(kind, pred.float(), target.float())
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, wide_loss)
+        assert slopes.dtype == dtype
+        assert_all_finite(slopes)
+        most = torch.finfo(dtype).max
+        assert torch.equal(slopes, wide_slopes.clamp(-most, most).to(dtype))
+
+    def test_half_of_200_by_300_pixels(self, kind: str) -> None:
+        box = torch.tensor([[0, 0, 200, 300]], dtype=torch.float16)
+        assert overlap_loss(kind, box, box).item() == 0
+
+    def test_double_is_computed_in_double(self, kind: str) -> None:
+        pred, target = pairs("random")
+        loss = overlap_loss(kind, pred, target)
+        assert loss.dtype == torch.float64
+        assert (loss != overlap_loss(kind, pred.float(), target.float()).double()).any()
+
+    @pytest.mark.parametrize(
+        ("left", "right"),
+        [(a, b) for a in DTYPES for b in DTYPES if a != b],
+        ids=lambda dtype: str(dtype).removeprefix("torch."),
+    )
+    def test_mixed_floats_promote(self, kind: str, left: torch.dtype, right: torch.dtype) -> None:
+        wide = torch.float64 if torch.float64 in (left, right) else torch.float32
+        pred, target = pairs("random")[0].to(left), pairs("random")[1].to(right)
+        loss, slopes, target_slopes = value_and_gradients(kind, pred, target)
+        assert torch.equal(loss, overlap_loss(kind, pred.to(wide), target.to(wide)))
+        assert (loss.dtype, slopes.dtype, target_slopes.dtype) == (wide, left, right)
+
+    def test_default_dtype_changes_nothing(self, kind: str) -> None:
+        pred, target = pairs("random", torch.float32)
+        expected = value_and_gradients(kind, pred, target)
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = value_and_gradients(kind, pred, target)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for tensor, reference in zip(found, expected, strict=True):
+            assert tensor.dtype == torch.float32
+            assert torch.equal(tensor, reference)
+
+    def test_autocast_changes_nothing(self, kind: str) -> None:
+        pred, target = pairs("random", torch.float32)
+        expected = overlap_loss(kind, pred, target)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = overlap_loss(kind, pred, target)
+        assert torch.equal(found, expected)
+
+    def test_integers_are_not_a_loss(self, kind: str) -> None:
+        boxes = torch.tensor([[0, 0, 2, 2]])
+        with pytest.raises(TypeError, match=r"pred: got a tensor of torch\.int64, expected a floating dtype"):
+            overlap_loss(kind, boxes, boxes)
+
+
+@every_kind
+class TestEmpty:
+    @every_fmt
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (0, 3, 4)], ids=str)
+    def test_no_boxes_give_an_attached_zero(
+        self, kind: str, fmt: str, reduction: str, shape: tuple[int, ...]
+    ) -> None:
+        pred = torch.zeros(shape, requires_grad=True)
+        loss = overlap_loss(kind, pred, torch.zeros(shape), fmt=fmt, reduction=reduction)
+        assert loss.item() == 0
+        loss.backward()
+        assert pred.grad is not None
+        assert pred.grad.shape == shape
+
+    @pytest.mark.parametrize(
+        "normalizer", [0, 0.0, torch.tensor(0), torch.tensor(0.0), torch.tensor([0.0])], ids=repr
+    )
+    def test_no_positives_give_an_attached_zero(self, kind: str, normalizer: float | Tensor) -> None:
+        pred, target = pairs("random", torch.float32)
+        pred.requires_grad_()
+        loss = overlap_loss(kind, pred, target, reduction="mean", normalizer=normalizer)
+        assert loss.item() == 0
+        loss.backward()
+        assert torch.equal(pred.grad, torch.zeros_like(pred))  # type: ignore[arg-type]
