@@ -76,7 +76,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{rows[0]['summary']['task']}; {where}; Python {machine['python']}, torch {machine['torch']}",
         "",
-        "| run | options | best val IoU | seconds | pictures | s to 0.90 | s to 0.92 | s to 0.94 | step share |",
+        "| run | options | best val IoU | seconds | pictures | to 0.90 | to 0.92 | to 0.94 | step share |",
         "|" + "---|" * 9,
     ]
     for row in rows:

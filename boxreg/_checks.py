@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -23,7 +24,8 @@ def check_number(name: str, value: object, *, minimum: float | None = None) -> N
     """Raise unless `value` is a finite Python number that is at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
-    finite = value == value and abs(value) != float("inf")
+    # Python integers have no largest; floats do.
+    finite = -sys.float_info.max <= value <= sys.float_info.max
     if not finite or (minimum is not None and value < minimum):
         bound = "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"{name}: got {value}, expected a finite number{bound}")

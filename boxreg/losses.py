@@ -291,7 +291,8 @@ class BoxLoss(nn.Module):
 
     d is a squared, smooth-L1 or absolute difference; s is the size or, as in Redmon et al. 2016, "You
     Only Look Once" (arXiv:1506.02640), its square root. The coordinate terms are in the unit of the
-    boxes: give fractions of the picture, or their lambdas mean something else.
+    boxes: give fractions of the picture, or their lambdas mean something else. In them, coordinates
+    beyond `FARTHEST` count as that far, so that every finite box has a finite loss.
 
     Args:
         overlap: a row of the IoU family, `"iou"`, `"giou"`, `"diou"`, `"ciou"`.

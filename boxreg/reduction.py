@@ -29,16 +29,17 @@ def reduce_loss(
     positives in this batch), gives 0 that is attached to the graph. Nothing waits for the device.
 
     Args:
-        loss: a loss per box, any shape.
+        loss: a loss per box, any shape, floating.
         reduction: `"none"` keeps the shape, `"sum"` adds up, `"mean"` divides the sum by `normalizer`.
         weight: a factor per box, same shape as `loss`.
         normalizer: the divisor of `"mean"`, not negative; by default the number of boxes (weights
-            do not change it).
+            do not change it). The sign of a tensor is not looked at: that would wait for the device.
 
     Returns:
         The loss's shape for `"none"`, else a scalar; dtype of `loss`.
 
     Raises:
+        TypeError: if `loss` is not a floating tensor.
         ValueError: for an unknown reduction, a weight of another shape, a negative normaliser, or a
             normaliser with a reduction that does not divide.
 
@@ -48,6 +49,7 @@ def reduce_loss(
         >>> reduce_loss(torch.tensor([1.0, 3.0]), "mean", weight=torch.tensor([1.0, 0.0]), normalizer=1)
         tensor(1.)
     """
+    check_tensor("loss", loss, floating=True)
     check_choice("reduction", reduction, REDUCTIONS)
     if normalizer is not None and reduction != "mean":
         raise ValueError(f"normalizer: it is the divisor of reduction='mean', but reduction is {reduction!r}")
@@ -73,9 +75,10 @@ def check_weight(weight: object, loss: Tensor) -> None:
 def _divide(total: Tensor, normalizer: Normalizer) -> Tensor:
     if not isinstance(normalizer, Tensor):
         check_number("normalizer", normalizer, minimum=0)
-        return total / normalizer if normalizer else total * 0
-    if normalizer.numel() != 1:
+        divisor = total.new_full((), normalizer)
+    elif normalizer.numel() == 1:
+        divisor = normalizer.reshape(()).to(total)
+    else:
         raise ValueError(f"normalizer: got a tensor of shape {tuple(normalizer.shape)}, expected one number")
-    divisor = normalizer.reshape(()).to(total)
     empty = divisor == 0
     return torch.where(empty, torch.zeros_like(total), total / torch.where(empty, 1.0, divisor))

@@ -42,8 +42,10 @@ def load_run(folder: Path) -> tuple[TrainConfig, nn.Module, list[str]]:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             names = (file.metadata() or {}).get("names", "").split("\n")
-    except (ConfigError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
     model = build_model(config.model, prior=(0.5, 0.5, 0.5, 0.5))
     try:
         model.load_state_dict(weights)

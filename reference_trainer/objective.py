@@ -64,8 +64,8 @@ class Criterion:
         own_iou = box_iou(boxes.detach(), everywhere, fmt="cxcywh", dim=1).clamp(0, 1)
         surprise = F.binary_cross_entropy_with_logits(objectness, own_iou, reduction="none")
         raw = {
-            "obj": (surprise * positive).sum() / positives,
-            "noobj": (surprise * ~positive).sum() / positives,
+            "obj": torch.where(positive, surprise, 0.0).sum() / positives,
+            "noobj": torch.where(positive, 0.0, surprise).sum() / positives,
         }
         weighted = {
             "obj": self.config.lambda_obj * raw["obj"],

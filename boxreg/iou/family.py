@@ -12,11 +12,12 @@ How it stays finite and unbiased:
   overflow nor underflow, and a union below 2^-100 of the enclosing box can be floored, because IoU
   is then smaller than 2^-98 and cannot be seen beside 1. Distances are taken in the enclosing box's longer
   side.
-- A unit is held constant under differentiation. That is exact, not an approximation: the loss does
-  not depend on the unit, so its derivative with respect to it is zero.
+- A unit is held constant under differentiation. That is exact, not an approximation: IoU and the
+  penalties do not depend on the unit, so their derivative with respect to it is zero. (`inversion`
+  does: its slope is that of un-crossing alone, or an inverted box could fall by moving away.)
 - Slopes grow as 1 / side, as they must; below a side of 2^-100 (8e-31) they saturate.
 - Ties share the slope in halves, so identical boxes have a gradient of exactly 0. At zero extent the
-  slope is the one towards a positive extent: a collapsed box can grow, a touching one can move in.
+  slope is the one towards a positive extent: a collapsed side can grow, a touching box can move in.
 - An inverted side (x2 < x1) has no area and no overlap; its extent feels `inversion` alone, which
   falls when the corners un-cross, and its place keeps its slope.
 """
@@ -31,7 +32,7 @@ import torch as xp
 from torch import Tensor
 
 SMALLEST = 2.0**-100
-LARGE = 2.0**120
+LARGE = 2.0**125
 SCALE_OF_LARGE = 2.0**-4
 
 

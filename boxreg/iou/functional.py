@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_boxes, check_choice, check_same_shape
@@ -147,7 +146,7 @@ def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy")
     """The IoU score of every box of `a` with every box of `b`.
 
     Works in blocks of rows, so that memory stays proportional to the output, also when a gradient is
-    asked for (the blocks are then computed again in the backward pass).
+    asked for (the blocks are then computed again in the backward pass, except under torch.func).
 
     Args:
         a: boxes (..., N, 4), any unit; integers become float32.
@@ -187,8 +186,10 @@ def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy")
     if len(blocks) == 1:
         return block(a)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        # torch.func's transforms cannot compute a block again; there its temporaries are kept.
+        kept = torch._C._are_functorch_transforms_active()
         again = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(rows) for rows in blocks], dim=-2)
+        return torch.cat([(block if kept else again)(rows) for rows in blocks], dim=-2)
     first = block(blocks[0])
     scores = first.new_empty((*a.shape[:-1], b.shape[-2]))  # of `first`: under vmap, mapped over a and b
     for rows, out in zip(blocks, torch.split(scores, rows_per_block, dim=-2), strict=True):
@@ -240,10 +241,14 @@ class _Widen(torch.autograd.Function):
         return boxes.to(dtype)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, torch.dtype], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Tensor, torch.dtype], output: Tensor) -> None:
+        ctx.dtype = inputs[1]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         most = torch.finfo(torch.float16).max
         return gradient.clamp(-most, most).to(torch.float16), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent.to(ctx.dtype)

@@ -38,11 +38,13 @@ class ZoomShiftCrop(v2.Transform):  # type: ignore[misc]
         x1, y1 = boxes.as_subclass(Tensor)[:, :2].amin(0).floor().int().tolist()
         x2, y2 = boxes.as_subclass(Tensor)[:, 2:].amax(0).ceil().int().tolist()
         window = max(window, x2 - x1, y2 - y1)
+        if max(x2 - x1, y2 - y1) >= side:
+            window = side
         play = 0.5 * (1.0 - kept) * side + self.translate * side
         left = round(0.5 * (side - window) + play * (2.0 * x - 1.0))
         top = round(0.5 * (side - window) + play * (2.0 * y - 1.0))
-        left = min(max(left, x2 - window), x1)
-        top = min(max(top, y2 - window), y1)
+        left = _start_of_window(left, x1, x2, window, side)
+        top = _start_of_window(top, y1, y2, window, side)
         return {"left": left, "top": top, "window": window, "side": side}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -55,6 +57,16 @@ class ZoomShiftCrop(v2.Transform):  # type: ignore[misc]
         columns = torch.arange(left, left + window).clamp_(0, side - 1)
         cut = inpt.as_subclass(Tensor).index_select(1, rows).index_select(2, columns)
         return tv_tensors.wrap(functional.resize(cut, [side, side], antialias=True), like=inpt)
+
+
+def _start_of_window(wanted: int, low: int, high: int, window: int, side: int) -> int:
+    """Where the window starts: all of low..high in it, and not past an edge that the object touches.
+
+    Repeated beyond the edge, the object would outgrow its box.
+    """
+    first = 0 if low <= 0 else high - window
+    last = side - window if high >= side else low
+    return min(max(wanted, first), last)
 
 
 def build_augmentation(config: AugmentConfig) -> v2.Compose:

@@ -7,29 +7,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import boxreg
 from boxreg import functional
 from boxreg.boxes import convert
-from boxreg.iou.functional import BACKENDS, overlap_loss
+from boxreg.iou.functional import overlap_loss
 from boxreg.losses import OverlapLoss
 from tests.cases import (
-    DTYPES,
     FORMATS,
-    HALF_DTYPES,
     KINDS,
     REGIMES,
     SMOOTH,
     WAITING,
-    WORKING_DTYPES,
     Recorder,
     eps,
     gradient,
-    named,
     pairs,
     seeded,
     to_planes,
@@ -38,15 +32,6 @@ from tests.cases import (
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_fmt = pytest.mark.parametrize("fmt", FORMATS)
-every_backend = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-every_regime = pytest.mark.parametrize("regime", REGIMES)
-working_dtypes = pytest.mark.parametrize("dtype", named(WORKING_DTYPES))
-half_dtypes = pytest.mark.parametrize("dtype", named(HALF_DTYPES))
-every_dtype = pytest.mark.parametrize("dtype", named(DTYPES))
-
-FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
-FOUR = st.tuples(FINITE, FINITE, FINITE, FINITE)
-quick = settings(max_examples=25, deadline=None)
 
 
 def module_of(kind: str) -> type[OverlapLoss]:

@@ -64,6 +64,12 @@ class TestFinite:
         boxes = torch.tensor([pred, target, pred])
         assert_all_finite(*value_and_gradients(kind, boxes[:2], boxes[1:], fmt=fmt, backend=backend))
 
+    @pytest.mark.parametrize("size", [2.0**119, 2.0**121, 1.6e38, 3.4e38], ids="{:.1e}".format)
+    def test_every_choice_of_signs(self, kind: str, fmt: str, backend: str, size: float) -> None:
+        signs = torch.cartesian_prod(*[torch.tensor([-size, size])] * 4)
+        pred, target = signs.repeat_interleave(16, 0), signs.repeat(16, 1)
+        assert_all_finite(*value_and_gradients(kind, pred, target, fmt=fmt, backend=backend))
+
     @every_regime
     def test_regimes(self, kind: str, fmt: str, backend: str, regime: str) -> None:
         pred, target = pairs(regime, torch.float32)
