@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from reference_trainer.__main__ import COMMANDS, main
+from reference_trainer.config import PRESETS, TrainConfig, load_config, save_config
+from reference_trainer.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+CONTRADICTIONS = {
+    "dense head, linear output": (
+        "model: {head: dense, output: linear}",
+        ["--model.head", "dense", "--model.output", "linear"],
+        ["head 'dense'", "output 'linear'", "set output to 'boxhead', or head to 'pooled'"],
+    ),
+    "beta2 of SGD": (
+        "optimizer: {name: sgd, beta2: 0.9}",
+        ["--optimizer.name", "sgd", "--optimizer.beta2", "0.9"],
+        ["beta2: got 0.9", "sgd has no beta2", "set name to 'adamw'"],
+    ),
+    "size off the stride": (
+        "data: {size: 100}",
+        ["--data.size", "100"],
+        ["size: got 100", "a multiple of 16"],
+    ),
+    "negative lr": ("optimizer: {lr: -1}", ["--optimizer.lr", "-1"], ["lr", "-1", "greater than 0"]),
+    "infinite lr": ("optimizer: {lr: .inf}", ["--optimizer.lr", "inf"], ["lr", "inf", "finite number"]),
+    "dropout of 1": ("model: {dropout: 1}", ["--model.dropout", "1"], ["dropout", "1", "less than 1"]),
+    "flips more than always": ("augment: {hflip: 2}", ["--augment.hflip", "2"], ["hflip", "2", "equal to 1"]),
+    "no epoch": ("epochs: 0", ["--epochs", "0"], ["epochs", "0", "greater than or equal to 1"]),
+    "negative lambda": (
+        "loss: {lambda_iou: -5}",
+        ["--loss.lambda-iou", "-5"],
+        ["lambda_iou", "-5", "greater than or equal to 0"],
+    ),
+    "unknown head": ("model: {head: densse}", ["--model.head", "densse"], ["head", "densse", "'pooled'"]),
+    "text for a number": ("epochs: many", ["--epochs", "many"], ["epochs", "many", "int"]),
+}
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    return file
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the command line says when it refuses, its frames and line breaks taken away."""
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        code: Any = main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return " ".join(captured.err.replace("│", " ").split())
+
+
+def trained_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """The configuration that a command line comes to; nothing is trained."""
+    seen: list[TrainConfig] = []
+
+    def pretend(config: TrainConfig) -> dict[str, Any]:
+        seen.append(config)
+        return {"run": "run", "task": "toy", "mean_iou": 0.5, "seconds": 1.0, "stopped_by": None}
+
+    monkeypatch.setattr("reference_trainer.train.train", pretend)
+    assert main(["train", *arguments]) == 0
+    return seen[0]
+
+
+def test_the_baseline_is_the_field_notes_set_up() -> None:
+    baseline = PRESETS["baseline"]
+    assert baseline.optimizer.name == "sgd"
+    assert baseline.optimizer.momentum > 0
+    assert not baseline.optimizer.exempt
+    assert (baseline.model.head, baseline.model.output) == ("pooled", "linear")
+    assert baseline.batch_size == 4
+    assert baseline.model.dropout == 0.5
+    assert baseline.model.norm == "none"
+    assert baseline.model.activation == "leaky_relu"
+    loss = baseline.loss
+    assert (loss.lambda_coord, loss.lambda_wh, loss.lambda_iou, loss.overlap) == (5.0, 5.0, 1.0, "ciou")
+    assert baseline.clip_norm == 1.0
+    assert baseline.patience == 25
+    assert baseline.ema_decay == 0
+    assert (baseline.schedule.name, baseline.optimizer.lr) == ("steps", 1e-2)
+    # 1,200 pictures: 960 to train on, 240 steps an epoch.
+    assert baseline.data.pictures * 4 // 5 // baseline.batch_size == 240
+
+
+def test_the_baseline_augments_nothing() -> None:
+    augment = PRESETS["baseline"].augment.model_dump()
+    assert augment.pop("crop") == 1
+    assert set(augment.values()) == {0}
+
+
+def test_the_reference_is_the_default_and_follows_the_notes() -> None:
+    reference = PRESETS["reference"]
+    assert reference == TrainConfig()
+    assert (reference.optimizer.name, reference.optimizer.exempt) == ("adamw", True)
+    assert reference.model.output == "boxhead"
+    assert 8 <= reference.batch_size <= 16
+    assert reference.model.dropout <= 0.3
+    assert reference.model.norm == "group"
+    assert reference.augment.hflip > 0
+    assert reference.loss.lambda_iou >= 2
+    assert reference.schedule.name == "cosine"
+    assert reference.clip_norm is None or reference.clip_norm >= 3
+    assert reference.ema_decay > 0
+    assert 15 <= reference.patience <= 20
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_saved_configuration_is_read_back_whole(preset: str, tmp_path: Path) -> None:
+    config = PRESETS[preset].model_copy(update={"seed": 7, "out": tmp_path / "runs", "clip_norm": None})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_missing_keys_keep_their_default_and_numbers_may_be_written_as_1e_3(tmp_path: Path) -> None:
+    # PyYAML reads 1e-3, which has no point, as text.
+    config = load_config(written(tmp_path, "optimizer: {lr: 1e-3}\nepochs: 3\n"))
+    expected = TrainConfig().model_dump()
+    expected["optimizer"]["lr"], expected["epochs"] = 1e-3, 3
+    assert config.model_dump() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "epoch: unknown setting; did you mean 'epochs'?"),
+        ("data: {picture: 3}", "data.picture: unknown setting; did you mean 'pictures'?"),
+        ("optimizer: {learning_rate: 3}", "optimizer.learning_rate: unknown setting; "),
+        ("zzz: 3", "zzz: unknown setting; known are epochs, seed, "),
+    ],
+    ids=["top", "branch", "far from any", "nothing near"],
+)
+def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tmp_path: Path) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(f"{file}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("option", "suggestion"),
+    [("--epochz", "--epochs"), ("--data.picturs", "--data.pictures"), ("--optimizer.lrr", "--optimizer.lr")],
+)
+def test_an_unknown_option_is_refused_with_a_suggestion(
+    option: str, suggestion: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = refusal(["train", option, "3"], capsys, monkeypatch)
+    assert option in message
+    assert suggestion in message.split("Perhaps you meant:")[1]
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_file_that_contradicts_itself_is_refused(case: str, tmp_path: Path) -> None:
+    text, _, said = CONTRADICTIONS[case]
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    for words in said:
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_options_that_contradict_themselves_are_refused(
+    case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, arguments, said = CONTRADICTIONS[case]
+    message = refusal(["train", *arguments], capsys, monkeypatch)
+    for words in said:
+        assert words in message
+
+
+def test_an_unknown_overlap_is_refused_with_a_suggestion(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = refusal(["train", "--loss.overlap", "ciuo"], capsys, monkeypatch)
+    assert "overlap: got 'ciuo'" in message
+    assert "did you mean 'ciou'?" in message
+
+
+def test_all_faults_of_a_file_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, "epoch: 3\ndata: {size: 100}\noptimizer: {lr: -1}\n"))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(str(tmp_path / "settings.yaml")) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"data: {size: ", "not valid YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"- epochs\n- 3\n", "expected a mapping of settings, got list"),
+        (b"", "expected a mapping of settings, got NoneType"),
+        (b"3", "expected a mapping of settings, got int"),
+        (b"1: 2", "1: "),
+        (b"data: 3", "data: "),
+    ],
+    ids=["broken", "binary", "list", "empty", "number", "number for a key", "number for a branch"],
+)
+def test_a_file_that_is_no_configuration_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(f"{file}: {message}")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
+        load_config(tmp_path / "nothing.yaml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(tmp_path)
+
+
+def test_settings_do_not_change_later() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        PRESETS["baseline"].optimizer.lr = 1.0
+
+
+def test_options_change_what_the_preset_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--preset", "baseline", "--epochs", "3", "--seed", "5", "--data", "pictures"]
+    config = trained_with([*arguments, "--optimizer.lr", "0.5", "--clip-norm", "None"], monkeypatch)
+    expected = PRESETS["baseline"].model_dump()
+    expected |= {"epochs": 3, "seed": 5, "clip_norm": None}
+    expected["data"]["path"], expected["optimizer"]["lr"] = Path("pictures"), 0.5
+    assert config.model_dump() == expected
+
+
+def test_options_change_what_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, "epochs: 3\nseed: 4\n")
+    config = trained_with(["--config", str(file), "--seed", "5"], monkeypatch)
+    assert config == TrainConfig(epochs=3, seed=5)
+
+
+def test_a_preset_and_a_file_together_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "epochs: 3")
+    message = refusal(["train", "--preset", "baseline", "--config", str(file)], capsys, monkeypatch)
+    assert "--preset and --config" in message
+    assert "baseline" in refusal(["train", "--preset", "basline"], capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"), [("trian", "did you mean 'train'?"), ("x", f"expected one of {', '.join(COMMANDS)}")]
+)
+def test_an_unknown_command_is_refused_with_a_suggestion(
+    command: str, hint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refusal([command], capsys, monkeypatch).endswith(f"unknown command {command!r}; {hint}")
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=lambda a: " ".join(a) or "-")
+def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
+    program = """if True:
+        import sys
+        from reference_trainer.__main__ import main
+        try:
+            main(sys.argv[1:])
+        finally:
+            heavy = {"torch", "torchvision", "matplotlib", "numpy", "boxreg"} & set(sys.modules)
+            print("imported", sorted(heavy), file=sys.stderr)
+    """
+    command = [sys.executable, "-c", program, *arguments, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "imported []"
+    assert "usage: " in done.stdout or "reference_trainer train" in done.stdout

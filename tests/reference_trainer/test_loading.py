@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from reference_trainer.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from reference_trainer.data import loading
+from reference_trainer.data.augment import build_augmentation
+from reference_trainer.data.loading import (
+    EpochBatches,
+    Squares,
+    TrainingSamples,
+    open_sources,
+    task_name,
+    to_batch,
+    train_loader,
+    val_loader,
+)
+from reference_trainer.data.sample import DataError, Picture
+from reference_trainer.data.toy import ToyPictures
+from reference_trainer.data.yolo import write_yolo_folder
+
+RACCOONS = Path(__file__).parents[3] / "shared" / "data" / "raccoon"
+SIDE = 32
+
+Sample = tuple[Tensor, Tensor]
+
+
+def squares_of(count: int = 12) -> Squares:
+    return Squares(ToyPictures(count, SIDE, seed=3), SIDE)
+
+
+def samples_of(squares: Squares, seed: int = 0) -> TrainingSamples:
+    return TrainingSamples(squares, build_augmentation(AugmentConfig()), seed)
+
+
+def same(one: Sample, other: Sample) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def epoch_of(workers: int, epoch: int, seed: int = 0) -> list[Sample]:
+    """The batches of an epoch, as a run of `workers` gets them."""
+    config = TrainConfig(seed=seed, batch_size=5, data=DataConfig(size=SIDE, workers=workers))
+    loader, sampler = train_loader(squares_of(), config)
+    sampler.epoch = epoch
+    return [(batch.images, batch.targets) for batch in loader]
+
+
+def test_a_sample_does_not_depend_on_what_came_before() -> None:
+    samples = samples_of(squares_of())
+    keys = [(epoch, index) for epoch in (1, 2) for index in range(12)]
+    forward = {key: samples[key] for key in keys}
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    backward = {key: samples_of(squares_of())[key] for key in reversed(keys)}
+    assert all(same(forward[key], backward[key]) for key in keys)
+
+
+def test_seed_epoch_and_index_each_make_another_sample() -> None:
+    pictures = squares_of(1)
+    first = samples_of(pictures)[1, 0]
+    assert not same(samples_of(pictures)[2, 0], first)
+    assert not same(samples_of(pictures, seed=1)[1, 0], first)
+    # The same picture twice, under two indices.
+    doubled = Squares(ToyPictures([0, 0], SIDE, seed=3), SIDE)
+    assert same(doubled[0], doubled[1])
+    assert not same(samples_of(doubled)[1, 0], samples_of(doubled)[1, 1])
+
+
+def test_augmentation_leaves_the_pictures_and_the_global_generators_alone() -> None:
+    squares = squares_of()
+    before = [(image.clone(), box.clone()) for image, box in (squares[i] for i in range(12))]
+
+    def after_seeding(*, draw: bool) -> tuple[float, float, float]:
+        torch.manual_seed(1)
+        np.random.seed(1)
+        random.seed(1)
+        if draw:
+            for index in range(12):
+                samples_of(squares)[1, index]
+        return torch.rand(()).item(), float(np.random.random()), random.random()
+
+    assert after_seeding(draw=True) == after_seeding(draw=False)
+    assert all(same(squares[index], before[index]) for index in range(12))
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_workers_change_no_sample_and_no_order(epoch: int) -> None:
+    alone, helped = epoch_of(0, epoch), epoch_of(1, epoch)
+    assert len(alone) == len(helped) == 3
+    for one, other in zip(alone, helped, strict=True):
+        assert same(one, other)
+    assert not same(alone[0], epoch_of(0, epoch, seed=1)[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_passes_over_the_loader_leave_the_generator_of_dropout_alone(workers: int) -> None:
+    config = TrainConfig(
+        data=DataConfig(size=SIDE, workers=workers), model=ModelConfig(width=8, dropout=0.5), batch_size=6
+    )
+    loader, sampler = train_loader(squares_of(), config)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    for sampler.epoch in (1, 2):
+        assert sum(len(batch.targets) for batch in loader) == 12
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@given(
+    length=st.integers(1, 60),
+    batch_size=st.integers(1, 20),
+    seed=st.integers(0, 2**31 - 1),
+    epoch=st.integers(0, 1000),
+)
+def test_an_epoch_covers_every_index_once(length: int, batch_size: int, seed: int, epoch: int) -> None:
+    sampler = EpochBatches(length, batch_size, seed)
+    sampler.epoch = epoch
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert {len(batch) for batch in batches[:-1]} <= {batch_size}
+    assert 1 <= len(batches[-1]) <= batch_size
+    keys = [key for batch in batches for key in batch]
+    assert {each for each, _ in keys} == {epoch}
+    assert sorted(index for _, index in keys) == list(range(length))
+    again = EpochBatches(length, batch_size, seed)
+    assert list(again) != batches or epoch == 0
+    again.epoch = epoch
+    assert list(again) == batches
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = set()
+    for seed in range(5):
+        sampler = EpochBatches(40, 40, seed)
+        for sampler.epoch in range(5):
+            (batch,) = sampler
+            orders.add(tuple(index for _, index in batch))
+    assert len(orders) == 25
+    assert tuple(range(40)) not in orders
+
+
+def test_targets_are_centres_and_sizes_as_fractions() -> None:
+    boxes = torch.tensor([[0.0, 8.0, 16.0, 32.0], [4.0, 4.0, 8.0, 12.0]])
+    batch = to_batch([(torch.zeros(3, SIDE, SIDE, dtype=torch.uint8), box) for box in boxes])
+    assert batch.images.shape == (2, 3, SIDE, SIDE)
+    torch.testing.assert_close(
+        batch.targets, torch.tensor([[0.25, 0.625, 0.5, 0.75], [0.1875, 0.25, 0.125, 0.25]])
+    )
+
+
+def test_validation_keeps_order_and_pictures() -> None:
+    squares = squares_of(70)
+    images, targets = zip(*val_loader(squares), strict=True)
+    assert [len(part) for part in targets] == [64, 6]
+    for index in range(70):
+        image, box = squares[index]
+        torch.testing.assert_close(torch.cat(images)[index], image, rtol=0, atol=0)
+        (expected,) = to_batch([(image, box)]).targets
+        torch.testing.assert_close(torch.cat(targets)[index], expected, rtol=0, atol=0)
+
+
+class Counted:
+    """A source that counts how often it is asked for a picture."""
+
+    def __init__(self, source: ToyPictures) -> None:
+        self.source, self.names, self.box_counts, self.asked = source, source.names, source.box_counts, 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Picture:
+        self.asked += 1
+        return self.source[index]
+
+
+@pytest.mark.parametrize(("spare", "asked"), [(0, [4, 4, 4]), (-1, [0, 4, 8])], ids=["fits", "too large"])
+def test_a_set_above_the_budget_is_decoded_as_it_is_used(
+    spare: int, asked: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = squares_of(4)
+    monkeypatch.setattr(loading, "MEMORY_BUDGET", 4 * 3 * SIDE * SIDE + spare)
+    source = Counted(ToyPictures(4, SIDE, seed=3))
+    squares = Squares(source, SIDE)
+    counts = [source.asked]
+    for _ in range(2):
+        assert all(same(squares[index], kept[index]) for index in range(4))
+        counts.append(source.asked)
+    assert counts == list(asked)
+    keys = [(epoch, index) for epoch in (1, 2) for index in range(4)]
+    assert all(same(samples_of(squares)[key], samples_of(kept)[key]) for key in keys)
+    assert squares.prior() == kept.prior()
+
+
+def test_a_worker_reads_a_set_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = epoch_of(0, 1)
+    monkeypatch.setattr(loading, "MEMORY_BUDGET", 0)
+    for workers in (0, 1):
+        for one, other in zip(epoch_of(workers, 1), expected, strict=True):
+            assert same(one, other)
+
+
+def test_the_prior_is_the_median_box_of_the_letterboxed_pictures() -> None:
+    squares = squares_of(9)
+    (targets,) = [batch.targets for batch in DataLoader(squares, batch_size=9, collate_fn=to_batch)]
+    torch.testing.assert_close(torch.tensor(squares.prior()), targets.median(0).values)
+
+
+def test_toy_sources_are_the_first_four_fifths_and_the_rest() -> None:
+    sources, left_out = open_sources(DataConfig(pictures=10, size=SIDE), seed=4)
+    assert {name: len(source) for name, source in sources.items()} == {"train": 8, "val": 2}
+    assert [tuple(left) for left in left_out.values()] == [(0, 0), (0, 0)]
+    expected = ToyPictures(10, SIDE, seed=4)[9]
+    torch.testing.assert_close(sources["val"][1].image, expected.image, rtol=0, atol=0)
+
+
+def test_pictures_without_one_box_are_left_out_and_counted(tmp_path: Path) -> None:
+    write_yolo_folder({"train": ToyPictures(4, SIDE), "val": ToyPictures(1, SIDE)}, tmp_path / "d")
+    labels = tmp_path / "d" / "labels" / "train"
+    (labels / "000000.txt").write_text("")
+    (labels / "000001.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.3 0.2\n")
+    sources, left_out = open_sources(DataConfig(path=tmp_path / "d", size=SIDE), seed=0)
+    assert len(sources["train"]) == 2
+    assert (left_out["train"].no_box, left_out["train"].several_boxes) == (1, 1)
+    assert tuple(left_out["val"]) == (0, 0)
+
+
+def test_a_split_without_any_one_box_picture_is_an_error(tmp_path: Path) -> None:
+    write_yolo_folder({"train": ToyPictures(1, SIDE), "val": ToyPictures(1, SIDE)}, tmp_path / "d")
+    (tmp_path / "d" / "labels" / "val" / "000000.txt").write_text("")
+    with pytest.raises(DataError, match="val"):
+        open_sources(DataConfig(path=tmp_path / "d", size=SIDE), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(None, "toy"), ("a/birds", "birds"), ("a/birds/data.yaml", "birds"), ("a/birds/", "birds")],
+)
+def test_the_task_is_named_after_its_folder(path: str | None, name: str) -> None:
+    assert task_name(None if path is None else Path(path)) == name
+
+
+@pytest.mark.skipif(not RACCOONS.is_dir(), reason="the raccoon photographs are not there")
+def test_the_raccoons_are_146_and_38_one_box_pictures() -> None:
+    sources, left_out = open_sources(DataConfig(path=RACCOONS), seed=0)
+    assert {name: len(source) for name, source in sources.items()} == {"train": 146, "val": 38}
+    assert {name: tuple(left) for name, left in left_out.items()} == {"train": (0, 14), "val": (0, 2)}
+    squares = Squares(sources["val"], 64)
+    for image, box in (squares[index] for index in range(len(squares))):
+        assert image.shape == (3, 64, 64)
+        assert box.min() >= 0
+        assert box.max() <= 64
+        assert (box[2:] - box[:2]).min() > 1

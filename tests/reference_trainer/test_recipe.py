@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from reference_trainer.config import PRESETS, OptimizerConfig, ScheduleConfig
+from reference_trainer.model import build_model
+from reference_trainer.recipe import EarlyStopping, Ema, build_optimizer, describe_optimizer, lr_factor
+
+PRIOR = (0.5, 0.5, 0.3, 0.3)
+COSINE, STEPS = ScheduleConfig(name="cosine"), ScheduleConfig(name="steps")
+
+
+@pytest.mark.parametrize(
+    ("config", "step", "total", "factor"),
+    [
+        (COSINE, 0, 2200, 1 / 201),
+        (COSINE, 99, 2200, 100 / 201),
+        (COSINE, 199, 2200, 200 / 201),
+        (COSINE, 200, 2200, 1.0),
+        (COSINE, 700, 2200, 0.5 + math.sqrt(0.125)),
+        (COSINE, 1200, 2200, 0.5),
+        (COSINE, 2200, 2200, 0.0),
+        (COSINE, 2300, 2200, 0.0),
+        # A short run warms up for a fifth of it.
+        (COSINE, 9, 50, 10 / 11),
+        (COSINE, 10, 50, 1.0),
+        (COSINE, 30, 50, 0.5),
+        (ScheduleConfig(warmup_steps=0), 0, 100, 1.0),
+        (ScheduleConfig(warmup_steps=0), 50, 100, 0.5),
+        (ScheduleConfig(warmup_steps=3), 1, 100, 0.5),
+        # The notes' epochs: warm-up 5, full for 75, a tenth for 30, a hundredth after; 240 steps each.
+        (STEPS, 0, 140 * 240, 1 / 1201),
+        (STEPS, 600, 140 * 240, 601 / 1201),
+        (STEPS, 5 * 240, 140 * 240, 1.0),
+        (STEPS, 80 * 240 - 1, 140 * 240, 1.0),
+        (STEPS, 80 * 240, 140 * 240, 0.1),
+        (STEPS, 110 * 240 - 1, 140 * 240, 0.1),
+        (STEPS, 110 * 240, 140 * 240, 0.01),
+        (STEPS, 140 * 240, 140 * 240, 0.01),
+        (ScheduleConfig(name="steps", warmup_steps=0), 0, 140, 1.0),
+    ],
+    ids=lambda value: f"{value.name}-{value.warmup_steps}" if isinstance(value, ScheduleConfig) else None,
+)
+def test_the_learning_rate_at_named_steps(
+    config: ScheduleConfig, step: int, total: int, factor: float
+) -> None:
+    found = lr_factor(config, step, total)
+    assert found == pytest.approx(factor, rel=1e-12, abs=1e-15)
+    assert lr_factor(config, step, total) == found
+
+
+@given(
+    name=st.sampled_from(["cosine", "steps"]),
+    warmup=st.none() | st.integers(0, 500),
+    total=st.integers(1, 3000),
+    step=st.integers(0, 4000),
+)
+def test_the_learning_rate_is_a_share_of_the_peak(
+    name: str, warmup: int | None, total: int, step: int
+) -> None:
+    config = ScheduleConfig.model_validate({"name": name, "warmup_steps": warmup})
+    factor = lr_factor(config, step, total)
+    assert 0 <= factor <= 1
+    if step == 0:
+        assert factor > 0
+
+
+@given(st.sampled_from(["cosine", "steps"]), st.integers(1, 400), st.integers(500, 3000))
+def test_the_warm_up_is_a_straight_line(name: str, warmup: int, total: int) -> None:
+    config = ScheduleConfig.model_validate({"name": name, "warmup_steps": warmup})
+    if name == "steps" and warmup > total * 80 / 140:
+        return
+    found = torch.tensor([lr_factor(config, step, total) for step in range(warmup)], dtype=torch.float64)
+    line = torch.arange(1, warmup + 1, dtype=torch.float64) / (warmup + 1)
+    torch.testing.assert_close(found, line, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("total", [10, 137, 2000])
+def test_cosine_only_falls_after_its_warm_up(total: int) -> None:
+    factors = [lr_factor(COSINE, step, total) for step in range(min(200, total // 5), total + 1)]
+    assert factors == sorted(factors, reverse=True)
+
+
+def test_the_reference_decays_no_norm_and_no_bias() -> None:
+    config = PRESETS["reference"]
+    model = build_model(config.model, PRIOR)
+    optimizer = build_optimizer(config.optimizer, model)
+    assert type(optimizer) is torch.optim.AdamW
+    assert all(group["betas"] == (0.9, 0.99) for group in optimizer.param_groups)
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.GroupNorm) for p in m.parameters()}
+    biases = {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
+    undecayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]}
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] == 0.05 for p in g["params"]}
+    assert undecayed == norms | biases
+    assert decayed == {id(p) for p in model.parameters()} - undecayed
+
+
+def test_the_baseline_decays_everything() -> None:
+    config = PRESETS["baseline"]
+    model = build_model(config.model, PRIOR)
+    optimizer = build_optimizer(config.optimizer, model)
+    assert type(optimizer) is torch.optim.SGD
+    (group,) = optimizer.param_groups
+    assert group["momentum"] == 0.9
+    assert not group["nesterov"]
+    assert group["weight_decay"] == config.optimizer.weight_decay > 0
+    assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("exempt", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_momentum_beta2_and_exemption_reach_either_optimizer(name: str, exempt: bool) -> None:
+    beta2 = 0.95 if name == "adamw" else None
+    config = OptimizerConfig.model_validate(
+        {"name": name, "lr": 0.25, "momentum": 0.5, "beta2": beta2, "exempt": exempt, "weight_decay": 0.125}
+    )
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8))
+    groups = build_optimizer(config, model).param_groups
+    assert [group["weight_decay"] for group in groups] == ([0.125, 0.0] if exempt else [0.125])
+    for group in groups:
+        assert group["lr"] == 0.25
+        momentum = {"adamw": {"betas": (0.5, 0.95)}, "sgd": {"momentum": 0.5}}[name]
+        assert momentum.items() <= group.items()
+
+
+def test_what_is_reported_of_the_optimizer_is_read_from_it() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD([{"params": [model.weight], "name": "mine"}], lr=0.5, momentum=0.25)
+    optimizer.add_param_group({"params": [model.bias], "name": "late", "weight_decay": 0.125})
+    optimizer.param_groups[0]["lr"] = 0.0625
+    assert describe_optimizer(optimizer) == {
+        "class": "SGD",
+        "groups": [
+            {
+                "name": "mine",
+                "parameters": 6,
+                "lr": 0.0625,
+                "weight_decay": 0,
+                "momentum": 0.25,
+                "nesterov": False,
+            },
+            {
+                "name": "late",
+                "parameters": 2,
+                "lr": 0.5,
+                "weight_decay": 0.125,
+                "momentum": 0.25,
+                "nesterov": False,
+            },
+        ],
+    }
+    adamw = describe_optimizer(
+        torch.optim.AdamW([{"params": [model.weight], "name": "w"}], betas=(0.5, 0.75))
+    )
+    assert adamw["class"] == "AdamW"
+    assert adamw["groups"][0]["betas"] == (0.5, 0.75)
+
+
+class Small(nn.Module):
+    """A weight, BatchNorm with its statistics, and a buffer of each kind."""
+
+    counter: Tensor
+    level: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("counter", torch.tensor(0))
+        self.register_buffer("level", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counter += 7
+        self.level += x.mean()
+        return self.norm(self.linear(x))
+
+
+def train_for(model: Small, steps: int, ema: Ema) -> list[dict[str, Tensor]]:
+    """Move the model by hand, the average after it; the model's state after every step."""
+    generator = torch.Generator().manual_seed(1)
+    states = []
+    for _ in range(steps):
+        model(torch.randn(8, 3, generator=generator) + 2.0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn(parameter.shape, generator=generator)
+        ema.update(model)
+        states.append(copy.deepcopy(model.state_dict()))
+    return states
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
+def test_the_average_is_the_recursion_by_hand(decay: float) -> None:
+    torch.manual_seed(0)
+    model = Small()
+    start = copy.deepcopy(model.state_dict())
+    ema = Ema(model, decay)
+    states = train_for(model, 30, ema)
+    found = ema.model.state_dict()
+    assert found.keys() == start.keys()
+    for name, value in start.items():
+        if not value.is_floating_point():
+            torch.testing.assert_close(found[name], states[-1][name], rtol=0, atol=0)
+            continue
+        mean = value.double()
+        for number, state in enumerate(states, start=1):
+            keep = min(decay, (1 + number) / (10 + number))
+            mean = keep * mean + (1 - keep) * state[name].double()
+        torch.testing.assert_close(found[name].double(), mean, rtol=3e-6, atol=3e-6)
+    assert found["norm.num_batches_tracked"] == 30
+    assert found["counter"] == 210
+    assert not torch.equal(found["norm.running_mean"], states[-1]["norm.running_mean"])
+
+
+def test_the_ramp_makes_the_first_average_follow_fast() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ema = Ema(model, 0.999)
+    nn.init.ones_(model.weight)
+    ema.update(model)
+    # A decay of 2/11 at the first update, not 0.999.
+    torch.testing.assert_close(ema.model.weight, torch.tensor([[9 / 11]]))
+
+
+def test_a_decay_of_0_follows_the_model() -> None:
+    torch.manual_seed(0)
+    model = Small()
+    ema = Ema(model, 0.0)
+    states = train_for(model, 3, ema)
+    for name, value in ema.model.state_dict().items():
+        torch.testing.assert_close(value, states[-1][name])
+
+
+def test_the_average_starts_as_a_copy_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    model = Small()
+    model(torch.randn(8, 3))
+    ema = Ema(model, 0.99)
+    for name, value in ema.model.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=0, atol=0)
+    assert not ema.model.training
+    assert model.training
+    nn.init.zeros_(model.linear.weight)
+    assert ema.model.linear.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("scores", "best_epoch", "ends"),
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 5, None),
+        ([0.5, 0.4, 0.4, 0.4, 0.4], 1, 4),
+        ([0.5, 0.5, 0.5, 0.5], 1, 4),
+        ([0.1, 0.0, 0.2, 0.1, 0.1, 0.1], 3, 6),
+        ([0.1, math.nan, math.nan, math.nan], 1, 4),
+        ([math.nan, 0.1, math.nan, 0.2], 4, None),
+        ([math.nan, math.nan, math.nan], 0, 3),
+    ],
+    ids=["rising", "falling", "level", "one rise", "nan later", "nan between", "all nan"],
+)
+def test_training_ends_after_three_epochs_without_a_better_score(
+    scores: list[float], best_epoch: int, ends: int | None
+) -> None:
+    stopping = EarlyStopping(patience=3)
+    over = None
+    for epoch, score in enumerate(scores, start=1):
+        better = score > max([s for s in scores[: epoch - 1] if s == s], default=-math.inf)
+        assert stopping.improved(score, epoch) == better
+        if stopping.over(epoch) and over is None:
+            over = epoch
+    assert (stopping.best_epoch, over) == (best_epoch, ends)
