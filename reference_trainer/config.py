@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
 
@@ -37,6 +37,12 @@ class DataConfig(Settings):
     """Toy pictures to generate: four fifths to train on, the rest to validate."""
     workers: Annotated[int, Field(ge=0)] = 1
     """Processes that augment pictures; 0 does it between the steps."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        # A run is evaluated from other folders than the one it was started in.
+        return path and path.expanduser().resolve()
 
     @model_validator(mode="after")
     def _size_fits_stride(self) -> Self:
@@ -228,8 +234,11 @@ def explain(error: ValidationError) -> Iterator[str]:
     """One line a fault: where it is, what is wrong, and for an unknown key the nearest known one."""
     for fault in error.errors():
         where = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "value_error":  # ours: it says what came
+            yield f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+            continue
         if fault["type"] != "extra_forbidden":
-            yield f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+            yield f"{where}: {fault['msg']} (got {fault['input']!r})"
             continue
         known = _keys(fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)

@@ -73,7 +73,9 @@ def find_box(model: nn.Module, path: Path, size: int, device: torch.device) -> F
 
 def in_original(box: Tensor, fitted: Letterbox, size: int) -> list[float]:
     """A box (4,), cxcywh as fractions of the square, as xyxy in original pixels inside the picture."""
-    corners = fitted.undo(convert(box, "cxcywh", "xyxy") * size)
-    edges = corners.new_tensor([fitted.width, fitted.height, fitted.width, fitted.height])
-    pixels: list[float] = torch.minimum(corners.clamp(min=0), edges).tolist()
+    first, second = fitted.undo(convert(box, "cxcywh", "xyxy") * size).view(2, 2)
+    # A linear output may name the corners the other way round.
+    corners = torch.stack([torch.minimum(first, second), torch.maximum(first, second)])
+    edges = corners.new_tensor([fitted.width, fitted.height])
+    pixels: list[float] = torch.minimum(corners.clamp(min=0), edges).flatten().tolist()
     return pixels

@@ -22,6 +22,7 @@ from boxreg import convert
 from .config import TrainConfig
 from .data.loading import Batch, Squares
 from .data.sample import LeftOut
+from .errors import UserError
 from .evaluate import Scores
 from .objective import Objective
 
@@ -51,8 +52,9 @@ class RunReport:
         self._batch_drawn = False
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:3.0f}% {task.fields[state]} eta"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[state]}"),
+            TextColumn("eta"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -84,8 +86,8 @@ class RunReport:
     def step(self, epoch: int, objective: Objective, iou: Tensor, lr: float, speed: float) -> None:
         """Move the bar by one optimizer step."""
         if not self._bar.disable:
-            terms = " ".join(f"{name} {value.item():.3f}" for name, value in objective.weighted.items())
-            state = f"{terms} IoU {iou.mean().item():.3f} lr {lr:.1e} {speed:.0f}/s"
+            terms = " ".join(f"{name} {value.item():.2f}" for name, value in objective.weighted.items())
+            state = f"IoU {iou.mean().item():.3f} lr {lr:.1e} {speed:.0f} pictures/s\n{terms}"
             self._bar.update(self._task, advance=1, description=f"epoch {epoch}", state=state)
 
     def epoch(self, row: dict[str, Any]) -> None:
@@ -129,6 +131,8 @@ def new_folder(parent: Path, name: str) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise UserError(f"out: cannot make {folder}: {error.strerror}") from error
         return folder
     raise AssertionError("unreachable")
 

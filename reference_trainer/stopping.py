@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -41,4 +41,5 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        print(f"\n{self.name}: finishing this step, then saving; once more to stop at once", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, f"\n{self.name}: finishing this step, then saving; once more to stop at once\n".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from boxreg import box_iou
 from .checkpoint import CONFIG, WEIGHTS, pick_device, save_weights
 from .config import TrainConfig, save_config
 from .data.loading import Batch, Batches, Squares, open_sources, task_name, train_loader, val_loader
-from .errors import ConfigError
+from .errors import ConfigError, UserError
 from .evaluate import Scores, evaluate, prepare_images
 from .model import answer, build_model
 from .objective import Criterion, Objective
@@ -111,15 +112,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
         for epoch in range(1, config.epochs + 1):
             batches.epoch = epoch
             row = {"epoch": epoch} | train_epoch(learner, loader, epoch, report, stop)
+            if not math.isfinite(row["loss"]):
+                raise UserError(
+                    f"the loss is {row['loss']} in epoch {epoch}; try a smaller --optimizer.lr than "
+                    f"{config.optimizer.lr}. {report.folder} holds what came before"
+                )
             last = epoch == config.epochs or stop.requested
-            if last or epoch % config.validate_every == 0:
+            validate = last or epoch % config.validate_every == 0
+            if validate:
                 scores = evaluate(learner.ema.model, validation, device)
                 row |= {f"val_{name}": value for name, value in scores.summary().items()}
                 if stopping.improved(row["val_mean_iou"], epoch) or best is None:
                     best = scores
                     save_weights(learner.ema.model, sources["train"].names, report.folder / WEIGHTS)
             report.epoch(row | {"seconds": time.perf_counter() - started})
-            if last or ("val_mean_iou" in row and stopping.over(epoch)):
+            if last or (validate and (stop.requested or stopping.over(epoch))):
                 break
 
     assert best is not None  # the last epoch always validates
