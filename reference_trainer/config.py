@@ -35,8 +35,8 @@ class DataConfig(Settings):
     """Side of the square that pictures are letterboxed to, in pixels; a multiple of 16."""
     pictures: Annotated[int, Field(ge=5)] = 1200
     """Toy pictures to generate: four fifths to train on, the rest to validate."""
-    workers: Annotated[int, Field(ge=0)] = 1
-    """Processes that augment pictures; 0 does it between the steps."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that augment pictures, 0 for none; by default the cores beyond 2, up to 4."""
 
     @field_validator("path")
     @classmethod
@@ -58,12 +58,16 @@ class AugmentConfig(Settings):
     """Probability of a horizontal flip."""
     vflip: Share = 0.5
     """Probability of a vertical flip."""
+    geometry: Share = 0.6
+    """Probability of translation, scale and crop, which resample the picture; the others stay as sharp."""
     translate: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Largest shift, as a share of the side; edge pixels fill what comes free."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Zoom by a factor between 1 - scale and 1 + scale."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Smallest share of the side that a random crop keeps; 1 keeps all."""
+    colour: Share = 0.3
+    """Probability of the colour jitter."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Brightness factor between 1 - x and 1 + x."""
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -126,7 +130,7 @@ class OptimizerConfig(Settings):
     """adamw, or sgd with Nesterov-free momentum."""
     lr: Positive = 3e-3
     """Peak learning rate."""
-    weight_decay: NotNegative = 0.05
+    weight_decay: NotNegative = 0.1
     """Weight decay of the parameters that decay."""
     exempt: bool = True
     """Keep weight decay off norms and biases (boxreg.param_groups); False decays everything."""
@@ -156,7 +160,7 @@ class ScheduleConfig(Settings):
 class TrainConfig(Settings):
     """Everything that decides a training run."""
 
-    epochs: Count = 90
+    epochs: Count = 64
     """Passes over the training pictures."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides pictures, weights, order and augmentation."""
@@ -172,7 +176,7 @@ class TrainConfig(Settings):
     """Decay of the averaged weights that validate and are saved; 0 averages nothing."""
     patience: Count = 20
     """Stop after this many epochs without a better validation IoU."""
-    validate_every: Count = 2
+    validate_every: Count = 3
     """Epochs between validations; the last epoch always validates."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -183,7 +187,16 @@ class TrainConfig(Settings):
 
 
 NO_AUGMENTATION = AugmentConfig(
-    hflip=0, vflip=0, translate=0, scale=0, crop=1, brightness=0, contrast=0, saturation=0
+    hflip=0,
+    vflip=0,
+    geometry=0,
+    translate=0,
+    scale=0,
+    crop=1,
+    colour=0,
+    brightness=0,
+    contrast=0,
+    saturation=0,
 )
 
 PRESETS: dict[str, TrainConfig] = {

@@ -28,8 +28,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
         else [{"params": list(model.parameters()), "weight_decay": config.weight_decay, "name": "all"}]
     )
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2 or DEFAULT_BETA2))
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    betas = (config.momentum, config.beta2 or DEFAULT_BETA2)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
 
 
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:

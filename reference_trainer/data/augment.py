@@ -76,8 +76,10 @@ def build_augmentation(config: AugmentConfig) -> v2.Compose:
         transforms.append(v2.RandomHorizontalFlip(config.hflip))
     if config.vflip:
         transforms.append(v2.RandomVerticalFlip(config.vflip))
-    if config.scale or config.translate or config.crop < 1:
-        transforms.append(ZoomShiftCrop(config.scale, config.translate, config.crop))
-    if config.brightness or config.contrast or config.saturation:
-        transforms.append(v2.ColorJitter(config.brightness, config.contrast, config.saturation))
+    if config.geometry and (config.scale or config.translate or config.crop < 1):
+        window = ZoomShiftCrop(config.scale, config.translate, config.crop)
+        transforms.append(v2.RandomApply([window], config.geometry))
+    if config.colour and (config.brightness or config.contrast or config.saturation):
+        jitter = v2.ColorJitter(config.brightness, config.contrast, config.saturation)
+        transforms.append(v2.RandomApply([jitter], config.colour))
     return v2.Compose(transforms or [v2.Identity()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from .yolo import open_yolo_splits
 MEMORY_BUDGET = 2**30
 """Letterboxed pictures are kept in memory up to this many bytes; a larger set is decoded as it is used."""
 
+
+CORES_OF_A_STEP, MOST_WORKERS = 2, 4
+"""On two cores a worker takes more from the step than it saves; beyond them it comes for free."""
 
 PRIOR_PICTURES = 1000
 """The prior box is the median of at most this many boxes."""
@@ -90,7 +94,8 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         image, box = self.squares[index]
         side = self.squares.size
         boxes = tv_tensors.BoundingBoxes(box[None], format="XYXY", canvas_size=(side, side))
-        with own_randomness(_hash(self.seed, epoch, index)):
+        # Python hashes integers, and tuples of them, the same way in every process.
+        with own_randomness(hash((self.seed, epoch, index)) % 2**63):
             image, boxes = self.augmentation(tv_tensors.Image(image), boxes)
         return image.as_subclass(Tensor), boxes.as_subclass(Tensor)[0]
 
@@ -123,6 +128,8 @@ def train_loader(squares: Squares, config: TrainConfig) -> tuple[Batches, EpochB
     sampler = EpochBatches(len(squares), config.batch_size, config.seed)
     samples = TrainingSamples(squares, build_augmentation(config.augment), config.seed)
     workers = config.data.workers
+    if workers is None:
+        workers = min(max((os.cpu_count() or 1) - CORES_OF_A_STEP, 0), MOST_WORKERS)
     loader = DataLoader(
         samples,
         batch_sampler=sampler,
@@ -182,10 +189,6 @@ def own_randomness(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
-
-
-def _hash(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _start_worker(worker: int) -> None:
