@@ -58,8 +58,6 @@ class AugmentConfig(Settings):
     """Probability of a horizontal flip."""
     vflip: Share = 0.5
     """Probability of a vertical flip."""
-    geometry: Share = 0.6
-    """Probability of translation, scale and crop, which resample the picture; the others stay as sharp."""
     translate: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Largest shift, as a share of the side; edge pixels fill what comes free."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -160,7 +158,7 @@ class ScheduleConfig(Settings):
 class TrainConfig(Settings):
     """Everything that decides a training run."""
 
-    epochs: Count = 64
+    epochs: Count = 70
     """Passes over the training pictures."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides pictures, weights, order and augmentation."""
@@ -189,7 +187,6 @@ class TrainConfig(Settings):
 NO_AUGMENTATION = AugmentConfig(
     hflip=0,
     vflip=0,
-    geometry=0,
     translate=0,
     scale=0,
     crop=1,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from boxreg import BoxHead, convert
 
 from ..config import DataConfig, TrainConfig
-from .augment import build_augmentation
+from .augment import Augmentation
 from .sample import DataError, LeftOut, PictureSource, letterbox, one_box_only
 from .toy import toy_splits
 from .yolo import open_yolo_splits
@@ -86,18 +83,20 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         seed: of the run.
     """
 
-    def __init__(self, squares: Squares, augmentation: v2.Compose, seed: int) -> None:
+    def __init__(self, squares: Squares, augmentation: Augmentation, seed: int) -> None:
         self.squares, self.augmentation, self.seed = squares, augmentation, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        image, box = self.squares[index]
-        side = self.squares.size
-        boxes = tv_tensors.BoundingBoxes(box[None], format="XYXY", canvas_size=(side, side))
+        (sample,) = self.__getitems__([key])
+        return sample
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        """The samples of a batch: a DataLoader asks for them together."""
+        images, boxes = zip(*(self.squares[index] for _, index in keys), strict=True)
         # Python hashes integers, and tuples of them, the same way in every process.
-        with own_randomness(hash((self.seed, epoch, index)) % 2**63):
-            image, boxes = self.augmentation(tv_tensors.Image(image), boxes)
-        return image.as_subclass(Tensor), boxes.as_subclass(Tensor)[0]
+        seeds = [hash((self.seed, *key)) % 2**63 for key in keys]
+        augmented = self.augmentation(torch.stack(images), torch.stack(boxes), seeds)
+        return list(zip(*augmented, strict=True))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -126,7 +125,7 @@ def to_batch(samples: list[tuple[Tensor, Tensor]]) -> Batch:
 def train_loader(squares: Squares, config: TrainConfig) -> tuple[Batches, EpochBatches]:
     """Batches of augmented pictures, and the sampler that must be told the epoch."""
     sampler = EpochBatches(len(squares), config.batch_size, config.seed)
-    samples = TrainingSamples(squares, build_augmentation(config.augment), config.seed)
+    samples = TrainingSamples(squares, Augmentation(config.augment), config.seed)
     workers = config.data.workers
     if workers is None:
         workers = min(max((os.cpu_count() or 1) - CORES_OF_A_STEP, 0), MOST_WORKERS)
@@ -174,21 +173,6 @@ def task_name(path: Path | None) -> str:
         return "toy"
     folder = path.parent if path.suffix in (".yaml", ".yml") else path
     return folder.resolve().name
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside, and put its state back after.
-
-    What `torch.random.fork_rng` and `torch.manual_seed` do, without their look at every accelerator: that
-    takes a quarter of a millisecond, as long as an augmentation.
-    """
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
 
 
 def _start_worker(worker: int) -> None:

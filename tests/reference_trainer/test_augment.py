@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from reference_trainer.config import NO_AUGMENTATION, AugmentConfig
-from reference_trainer.data.augment import build_augmentation
+from reference_trainer.data.augment import Augmentation
 from reference_trainer.data.toy import draw_scene
 
 SIDE = 96
@@ -32,7 +31,9 @@ RECTANGLES = {
 
 STRENGTHS = {
     "preset": AugmentConfig(),
-    "strong": AugmentConfig(translate=0.4, scale=0.6, crop=0.5, brightness=0.3, contrast=0.3, saturation=0.3),
+    "strong": AugmentConfig(
+        translate=0.4, scale=0.6, crop=0.5, brightness=0.3, contrast=0.3, saturation=0.3, colour=1
+    ),
     "shift": AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"translate": 0.5}),
     "zoom": AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"scale": 0.6}),
     "crop": AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"crop": 0.5}),
@@ -46,11 +47,8 @@ class Augmented(NamedTuple):
 
 
 def augment(image: Tensor, box: tuple[float, ...], config: AugmentConfig, seed: int) -> Augmented:
-    boxes = tv_tensors.BoundingBoxes(torch.tensor([box]).float(), format="XYXY", canvas_size=image.shape[-2:])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        image, boxes = build_augmentation(config)(tv_tensors.Image(image), boxes)
-    return Augmented(image.as_subclass(Tensor), boxes.as_subclass(Tensor)[0])
+    images, boxes = Augmentation(config)(image[None], torch.tensor([box]).float(), [seed])
+    return Augmented(images[0], boxes[0])
 
 
 def rectangle(box: tuple[int, int, int, int]) -> Tensor:
@@ -117,11 +115,11 @@ def test_the_object_stays_on_its_toy_picture_s_pixels() -> None:
 
 
 def test_every_augmentation_does_something() -> None:
-    names = set(AugmentConfig.model_fields)
+    names = set(AugmentConfig.model_fields) - {"colour"}  # the others' probability
     image, box = torch.from_numpy(draw_scene(0, 0, SIDE).render()), (20.0, 30.0, 50.0, 60.0)
     for name in names:
         strength = {"crop": 0.5, "hflip": 1.0, "vflip": 1.0}.get(name, 0.5)
-        config = AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {name: strength})
+        config = AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {name: strength, "colour": 1})
         changed = augment(image, box, config, seed=1)
         assert not torch.equal(changed.image, image), name
         moves = name in {"hflip", "vflip", "translate", "scale", "crop"}
@@ -132,7 +130,6 @@ def test_the_strengths_are_the_bounds() -> None:
     config = AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"scale": 0.25})
     sides = [augment(rectangle((40, 40, 56, 56)), (40, 40, 56, 56), config, seed).box for seed in range(200)]
     zooms = torch.stack([(box[2] - box[0]) / 16 for box in sides])
-    # The window is rounded to whole pixels.
     assert 0.74 < zooms.min() < 0.78
     assert 1.22 < zooms.max() < 1.27
 
@@ -160,3 +157,22 @@ def test_a_seed_decides_everything() -> None:
     for one, other in zip(first, again, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert len({tuple(box.tolist()) for _, box in first}) == 10
+
+
+def test_a_picture_does_not_depend_on_its_batch() -> None:
+    images = torch.stack([torch.from_numpy(draw_scene(0, index, SIDE).render()) for index in range(5)])
+    boxes = torch.tensor([draw_scene(0, index, SIDE).box for index in range(5)]).float()
+    augmentation = Augmentation(AugmentConfig())
+    together = augmentation(images, boxes, range(5))
+    for index in range(5):
+        alone = augmentation(images[index : index + 1], boxes[index : index + 1], [index])
+        torch.testing.assert_close(alone[0][0], together[0][index], rtol=0, atol=0)
+        torch.testing.assert_close(alone[1][0], together[1][index], rtol=0, atol=0)
+
+
+def test_a_flip_moves_pixels_and_changes_none() -> None:
+    image, box = torch.from_numpy(draw_scene(0, 3, SIDE).render()), (20.0, 30.0, 50.0, 60.0)
+    config = AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"hflip": 1})
+    flipped = augment(image, box, config, seed=0)
+    torch.testing.assert_close(flipped.image, image.flip(-1), rtol=0, atol=0)
+    torch.testing.assert_close(flipped.box, torch.tensor([SIDE - 50.0, 30.0, SIDE - 20.0, 60.0]))

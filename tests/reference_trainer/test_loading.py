@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from reference_trainer.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
 from reference_trainer.data import loading
-from reference_trainer.data.augment import build_augmentation
+from reference_trainer.data.augment import Augmentation
 from reference_trainer.data.loading import (
     EpochBatches,
     Squares,
@@ -40,7 +40,7 @@ def squares_of(count: int = 12) -> Squares:
 
 
 def samples_of(squares: Squares, seed: int = 0) -> TrainingSamples:
-    return TrainingSamples(squares, build_augmentation(AugmentConfig()), seed)
+    return TrainingSamples(squares, Augmentation(AugmentConfig()), seed)
 
 
 def same(one: Sample, other: Sample) -> bool:
