@@ -75,11 +75,11 @@ def test_every_norm_and_activation_is_used_and_learns(head: str, norm: str, acti
     torch.manual_seed(0)
     model = build_model(config_of(head, norm=norm, activation=activation), PRIOR)
     kinds = [type(module) for module in model.modules()]
-    eight_of_each = {"group": nn.GroupNorm, "batch": nn.BatchNorm2d, "none": nn.Identity}
-    for name, kind in eight_of_each.items():
-        assert kinds.count(kind) == (8 if name == norm else 0), name
-    wanted = type(ACTIVATIONS[activation]())
-    assert kinds.count(wanted) == (9 if head == "pooled" else 8)
+    # Two in each of four stages; the dense head has one more convolution, the pooled neck one more activation.
+    of_each = {"group": nn.GroupNorm, "batch": nn.BatchNorm2d, "none": nn.Identity}
+    for name, kind in of_each.items():
+        assert kinds.count(kind) == ((9 if head == "dense" else 8) if name == norm else 0), name
+    assert kinds.count(type(ACTIVATIONS[activation]())) == 9
     convolutions = [module for module in model.backbone.modules() if isinstance(module, nn.Conv2d)]
     # A norm has a shift of its own.
     assert {module.bias is None for module in convolutions} == {norm != "none"}

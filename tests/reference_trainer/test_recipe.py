@@ -97,7 +97,12 @@ def test_the_reference_decays_no_norm_and_no_bias() -> None:
     norms = {id(p) for m in model.modules() if isinstance(m, nn.GroupNorm) for p in m.parameters()}
     biases = {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
     undecayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]}
-    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] == 0.05 for p in g["params"]}
+    decayed = {
+        id(p)
+        for g in optimizer.param_groups
+        if g["weight_decay"] == config.optimizer.weight_decay
+        for p in g["params"]
+    }
     assert undecayed == norms | biases
     assert decayed == {id(p) for p in model.parameters()} - undecayed
 
