@@ -75,7 +75,7 @@ def test_every_norm_and_activation_is_used_and_learns(head: str, norm: str, acti
     torch.manual_seed(0)
     model = build_model(config_of(head, norm=norm, activation=activation), PRIOR)
     kinds = [type(module) for module in model.modules()]
-    # Two in each of four stages; the dense head has one more convolution, the pooled neck one more activation.
+    # Two in each of four stages; the dense head has one more convolution, the pooled one one more activation.
     of_each = {"group": nn.GroupNorm, "batch": nn.BatchNorm2d, "none": nn.Identity}
     for name, kind in of_each.items():
         assert kinds.count(kind) == ((9 if head == "dense" else 8) if name == norm else 0), name
