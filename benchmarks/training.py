@@ -21,8 +21,14 @@ TOY = {
     "reference": [],
     "reference, pooled head": ["--model.head", "pooled"],
     "baseline": ["--preset", "baseline"],
+    "baseline, not stopped early": ["--preset", "baseline", "--patience", "1000"],
 }
-SEEDS = {"reference": (0, 1, 2), "reference, pooled head": (0,), "baseline": (0,)}
+SEEDS = {
+    "reference": (0, 1, 2),
+    "reference, pooled head": (0,),
+    "baseline": (0,),
+    "baseline, not stopped early": (0,),
+}
 
 
 def main() -> None:

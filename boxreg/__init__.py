@@ -1,5 +1,6 @@
 """Box-regression losses, heads, decoders and parameter groups for PyTorch."""
 
+from . import functional as functional
 from .boxes import convert as convert
 from .decoders import Decoder as Decoder
 from .decoders import GridCellDecoder as GridCellDecoder

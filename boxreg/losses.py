@@ -261,6 +261,11 @@ ROOT_TANGENT = 1e-6
 """Below this size (inverted boxes too) the square root goes on as its tangent: a slope of 500 at most."""
 
 
+def _near(boxes: Tensor) -> Tensor:
+    # An infinity is not far away, it is nowhere: infinity minus itself is NaN.
+    return boxes.clamp(-FARTHEST, FARTHEST) + (boxes - boxes)
+
+
 def _mse(difference: Tensor) -> Tensor:
     return difference * difference
 
@@ -355,7 +360,7 @@ class BoxLoss(nn.Module):
     ) -> BoxLossTerms:
         """The total and its terms; arguments as in `boxreg.iou.overlap_loss`."""
         pred, target = prepare(pred, target, weight, self.fmt, self.dim)
-        near, target_near = (boxes.clamp(-FARTHEST, FARTHEST) for boxes in (pred, target))
+        near, target_near = _near(pred), _near(target)
         centre, size = convert(near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
         target_centre, target_size = convert(target_near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
         distance, shape = DISTANCES[self.distance], SIZES[self.size]

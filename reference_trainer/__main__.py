@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return STOPPED["SIGINT"]
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"reference_trainer {command}: {error}", file=sys.stderr)
         return 2
 

@@ -35,7 +35,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     """What the live optimizer is: its class, and each group's settings."""
-    shown = ("lr", "weight_decay", "momentum", "nesterov", "betas")
+    shown = ("initial_lr", "lr", "weight_decay", "momentum", "nesterov", "betas")
     return {
         "class": type(optimizer).__name__,
         "groups": [

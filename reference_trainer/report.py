@@ -46,7 +46,7 @@ class RunReport:
     """
 
     def __init__(self, config: TrainConfig, task: str) -> None:
-        self.task = task
+        self.task, self.epochs = task, config.epochs
         self.folder = new_folder(config.out, f"{task}-{config.model.head}-seed{config.seed}")
         self._rows: list[dict[str, Any]] = []
         self._batch_drawn = False
@@ -97,9 +97,11 @@ class RunReport:
             file.write(json.dumps(row) + "\n")
         terms = ", ".join(f"{name} {value:.3f}" for name, value in row["weighted"].items())
         validated = f"val IoU {row['val_mean_iou']:.4f}" if "val_mean_iou" in row else " " * 14
+        left = row["seconds"] / row["epoch"] * (self.epochs - row["epoch"])
         console.print(
-            f"epoch {row['epoch']:3d}  {validated}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
-            f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s",
+            f"epoch {row['epoch']:3d}  {validated}  train IoU {row['train_iou']:.4f}  "
+            f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
+            f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s  eta {left:.0f} s",
             soft_wrap=True,
         )
 

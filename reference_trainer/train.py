@@ -136,6 +136,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "seconds": time.perf_counter() - started,
             "best_epoch": stopping.best_epoch,
             "stopped_by": stop.name,
+            "pictures": {split: len(squares) for split, squares in pictures.items()},
+            "left_out": {split: left._asdict() for split, left in left_out.items()},
             "scores": best.summary(),
             "optimizer": describe_optimizer(learner.optimizer),
         },

@@ -224,3 +224,13 @@ class TestBoxLoss:
     def test_shapes_must_agree(self) -> None:
         with pytest.raises(ValueError, match=r"\(3, 4\) and \(1, 4\)"):
             BoxLoss()(torch.rand(3, 4), torch.rand(1, 4))
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_infinity_or_nan_gives_nan_in_that_box_s_terms_alone(bad: float) -> None:
+    pred = torch.tensor([[0.0, 0.0, bad, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    target = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(2, 1)
+    terms = BoxLoss(reduction="none")(pred, target)
+    for name, term in terms.raw.items():
+        assert term[0].isnan(), name
+        assert term[1] == 0, name

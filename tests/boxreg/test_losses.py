@@ -285,3 +285,14 @@ class TestBounds:
         steps = overlap_loss(kind, target + shifts, target).diff()
         assert (steps[:2] > 0).all()
         assert (steps >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_compiles_without_a_graph_break(dtype: torch.dtype) -> None:
+    pred = torch.tensor([[0.0, 0.0, 2.0, 1.0], [1.0, 1.0, 2.0, 3.0]], dtype=dtype, requires_grad=True)
+    target = torch.tensor([[0.5, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 3.0]], dtype=dtype)
+    compiled = torch.compile(lambda p: boxreg.CIoULoss()(p, target), fullgraph=True, backend="aot_eager")
+    (expected,) = torch.autograd.grad(boxreg.CIoULoss()(pred, target), pred)
+    (gradient,) = torch.autograd.grad(compiled(pred), pred)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, expected)

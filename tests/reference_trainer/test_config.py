@@ -3,13 +3,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from boxreg import losses
+from reference_trainer import model
 from reference_trainer.__main__ import COMMANDS, main
-from reference_trainer.config import PRESETS, TrainConfig, load_config, save_config
+from reference_trainer.config import PRESETS, LossConfig, ModelConfig, TrainConfig, load_config, save_config
 from reference_trainer.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -282,3 +284,20 @@ def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "imported []"
     assert "usage: " in done.stdout or "reference_trainer train" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("branch", "setting", "table"),
+    [
+        (LossConfig, "distance", losses.DISTANCES),
+        (LossConfig, "size", losses.SIZES),
+        (ModelConfig, "norm", model.NORMS),
+        (ModelConfig, "activation", model.ACTIVATIONS),
+    ],
+    ids=["distance", "size", "norm", "activation"],
+)
+def test_a_choice_offers_what_there_is(
+    branch: type[BaseModel], setting: str, table: dict[str, object]
+) -> None:
+    # The configuration spells them out, so that --help need not import torch.
+    assert set(get_args(branch.model_fields[setting].annotation)) == set(table)
