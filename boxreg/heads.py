@@ -23,8 +23,8 @@ _WEIGHT_SCALE = 3e-6
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    # Entered only where autocast is on: the meta device has none, and an exported graph stays plain.
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    # Entered only where autocast is on, so that an exported graph stays plain; the meta device has none.
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
