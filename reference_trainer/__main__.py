@@ -6,6 +6,7 @@ torch is imported once a command is chosen and its arguments are understood, so 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class BaseOptions:
     """Where a training's settings come from, before single options change them."""
 
     preset: Literal["reference", "baseline"] | None = None
-    """reference (the default): what the field notes recommend; baseline: their set-up with its faults."""
+    """reference (the default): the whole recipe; baseline: the set-up that got stuck, with its faults."""
     config: Path | None = None
     """A configuration file to start from instead, such as the config.yaml of a run."""
 
@@ -168,6 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
         print(f"reference_trainer: unknown command {command!r}; {hint}", file=sys.stderr)
         return 2
+    # A wrong value is named with what was expected; pydantic's web page about it says no more.
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     try:
         return COMMANDS[command](arguments[1:])
     except KeyboardInterrupt:

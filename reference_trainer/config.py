@@ -25,6 +25,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    def refuse_unused(self, name: str, why: str) -> None:
+        """Refuse a setting that was given although nothing reads it; what it is by default passes."""
+        if getattr(self, name) != type(self).model_fields[name].default:
+            raise ValueError(f"{name}: got {getattr(self, name)}, but {why}")
+
 
 class DataConfig(Settings):
     """Where the pictures come from and how large they are."""
@@ -36,7 +41,7 @@ class DataConfig(Settings):
     pictures: Annotated[int, Field(ge=5)] = 1200
     """Toy pictures to generate: four fifths to train on, the rest to validate."""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that augment pictures, 0 for none; by default the cores beyond 2, up to 4."""
+    """Processes that augment pictures, 0 for none; if not given, the cores beyond 2, up to 4."""
 
     @field_validator("path")
     @classmethod
@@ -48,6 +53,12 @@ class DataConfig(Settings):
     def _size_fits_stride(self) -> Self:
         if self.size % 16:
             raise ValueError(f"size: got {self.size}, expected a multiple of 16 (the model's stride)")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_are_toys(self) -> Self:
+        if self.path is not None:
+            self.refuse_unused("pictures", f"none is generated: they come from {self.path}")
         return self
 
 
@@ -72,6 +83,15 @@ class AugmentConfig(Settings):
     """Contrast factor between 1 - x and 1 + x."""
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Saturation factor between 1 - x and 1 + x."""
+
+    @model_validator(mode="after")
+    def _colour_has_a_strength(self) -> Self:
+        if self.colour and not (self.brightness or self.contrast or self.saturation):
+            raise ValueError(
+                f"colour: got {self.colour}, but brightness, contrast and saturation are all 0; "
+                "set one of them, or colour to 0"
+            )
+        return self
 
 
 class ModelConfig(Settings):
@@ -120,6 +140,12 @@ class LossConfig(Settings):
     size: Literal["wh", "sqrt_wh"] = "wh"
     """Compare sizes, or their square roots as in YOLOv1."""
 
+    @model_validator(mode="after")
+    def _boxes_are_learned(self) -> Self:
+        if not (self.lambda_coord or self.lambda_wh or self.lambda_iou):
+            raise ValueError("lambda_coord, lambda_wh, lambda_iou: all are 0, so no box would be learned")
+        return self
+
 
 class OptimizerConfig(Settings):
     """The optimizer; what is reported after a run is read from the live object."""
@@ -134,15 +160,13 @@ class OptimizerConfig(Settings):
     """Keep weight decay off norms and biases (boxreg.param_groups); False decays everything."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum, AdamW's beta1."""
-    beta2: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """AdamW's beta2, by default 0.99; SGD has none."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """AdamW's beta2; SGD has none."""
 
     @model_validator(mode="after")
     def _beta2_is_adamws(self) -> Self:
-        if self.name == "sgd" and self.beta2 is not None:
-            raise ValueError(
-                f"beta2: got {self.beta2}, but sgd has no beta2; set name to 'adamw' or leave it out"
-            )
+        if self.name == "sgd":
+            self.refuse_unused("beta2", "sgd has no beta2; set name to 'adamw' or leave it out")
         return self
 
 
@@ -150,9 +174,9 @@ class ScheduleConfig(Settings):
     """The learning rate over the run, a pure function of the step."""
 
     name: Literal["cosine", "steps"] = "cosine"
-    """cosine to 0; or the fixed steps of the field notes: 1, then 1/10, then 1/100 of the peak."""
+    """cosine to 0; or fixed steps: the peak, from 4/7 of the run a tenth of it, from 11/14 a hundredth."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Linear warm-up in optimizer steps: 200 for cosine, the notes' 5 of 140 epochs for steps."""
+    """Linear warm-up in optimizer steps; if not given, 200 for cosine, 1/28 of the run for steps."""
 
 
 class TrainConfig(Settings):
@@ -183,6 +207,25 @@ class TrainConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
+    @model_validator(mode="after")
+    def _cells_have_objectness(self) -> Self:
+        if self.model.head == "pooled":
+            for name in ("lambda_obj", "lambda_noobj"):
+                self.loss.refuse_unused(
+                    name, "head 'pooled' has no objectness; set head to 'dense' or leave it out"
+                )
+        return self
+
+    def resolved(self, device: str, workers: int, warmup_steps: int) -> Self:
+        """The same with the settings filled in that are decided when a run starts."""
+        return self.model_copy(
+            update={
+                "device": device,
+                "data": self.data.model_copy(update={"workers": workers}),
+                "schedule": self.schedule.model_copy(update={"warmup_steps": warmup_steps}),
+            }
+        )
+
 
 NO_AUGMENTATION = AugmentConfig(
     hflip=0,
@@ -197,9 +240,8 @@ NO_AUGMENTATION = AugmentConfig(
 )
 
 PRESETS: dict[str, TrainConfig] = {
-    # What the field notes recommend.
     "reference": TrainConfig(),
-    # The field notes' set-up, faults included: SGD where the note says AdamW, linear outputs on [0, 1]
+    # The set-up that got stuck, faults included: SGD where its note said AdamW, linear outputs on [0, 1]
     # targets, batch 4, dropout 0.5, no norm, no augmentation, lambdas 5/5/1, fixed steps, clip 1.
     "baseline": TrainConfig(
         batch_size=4,

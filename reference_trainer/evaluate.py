@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from boxreg import box_iou
 
 from .checkpoint import load_run, pick_device
+from .config import DataConfig
 from .data.loading import Batches, Squares, open_sources, task_name, val_loader
 from .model import answer
 
@@ -58,8 +59,8 @@ def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str,
     """
     config, model, _ = load_run(folder)
     device = pick_device(device_name)
-    where = config.data.model_copy(update={"path": data}) if data else config.data
-    sources, _ = open_sources(where, config.seed)
+    where = DataConfig(path=data, size=config.data.size) if data else config.data
+    sources, _ = open_sources(where, config.seed, splits=["val"])
     validation = val_loader(Squares(sources["val"], config.data.size))
     started = time.perf_counter()
     scores = evaluate(model.to(device), validation, device)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from boxreg import BoxLoss, box_iou
 
 from .config import LossConfig
+from .errors import ConfigError
 from .model import Prediction
 
 CELLS_AROUND_CENTRE = 1.5
@@ -31,23 +32,30 @@ class Objective(NamedTuple):
 
 
 class Criterion:
-    """The objective of a prediction, pooled or dense, against one box a picture."""
+    """The objective of a prediction, pooled or dense, against one box a picture.
+
+    Raises:
+        ConfigError: if `overlap` names no row of the IoU family.
+    """
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
-        self.losses = {
-            dim: BoxLoss(
-                config.overlap,
-                config.lambda_coord,
-                config.lambda_wh,
-                config.lambda_iou,
-                distance=config.distance,
-                size=config.size,
-                fmt="cxcywh",
-                dim=dim,
-            )
-            for dim in (-1, 1)
-        }
+        try:
+            self.losses = {
+                dim: BoxLoss(
+                    config.overlap,
+                    config.lambda_coord,
+                    config.lambda_wh,
+                    config.lambda_iou,
+                    distance=config.distance,
+                    size=config.size,
+                    fmt="cxcywh",
+                    dim=dim,
+                )
+                for dim in (-1, 1)
+            }
+        except ValueError as error:
+            raise ConfigError(f"loss.{error}") from error
 
     def __call__(self, prediction: Prediction, target: Tensor) -> Objective:
         """Predicted boxes, and objectness if there is one, against `target` (B, 4) in cxcywh."""

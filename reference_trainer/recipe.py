@@ -14,10 +14,11 @@ from boxreg import param_groups
 
 from .config import OptimizerConfig, ScheduleConfig
 
-DEFAULT_BETA2 = 0.99
+STEPS_WARMUP, FIRST_DROP, SECOND_DROP = 5 / 140, 80 / 140, 110 / 140
+"""The fixed steps of 5 + 75 + 30 + 30 epochs, as shares of the run."""
 
-NOTES_WARMUP, NOTES_FIRST_DROP, NOTES_SECOND_DROP = 5 / 140, 80 / 140, 110 / 140
-"""The field notes' schedule of 5 + 75 + 30 + 30 epochs, as shares of the run."""
+COSINE_WARMUP = 200
+"""Optimizer steps; in a short run a fifth of it."""
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
@@ -29,8 +30,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     )
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-    betas = (config.momentum, config.beta2 or DEFAULT_BETA2)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
 
 
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
@@ -46,15 +46,20 @@ def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
+def warmup_steps(config: ScheduleConfig, total: int) -> int:
+    """The optimizer steps of warm-up in a run of `total`."""
+    if config.warmup_steps is not None:
+        return config.warmup_steps
+    return round(STEPS_WARMUP * total) if config.name == "steps" else min(COSINE_WARMUP, total // 5)
+
+
 def lr_factor(config: ScheduleConfig, step: int, total: int) -> float:
     """The share of the peak learning rate at `step` of `total`: a pure function."""
-    warmup = config.warmup_steps
+    warmup = warmup_steps(config, total)
     if config.name == "steps":
-        warmup = round(NOTES_WARMUP * total) if warmup is None else warmup
         done = step / total
-        factor = 1.0 if done < NOTES_FIRST_DROP else 0.1 if done < NOTES_SECOND_DROP else 0.01
+        factor = 1.0 if done < FIRST_DROP else 0.1 if done < SECOND_DROP else 0.01
     else:
-        warmup = min(200, total // 5) if warmup is None else warmup
         done = min(max(step - warmup, 0) / max(total - warmup, 1), 1.0)
         factor = 0.5 * (1.0 + math.cos(math.pi * done))
     return factor * min((step + 1) / (warmup + 1), 1.0)

@@ -61,16 +61,26 @@ class RunReport:
             transient=True,
         )
 
-    def start(self, model: nn.Module, pictures: dict[str, int], left_out: dict[str, LeftOut]) -> None:
+    def start(self, model: nn.Module, pictures: dict[str, Squares], left_out: dict[str, LeftOut]) -> None:
         """Say what is about to be trained, and on what."""
+        self._data: dict[str, dict[str, Any]] = {
+            "pictures": {split: len(squares) for split, squares in pictures.items()},
+            "left_out": {split: left._asdict() for split, left in left_out.items()},
+            "clipped_boxes": {split: squares.source.clipped for split, squares in pictures.items()},
+        }
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        counts = ", ".join(f"{count} {split}" for split, count in pictures.items())
+        counts = ", ".join(f"{len(squares)} {split}" for split, squares in pictures.items())
         line = f"{self.task}: {counts} pictures; {parameters:,} parameters; run {self.folder}"
         console.print(line, soft_wrap=True)
         for split, left in left_out.items():
             if any(left):
                 several, none = left.several_boxes, left.no_box
                 console.print(f"{split}: left out {several} pictures with several boxes, {none} with none")
+        for split, clipped in self._data["clipped_boxes"].items():
+            if clipped:
+                console.print(
+                    f"{split}: clipped {clipped} boxes that stuck out of their picture by up to 1 %"
+                )
 
     def progress(self, steps: int) -> Progress:
         """The bar over the whole run, shown while it is entered; nothing where there is no terminal."""
@@ -111,7 +121,7 @@ class RunReport:
         shown = range(min(PICTURES_SHOWN, len(validation)))
         images = torch.stack([validation[index][0] for index in shown])
         draw_predictions(images, best.targets, best.boxes, best.iou, self.folder / "val_predictions.png")
-        summary = {"run": str(self.folder), "task": self.task} | result | {"machine": machine()}
+        summary = {"run": str(self.folder), "task": self.task} | result | self._data | {"machine": machine()}
         write_json(self.folder / "summary.json", summary)
         if result["stopped_by"]:
             console.print(f"stopped by {result['stopped_by']}; the best weights so far are kept")

@@ -19,11 +19,11 @@ from boxreg import box_iou
 from .checkpoint import CONFIG, WEIGHTS, pick_device, save_weights
 from .config import TrainConfig, save_config
 from .data.loading import Batch, Batches, Squares, open_sources, task_name, train_loader, val_loader
-from .errors import ConfigError, UserError
+from .errors import UserError
 from .evaluate import Scores, evaluate, prepare_images
 from .model import answer, build_model
 from .objective import Criterion, Objective
-from .recipe import EarlyStopping, Ema, build_optimizer, describe_optimizer, lr_factor
+from .recipe import EarlyStopping, Ema, build_optimizer, describe_optimizer, lr_factor, warmup_steps
 from .report import RunReport
 from .stopping import StopRequest
 
@@ -91,32 +91,27 @@ def train(config: TrainConfig) -> dict[str, Any]:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
-    try:
-        criterion = Criterion(config.loss)
-    except ValueError as error:
-        raise ConfigError(f"loss.{error}") from error
+    criterion = Criterion(config.loss)
 
     sources, left_out = open_sources(config.data, config.seed)
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
     loader, batches = train_loader(pictures["train"], config)
     validation = val_loader(pictures["val"])
+    total_steps = config.epochs * len(loader)
 
-    learner = build_learner(config, pictures["train"].prior(), criterion, config.epochs * len(loader), device)
+    warmup = warmup_steps(config.schedule, total_steps)
+    config = config.resolved(device.type, loader.num_workers, warmup)
+    learner = build_learner(config, pictures["train"].prior(), criterion, total_steps, device)
     report = RunReport(config, task_name(config.data.path))
     save_config(config, report.folder / CONFIG)
-    report.start(learner.model, {split: len(p) for split, p in pictures.items()}, left_out)
+    report.start(learner.model, pictures, left_out)
 
     stopping = EarlyStopping(config.patience)
     best: Scores | None = None
-    with StopRequest() as stop, report.progress(config.epochs * len(loader)):
+    with StopRequest() as stop, report.progress(total_steps):
         for epoch in range(1, config.epochs + 1):
             batches.epoch = epoch
             row = {"epoch": epoch} | train_epoch(learner, loader, epoch, report, stop)
-            if not math.isfinite(row["loss"]):
-                raise UserError(
-                    f"the loss is {row['loss']} in epoch {epoch}; try a smaller --optimizer.lr than "
-                    f"{config.optimizer.lr}. {report.folder} holds what came before"
-                )
             last = epoch == config.epochs or stop.requested
             validate = last or epoch % config.validate_every == 0
             if validate:
@@ -136,8 +131,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "seconds": time.perf_counter() - started,
             "best_epoch": stopping.best_epoch,
             "stopped_by": stop.name,
-            "pictures": {split: len(squares) for split, squares in pictures.items()},
-            "left_out": {split: left._asdict() for split, left in left_out.items()},
             "scores": best.summary(),
             "optimizer": describe_optimizer(learner.optimizer),
         },
@@ -170,7 +163,11 @@ def build_learner(
 def train_epoch(
     learner: Learner, loader: Batches, epoch: int, report: RunReport, stop: StopRequest
 ) -> dict[str, Any]:
-    """One pass over the training pictures, or up to the step at which a stop was asked for."""
+    """One pass over the training pictures, or up to the step at which a stop was asked for.
+
+    Raises:
+        UserError: if the loss of the epoch is not finite.
+    """
     learner.model.train()
     meter = Meter()
     started = time.perf_counter()
@@ -186,7 +183,14 @@ def train_epoch(
         report.step(epoch, step.objective, step.iou, lr, meter.pictures / meter.seconds)
         if stop.requested:
             break
-    return meter.row(learner.clip_norm) | {"lr": lr, "steps": len(meter.steps), "pictures": meter.pictures}
+    row = meter.row(learner.clip_norm)
+    if not math.isfinite(row["loss"]):
+        peak = learner.optimizer.param_groups[0]["initial_lr"]
+        raise UserError(
+            f"the loss is {row['loss']} in epoch {epoch}; try a smaller --optimizer.lr than {peak}. "
+            f"{report.folder} holds what came before"
+        )
+    return row | {"lr": lr, "steps": len(meter.steps), "pictures": meter.pictures}
 
 
 def take_step(learner: Learner, batch: Batch) -> Step:

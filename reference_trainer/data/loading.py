@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,18 +147,20 @@ def val_loader(squares: Squares) -> Batches:
     return DataLoader(squares, batch_size=64, collate_fn=to_batch)
 
 
-def open_sources(config: DataConfig, seed: int) -> tuple[dict[str, PictureSource], dict[str, LeftOut]]:
-    """The splits "train" and "val" with one-box pictures only, and what was left out of each.
+def open_sources(
+    config: DataConfig, seed: int, splits: Sequence[str] = ("train", "val")
+) -> tuple[dict[str, PictureSource], dict[str, LeftOut]]:
+    """The splits with one-box pictures only, and what was left out of each.
 
     Raises:
         DataError: if a folder, a label or a picture is broken, or a split has no one-box picture.
     """
-    splits: dict[str, PictureSource]
+    opened: Mapping[str, PictureSource]
     if config.path is None:
-        splits = dict(toy_splits(config.pictures, config.size, seed))
+        opened = toy_splits(config.pictures, config.size, seed)
     else:
-        splits = dict(open_yolo_splits(config.path))
-    chosen = {name: one_box_only(source) for name, source in splits.items()}
+        opened = open_yolo_splits(config.path, splits)
+    chosen = {name: one_box_only(opened[name]) for name in splits}
     empty = [name for name, (subset, _) in chosen.items() if not len(subset)]
     if empty:
         raise DataError(*(f"{config.path}: {name}: no picture with exactly one box" for name in empty))

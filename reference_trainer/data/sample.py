@@ -69,6 +69,11 @@ class PictureSource(Protocol):
         """The number of boxes of each picture."""
         ...
 
+    @property
+    def clipped(self) -> int:
+        """How many boxes stuck out of their picture by a little and were clipped to it."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Picture: ...
@@ -96,6 +101,11 @@ class Subset:
         """The number of boxes of each picture."""
         counts = self.source.box_counts
         return [counts[index] for index in self.indices]
+
+    @property
+    def clipped(self) -> int:
+        """How many boxes of the whole source were clipped."""
+        return self.source.clipped
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -106,6 +106,11 @@ class ToyPictures:
         """One box in every picture."""
         return [1] * len(self.indices)
 
+    @property
+    def clipped(self) -> int:
+        """None: boxes are taken from the pixels."""
+        return 0
+
     def __len__(self) -> int:
         return len(self.indices)
 

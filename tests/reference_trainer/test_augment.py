@@ -119,7 +119,10 @@ def test_every_augmentation_does_something() -> None:
     image, box = torch.from_numpy(draw_scene(0, 0, SIDE).render()), (20.0, 30.0, 50.0, 60.0)
     for name in names:
         strength = {"crop": 0.5, "hflip": 1.0, "vflip": 1.0}.get(name, 0.5)
-        config = AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {name: strength, "colour": 1})
+        colour = float(name in ("brightness", "contrast", "saturation"))
+        config = AugmentConfig.model_validate(
+            NO_AUGMENTATION.model_dump() | {name: strength, "colour": colour}
+        )
         changed = augment(image, box, config, seed=1)
         assert not torch.equal(changed.image, image), name
         moves = name in {"hflip", "vflip", "translate", "scale", "crop"}

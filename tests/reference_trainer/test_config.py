@@ -27,6 +27,26 @@ CONTRADICTIONS = {
         ["--optimizer.name", "sgd", "--optimizer.beta2", "0.9"],
         ["beta2: got 0.9", "sgd has no beta2", "set name to 'adamw'"],
     ),
+    "objectness of a pooled head": (
+        "model: {head: pooled}\nloss: {lambda_noobj: 2}",
+        ["--model.head", "pooled", "--loss.lambda-noobj", "2"],
+        ["lambda_noobj: got 2.0", "head 'pooled' has no objectness", "set head to 'dense'"],
+    ),
+    "toy pictures of a folder": (
+        "data: {path: photographs, pictures: 40}",
+        ["--data", "photographs", "--data.pictures", "40"],
+        ["pictures: got 40", "they come from", "photographs"],
+    ),
+    "jitter without strength": (
+        "augment: {brightness: 0, contrast: 0, saturation: 0}",
+        ["--augment.brightness", "0", "--augment.contrast", "0", "--augment.saturation", "0"],
+        ["colour: got 0.3", "all 0", "colour to 0"],
+    ),
+    "nothing to learn": (
+        "loss: {lambda_coord: 0, lambda_wh: 0, lambda_iou: 0}",
+        ["--loss.lambda-coord", "0", "--loss.lambda-wh", "0", "--loss.lambda-iou", "0"],
+        ["lambda_coord, lambda_wh, lambda_iou", "no box would be learned"],
+    ),
     "size off the stride": (
         "data: {size: 100}",
         ["--data.size", "100"],
@@ -79,7 +99,7 @@ def trained_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Train
     return seen[0]
 
 
-def test_the_baseline_is_the_field_notes_set_up() -> None:
+def test_the_baseline_is_the_set_up_that_got_stuck() -> None:
     baseline = PRESETS["baseline"]
     assert baseline.optimizer.name == "sgd"
     assert baseline.optimizer.momentum > 0
@@ -105,7 +125,7 @@ def test_the_baseline_augments_nothing() -> None:
     assert set(augment.values()) == {0}
 
 
-def test_the_reference_is_the_default_and_follows_the_notes() -> None:
+def test_the_reference_is_the_default_and_the_whole_recipe() -> None:
     reference = PRESETS["reference"]
     assert reference == TrainConfig()
     assert (reference.optimizer.name, reference.optimizer.exempt) == ("adamw", True)

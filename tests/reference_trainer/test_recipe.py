@@ -122,9 +122,9 @@ def test_the_baseline_decays_everything() -> None:
 @pytest.mark.parametrize("exempt", [True, False])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_momentum_beta2_and_exemption_reach_either_optimizer(name: str, exempt: bool) -> None:
-    beta2 = 0.95 if name == "adamw" else None
+    beta2 = {"beta2": 0.95} if name == "adamw" else {}
     config = OptimizerConfig.model_validate(
-        {"name": name, "lr": 0.25, "momentum": 0.5, "beta2": beta2, "exempt": exempt, "weight_decay": 0.125}
+        {"name": name, "lr": 0.25, "momentum": 0.5, **beta2, "exempt": exempt, "weight_decay": 0.125}
     )
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8))
     groups = build_optimizer(config, model).param_groups

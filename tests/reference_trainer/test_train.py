@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,22 @@ def test_the_resolved_configuration_is_saved(small: Done) -> None:
     assert (config.data.pictures, config.data.size, config.model.width) == (40, SIZE, 8)
     written = (small.folder / "config.yaml").read_text()
     assert "lambda_noobj: 0.5" in written, "settings that nobody gave are written too"
+
+
+def test_nothing_is_left_open_in_the_saved_configuration(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    settings = ["--epochs", "2", "--data.pictures", "40", "--data.size", str(SIZE), "--model.width", "8"]
+    done = call_here(capsys, "train", *settings, "--out", folder / "open")
+    config = load_config(done.folder / "config.yaml")
+    assert config.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert config.data.workers == 1
+    # Four steps: a fifth of them, rounded down.
+    assert config.schedule.warmup_steps == 0
+    again = call_here(capsys, "train", "--config", done.folder / "config.yaml")
+    assert again.summary["mean_iou"] == done.summary["mean_iou"]
+    assert (again.folder / "config.yaml").read_text() == (done.folder / "config.yaml").read_text()
 
 
 def test_each_epoch_has_its_line_of_figures(small: Done) -> None:
@@ -387,7 +404,8 @@ def test_a_signal_leaves_a_run_that_can_be_used(
 def test_training_from_a_yolo_folder_is_training_on_its_pictures(
     small: Done, yolo: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = call_here(capsys, "train", "--data", yolo, *SMALL, "--out", folder / "yolo")
+    settings = ["--data", yolo, *from_a_folder(SMALL)]
+    done = call_here(capsys, "train", *settings, "--out", folder / "yolo")
     assert done.result["task"] == "toy-folder"
     # PNG loses nothing, and the boxes come back but for their last bits.
     assert done.result["mean_iou"] == pytest.approx(small.result["mean_iou"], abs=1e-3)
@@ -395,6 +413,39 @@ def test_training_from_a_yolo_folder_is_training_on_its_pictures(
     assert names == ["rectangle", "ellipse", "triangle"]
     scored = call_here(capsys, "evaluate", done.folder, "--device", "cpu").result
     assert scored["mean_iou"] == pytest.approx(done.result["mean_iou"], abs=1e-6)
+
+
+def from_a_folder(settings: list[str]) -> list[str]:
+    """The settings without those of generated pictures."""
+    at = settings.index("--data.pictures")
+    return settings[:at] + settings[at + 2 :]
+
+
+def test_what_was_done_to_the_data_is_said_and_kept(
+    yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(yolo, tmp_path / "copy")
+    labels = sorted((tmp_path / "copy" / "labels" / "train").iterdir())
+    labels[0].write_text("0 0.252 0.5 0.51 0.5\n")  # 0.3 % beyond the left edge
+    labels[1].write_text("0 0.5 0.5 0.2 0.2\n1 0.2 0.2 0.2 0.2\n")
+    labels[2].write_text("")
+    settings = ["--data", tmp_path / "copy", *from_a_folder(SMALL), "--out", tmp_path / "runs"]
+    done = call_here(capsys, "train", *settings)
+    assert done.summary["pictures"] == {"train": 30, "val": 8}
+    assert done.summary["left_out"]["train"] == {"no_box": 1, "several_boxes": 1}
+    assert done.summary["clipped_boxes"] == {"train": 1, "val": 0}
+    assert "train: left out 1 pictures with several boxes, 1 with none" in done.messages
+    assert "train: clipped 1 boxes" in done.messages
+    assert "val: " not in done.messages.replace("val IoU", "")
+
+
+def test_evaluate_needs_no_training_pictures(
+    learned: Done, yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(yolo, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "images" / "train")
+    scored = call_here(capsys, "evaluate", learned.folder, "--data", tmp_path / "copy").result
+    assert scored["pictures"] == 8
 
 
 def broken_folder(tmp_path: Path, fault: str) -> tuple[Path, str]:
@@ -440,7 +491,7 @@ def test_a_fault_in_the_data_is_named_before_training_starts(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, expected = broken_folder(tmp_path, fault)
-    message = refused(capsys, "train", "--data", root, *SMALL, "--out", tmp_path / "runs")
+    message = refused(capsys, "train", "--data", root, *from_a_folder(SMALL), "--out", tmp_path / "runs")
     assert expected in message
     assert not (tmp_path / "runs").exists()
 

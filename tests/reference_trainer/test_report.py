@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from reference_trainer import report
+from reference_trainer.config import TrainConfig
+from reference_trainer.objective import Objective
+
+TERMS = {"coord": torch.tensor(0.25), "iou": torch.tensor(1.5)}
+OBJECTIVE = Objective(torch.tensor(1.75), TERMS, TERMS)
+
+
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> str:
+    """What the progress over three of four steps writes, on a terminal or elsewhere."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
+    monkeypatch.setattr(report, "console", console)
+    run = report.RunReport(TrainConfig(epochs=2, out=tmp_path), "toy")
+    with run.progress(4) as bar:
+        for _ in range(3):
+            run.step(2, OBJECTIVE, torch.tensor([0.5, 0.75]), 3e-3, 321.0)
+        bar.refresh()
+    return stream.getvalue()
+
+
+def test_a_terminal_gets_one_bar_with_all_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = shown(tmp_path, monkeypatch, terminal=True)
+    for figure in ("epoch 2", "coord 0.25", "iou 1.50", "IoU 0.625", "lr 3.0e-03", "321 pictures/s", "eta"):
+        assert figure in written, figure
+    assert "\x1b[" in written
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written)
+    # Three of four steps on ten columns: seven and a half.
+    assert f"epoch 2 {'━' * 7}╸{'━' * 2} IoU" in plain
+    assert written.endswith("\x1b[2K"), "the bar is wiped away at the end"
+
+
+def test_elsewhere_no_bar_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(tmp_path, monkeypatch, terminal=False) == ""
