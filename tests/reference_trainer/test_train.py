@@ -1,116 +1,33 @@
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
 
 from boxreg import box_iou
-from reference_trainer.__main__ import main
 from reference_trainer.checkpoint import load_run
 from reference_trainer.config import DataConfig, load_config
 from reference_trainer.data.loading import Squares, open_sources, val_loader
-from reference_trainer.data.sample import Letterbox, decode_picture, letterbox
-from reference_trainer.data.toy import ToyPictures
-from reference_trainer.model import answer
-from reference_trainer.predict import in_original
-from tests.reference_trainer.pictures import ramp, save
-
-ROOT = Path(__file__).parents[2]
-SIZE = 64
-# Two epochs of two steps.
-SMALL = ["--epochs", "2", "--data.pictures", "40", "--data.size", str(SIZE), "--data.workers", "0"]
-SMALL += ["--model.width", "8", "--validate-every", "1", "--device", "cpu"]
-LEARN = ["--epochs", "16", "--data.pictures", "300", "--data.size", str(SIZE), "--data.workers", "0"]
-LEARN += ["--validate-every", "4", "--device", "cpu"]
-FILES = {"config.yaml", "metrics.jsonl", "summary.json", "model.safetensors"}
-DRAWINGS = {"curves.png", "train_batch.png", "val_predictions.png"}
-
-
-class Done(NamedTuple):
-    """A command that has ended: its result, from the last line that it printed, and what it said."""
-
-    result: dict[str, Any]
-    messages: str
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.result["run"])
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
-        return summary
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "model.safetensors")
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "reference_trainer", *map(str, arguments)]
-
-
-def call(*arguments: str | Path) -> Done:
-    """Run a command in a process of its own; it must succeed."""
-    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return Done(json.loads(done.stdout.splitlines()[-1]), done.stderr)
-
-
-def call_here(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Done:
-    """Run a command in this process; it must succeed."""
-    assert main([str(argument) for argument in arguments]) == 0
-    captured = capsys.readouterr()
-    return Done(json.loads(captured.out.splitlines()[-1]), captured.err)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """What a command says that ends with code 2; an exception that is not caught fails the test."""
-    try:
-        code: Any = main([str(argument) for argument in arguments])
-    except SystemExit as stopped:
-        code = stopped.code
-    assert code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("train")
-
-
-@pytest.fixture(scope="module")
-def small(folder: Path) -> Done:
-    return call("train", *SMALL, "--out", folder / "small")
-
-
-@pytest.fixture(scope="module")
-def learned(folder: Path) -> Done:
-    return call("train", *LEARN, "--out", folder / "learned")
-
-
-@pytest.fixture(scope="module")
-def yolo(folder: Path) -> Path:
-    """The toy pictures of the small run as a YOLO folder."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert main(["data", str(folder / "toy-folder"), "--pictures", "40", "--size", str(SIZE)]) == 0
-    assert json.loads(out.getvalue()) == {"data": str(folder / "toy-folder"), "train": 32, "val": 8}
-    return folder / "toy-folder"
+from tests.reference_trainer.runs import (
+    DRAWINGS,
+    FILES,
+    ROOT,
+    SIZE,
+    SMALL,
+    Done,
+    call,
+    call_here,
+    command,
+    from_a_folder,
+)
 
 
 def test_a_run_leaves_its_whole_folder(small: Done) -> None:
@@ -264,108 +181,6 @@ def test_training_learns(learned: Done) -> None:
     assert learned.result["mean_iou"] > 0.5 > 2 * by_the_mean_box
 
 
-def test_evaluate_gives_the_score_of_the_run(learned: Done) -> None:
-    scored = call("evaluate", learned.folder, "--device", "cpu").result
-    assert scored["mean_iou"] == pytest.approx(learned.result["mean_iou"], abs=1e-6)
-    assert scored["pictures"] == 60
-    for name, value in learned.summary["scores"].items():
-        assert scored[name] == pytest.approx(value, abs=1e-6), name
-
-
-def test_evaluate_on_another_folder(learned: Done, yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scored = call_here(capsys, "evaluate", learned.folder, "--data", yolo, "--device", "cpu").result
-    assert (scored["task"], scored["pictures"]) == ("toy-folder", 8)
-    # Pictures that the run was trained on.
-    assert scored["mean_iou"] > 0.4
-
-
-@pytest.fixture(scope="module")
-def photos(folder: Path) -> list[Path]:
-    """Pictures of several sizes, of which two share a name."""
-    (folder / "photos" / "more").mkdir(parents=True)
-    toy = ToyPictures([250, 251, 252], 160)
-    crops = {
-        "wide.png": toy[0].image[:, 30:121],
-        "tall.jpg": toy[1].image[:, :, 17:90],
-        "more/wide.png": ramp(50, 333),
-        "square.bmp": toy[2].image,
-    }
-    for name, image in crops.items():
-        save(image, folder / "photos" / name)
-    return [folder / "photos" / name for name in crops]
-
-
-def box_by_hand(run: Path, picture: Path) -> list[float]:
-    """Letterbox, predict, and go back to the picture's own pixels."""
-    image = decode_picture(picture)
-    height, width = image.shape[1:]
-    square, _, _ = letterbox(image, torch.zeros(0, 4), SIZE)
-    _, model, _ = load_run(run)
-    with torch.no_grad():
-        boxes, _ = answer(model(square[None].float() / 255))
-    cx, cy, w, h = boxes[0].tolist()
-    side = max(width, height)
-    left, top = (side - width) // 2, (side - height) // 2
-    corners = [(cx - w / 2) * side - left, (cy - h / 2) * side - top]
-    corners += [(cx + w / 2) * side - left, (cy + h / 2) * side - top]
-    return [min(max(x, 0.0), edge) for x, edge in zip(corners, [width, height] * 2, strict=True)]
-
-
-def test_predict_draws_and_writes_boxes_in_original_pixels(learned: Done, photos: list[Path]) -> None:
-    done = call("predict", learned.folder, *photos, "--device", "cpu")
-    out = learned.folder / "predictions"
-    assert done.result["pictures"] == 4
-    assert done.result["predictions"] == str(out / "predictions.json")
-    found = json.loads((out / "predictions.json").read_text())
-    assert [one["picture"] for one in found] == [str(photo) for photo in photos]
-    sizes = [(160, 91), (73, 160), (333, 50), (160, 160)]
-    for one, photo, (width, height) in zip(found, photos, sizes, strict=True):
-        assert (one["width"], one["height"]) == (width, height)
-        x1, y1, x2, y2 = one["box_xyxy"]
-        assert 0 <= x1 <= x2 <= width
-        assert 0 <= y1 <= y2 <= height
-        assert 0 < one["confidence"] <= 1
-        # Written with two decimals; the batch layout changes the last bits of the network's numbers.
-        assert one["box_xyxy"] == pytest.approx(box_by_hand(learned.folder, photo), abs=0.02)
-    drawings = sorted(file for file in out.iterdir() if file.suffix == ".png")
-    assert [file.name for file in drawings] == [
-        f"{number:03d}-{photo.stem}.png" for number, photo in enumerate(photos)
-    ]
-    for drawing, (width, height) in zip(drawings, sizes, strict=True):
-        with Image.open(drawing) as image:
-            assert image.format == "PNG"
-            # As wide and as high as the picture, give or take the title.
-            assert (image.width > image.height) == (width > height) or width == height
-
-
-def test_predict_writes_where_it_is_told(
-    learned: Done, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "deep" / "er"
-    call_here(capsys, "predict", learned.folder, photos[0], "--out", out, "--device", "cpu")
-    assert {file.name for file in out.iterdir()} == {"predictions.json", "000-wide.png"}
-
-
-@pytest.mark.parametrize(
-    ("fitted", "box", "expected"),
-    [
-        # 160 x 80 into 80: half as large, 20 pixels of grey above and below.
-        (Letterbox(0.5, 0.0, 20.0, 160, 80), (0.5, 0.5, 0.25, 0.25), [60, 20, 100, 60]),
-        (Letterbox(0.5, 0.0, 20.0, 160, 80), (0.5, 0.5, 1.0, 1.0), [0, 0, 160, 80]),
-        (Letterbox(0.5, 0.0, 20.0, 160, 80), (0.0, 0.25, 0.5, 0.5), [0, 0, 40, 40]),
-        # 40 x 80 into 160: twice as large, 40 pixels of grey left and right.
-        (Letterbox(2.0, 40.0, 0.0, 40, 80), (0.5, 0.25, 0.25, 0.25), [10, 10, 30, 30]),
-        (Letterbox(2.0, 40.0, 0.0, 40, 80), (0.9, 0.9, 0.1, 0.1), [40, 68, 40, 76]),
-    ],
-    ids=["wide", "all of the square", "half outside", "tall", "in the grey"],
-)
-def test_a_box_is_brought_back_into_the_picture(
-    fitted: Letterbox, box: tuple[float, ...], expected: list[float]
-) -> None:
-    size = {160: 80, 40: 160}[fitted.width]
-    assert in_original(torch.tensor(box), fitted, size) == pytest.approx(expected, abs=1e-4)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_run_that_can_be_used(
     number: signal.Signals, code: int, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -415,12 +230,6 @@ def test_training_from_a_yolo_folder_is_training_on_its_pictures(
     assert scored["mean_iou"] == pytest.approx(done.result["mean_iou"], abs=1e-6)
 
 
-def from_a_folder(settings: list[str]) -> list[str]:
-    """The settings without those of generated pictures."""
-    at = settings.index("--data.pictures")
-    return settings[:at] + settings[at + 2 :]
-
-
 def test_what_was_done_to_the_data_is_said_and_kept(
     yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,129 +246,3 @@ def test_what_was_done_to_the_data_is_said_and_kept(
     assert "train: left out 1 pictures with several boxes, 1 with none" in done.messages
     assert "train: clipped 1 boxes" in done.messages
     assert "val: " not in done.messages.replace("val IoU", "")
-
-
-def test_evaluate_needs_no_training_pictures(
-    learned: Done, yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(yolo, tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy" / "images" / "train")
-    scored = call_here(capsys, "evaluate", learned.folder, "--data", tmp_path / "copy").result
-    assert scored["pictures"] == 8
-
-
-def broken_folder(tmp_path: Path, fault: str) -> tuple[Path, str]:
-    """A YOLO folder with one fault, and how the fault must be named."""
-    root = tmp_path / "pictures"
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (root / kind / split).mkdir(parents=True)
-        save(ramp(), root / "images" / split / "a.png")
-        (root / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
-    (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [cat]\n")
-    picture, label = root / "images/val/a.png", root / "labels/train/a.txt"
-    if fault == "missing folder":
-        return tmp_path / "nowhere", f"{tmp_path / 'nowhere'}: no such file or folder"
-    if fault == "missing split":
-        (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/test\nnames: [cat]\n")
-        return root, f"{root / 'data.yaml'}: val: no such folder"
-    if fault == "class out of range":
-        label.write_text("0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.4 0.4\n")
-        return root, f"{label}:2: class is not one of 0 to 0: 1"
-    if fault == "label out of the picture":
-        label.write_text("\n0 0.9 0.5 0.5 0.5\n")
-        return root, f"{label}:2: sticks out of the picture by 15.0%"
-    if fault == "broken picture":
-        picture.write_bytes(picture.read_bytes()[:60])
-        return root, f"{picture}: broken picture"
-    label.write_text("")
-    return root, "train: no picture with exactly one box"
-
-
-FAULTS = [
-    "missing folder",
-    "missing split",
-    "class out of range",
-    "label out of the picture",
-    "broken picture",
-    "no box at all",
-]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_the_data_is_named_before_training_starts(
-    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root, expected = broken_folder(tmp_path, fault)
-    message = refused(capsys, "train", "--data", root, *from_a_folder(SMALL), "--out", tmp_path / "runs")
-    assert expected in message
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_refusal_ends_the_process_with_2_and_no_traceback(tmp_path: Path) -> None:
-    root, expected = broken_folder(tmp_path, "class out of range")
-    done = subprocess.run(
-        command("train", "--data", root, "--out", tmp_path / "runs"),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("break_it", "message"),
-    [
-        (lambda run: (run / "model.safetensors").unlink(), "it has no model.safetensors"),
-        (lambda run: (run / "config.yaml").write_text("epoch: 3"), "did you mean 'epochs'?"),
-        (lambda run: (run / "config.yaml").write_text("model: {width: 16}"), "does not fit config.yaml"),
-        (lambda run: (run / "model.safetensors").write_bytes(b"nonsense"), "model.safetensors"),
-    ],
-    ids=["no weights", "unknown setting", "other network", "broken weights"],
-)
-@pytest.mark.parametrize("name", ["evaluate", "predict"])
-def test_a_folder_that_is_no_whole_run_is_refused(
-    name: str, break_it: Any, message: str, small: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    for file in ("model.safetensors", "config.yaml"):
-        (run / file).write_bytes((small.folder / file).read_bytes())
-    break_it(run)
-    save(ramp(), tmp_path / "a.png")
-    said = refused(capsys, name, run, *([tmp_path / "a.png"] if name == "predict" else []))
-    assert str(run) in said
-    assert message in said
-
-
-def test_a_picture_that_cannot_be_read_is_refused(
-    small: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    for name in ("text.png", "missing.png"):
-        said = refused(capsys, "predict", small.folder, tmp_path / name, "--out", tmp_path / "out")
-        assert str(tmp_path / name) in said
-    assert "PICTURES" in refused(capsys, "predict", small.folder)
-    assert not (tmp_path / "out").exists()
-
-
-def test_data_touches_no_folder_with_something_in_it(
-    yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {file: file.stat().st_mtime_ns for file in yolo.rglob("*")}
-    assert f"{yolo}: already there" in refused(capsys, "data", yolo)
-    assert {file: file.stat().st_mtime_ns for file in yolo.rglob("*")} == before
-    assert "got 10, expected at least 32" in refused(capsys, "data", tmp_path / "new", "--size", "10")
-    assert not (tmp_path / "new").exists()
-
-
-def test_cuda_where_there_is_none_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    said = refused(capsys, "train", *SMALL, "--device", "cuda", "--out", tmp_path / "runs")
-    assert "device: got 'cuda'" in said
-    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,37 @@
+"""Runs that several files look at; each is trained once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from reference_trainer.__main__ import main
+from tests.reference_trainer.runs import LEARN, SIZE, SMALL, Done, call
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="session")
+def small(folder: Path) -> Done:
+    return call("train", *SMALL, "--out", folder / "small")
+
+
+@pytest.fixture(scope="session")
+def learned(folder: Path) -> Done:
+    return call("train", *LEARN, "--out", folder / "learned")
+
+
+@pytest.fixture(scope="session")
+def yolo(folder: Path) -> Path:
+    """The toy pictures of the small run as a YOLO folder."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["data", str(folder / "toy-folder"), "--pictures", "40", "--size", str(SIZE)]) == 0
+    assert json.loads(out.getvalue()) == {"data": str(folder / "toy-folder"), "train": 32, "val": 8}
+    return folder / "toy-folder"

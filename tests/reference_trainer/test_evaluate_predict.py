@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from reference_trainer.checkpoint import load_run
+from reference_trainer.data.sample import Letterbox, decode_picture, letterbox
+from reference_trainer.data.toy import ToyPictures
+from reference_trainer.model import answer
+from reference_trainer.predict import in_original
+from tests.reference_trainer.pictures import ramp, save
+from tests.reference_trainer.runs import (
+    SIZE,
+    Done,
+    call,
+    call_here,
+)
+
+
+def test_evaluate_gives_the_score_of_the_run(learned: Done) -> None:
+    scored = call("evaluate", learned.folder, "--device", "cpu").result
+    assert scored["mean_iou"] == pytest.approx(learned.result["mean_iou"], abs=1e-6)
+    assert scored["pictures"] == 60
+    for name, value in learned.summary["scores"].items():
+        assert scored[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_evaluate_on_another_folder(learned: Done, yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scored = call_here(capsys, "evaluate", learned.folder, "--data", yolo, "--device", "cpu").result
+    assert (scored["task"], scored["pictures"]) == ("toy-folder", 8)
+    # Pictures that the run was trained on.
+    assert scored["mean_iou"] > 0.4
+
+
+@pytest.fixture(scope="module")
+def photos(folder: Path) -> list[Path]:
+    """Pictures of several sizes, of which two share a name."""
+    (folder / "photos" / "more").mkdir(parents=True)
+    toy = ToyPictures([250, 251, 252], 160)
+    crops = {
+        "wide.png": toy[0].image[:, 30:121],
+        "tall.jpg": toy[1].image[:, :, 17:90],
+        "more/wide.png": ramp(50, 333),
+        "square.bmp": toy[2].image,
+    }
+    for name, image in crops.items():
+        save(image, folder / "photos" / name)
+    return [folder / "photos" / name for name in crops]
+
+
+def box_by_hand(run: Path, picture: Path) -> list[float]:
+    """Letterbox, predict, and go back to the picture's own pixels."""
+    image = decode_picture(picture)
+    height, width = image.shape[1:]
+    square, _, _ = letterbox(image, torch.zeros(0, 4), SIZE)
+    _, model, _ = load_run(run)
+    with torch.no_grad():
+        boxes, _ = answer(model(square[None].float() / 255))
+    cx, cy, w, h = boxes[0].tolist()
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    corners = [(cx - w / 2) * side - left, (cy - h / 2) * side - top]
+    corners += [(cx + w / 2) * side - left, (cy + h / 2) * side - top]
+    return [min(max(x, 0.0), edge) for x, edge in zip(corners, [width, height] * 2, strict=True)]
+
+
+def test_predict_draws_and_writes_boxes_in_original_pixels(learned: Done, photos: list[Path]) -> None:
+    done = call("predict", learned.folder, *photos, "--device", "cpu")
+    out = learned.folder / "predictions"
+    assert done.result["pictures"] == 4
+    assert done.result["predictions"] == str(out / "predictions.json")
+    found = json.loads((out / "predictions.json").read_text())
+    assert [one["picture"] for one in found] == [str(photo) for photo in photos]
+    sizes = [(160, 91), (73, 160), (333, 50), (160, 160)]
+    for one, photo, (width, height) in zip(found, photos, sizes, strict=True):
+        assert (one["width"], one["height"]) == (width, height)
+        x1, y1, x2, y2 = one["box_xyxy"]
+        assert 0 <= x1 <= x2 <= width
+        assert 0 <= y1 <= y2 <= height
+        assert 0 < one["confidence"] <= 1
+        # Written with two decimals; the batch layout changes the last bits of the network's numbers.
+        assert one["box_xyxy"] == pytest.approx(box_by_hand(learned.folder, photo), abs=0.02)
+    drawings = sorted(file for file in out.iterdir() if file.suffix == ".png")
+    assert [file.name for file in drawings] == [
+        f"{number:03d}-{photo.stem}.png" for number, photo in enumerate(photos)
+    ]
+    for drawing, (width, height) in zip(drawings, sizes, strict=True):
+        with Image.open(drawing) as image:
+            assert image.format == "PNG"
+            # As wide and as high as the picture, give or take the title.
+            assert (image.width > image.height) == (width > height) or width == height
+
+
+def test_predict_writes_where_it_is_told(
+    learned: Done, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "er"
+    call_here(capsys, "predict", learned.folder, photos[0], "--out", out, "--device", "cpu")
+    assert {file.name for file in out.iterdir()} == {"predictions.json", "000-wide.png"}
+
+
+@pytest.mark.parametrize(
+    ("fitted", "box", "expected"),
+    [
+        # 160 x 80 into 80: half as large, 20 pixels of grey above and below.
+        (Letterbox(0.5, 0.0, 20.0, 160, 80), (0.5, 0.5, 0.25, 0.25), [60, 20, 100, 60]),
+        (Letterbox(0.5, 0.0, 20.0, 160, 80), (0.5, 0.5, 1.0, 1.0), [0, 0, 160, 80]),
+        (Letterbox(0.5, 0.0, 20.0, 160, 80), (0.0, 0.25, 0.5, 0.5), [0, 0, 40, 40]),
+        # 40 x 80 into 160: twice as large, 40 pixels of grey left and right.
+        (Letterbox(2.0, 40.0, 0.0, 40, 80), (0.5, 0.25, 0.25, 0.25), [10, 10, 30, 30]),
+        (Letterbox(2.0, 40.0, 0.0, 40, 80), (0.9, 0.9, 0.1, 0.1), [40, 68, 40, 76]),
+    ],
+    ids=["wide", "all of the square", "half outside", "tall", "in the grey"],
+)
+def test_a_box_is_brought_back_into_the_picture(
+    fitted: Letterbox, box: tuple[float, ...], expected: list[float]
+) -> None:
+    size = {160: 80, 40: 160}[fitted.width]
+    assert in_original(torch.tensor(box), fitted, size) == pytest.approx(expected, abs=1e-4)
+
+
+def test_evaluate_needs_no_training_pictures(
+    learned: Done, yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(yolo, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "images" / "train")
+    scored = call_here(capsys, "evaluate", learned.folder, "--data", tmp_path / "copy").result
+    assert scored["pictures"] == 8

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.reference_trainer.pictures import ramp, save
+from tests.reference_trainer.runs import (
+    ROOT,
+    SMALL,
+    Done,
+    command,
+    from_a_folder,
+    refused,
+)
+
+
+def broken_folder(tmp_path: Path, fault: str) -> tuple[Path, str]:
+    """A YOLO folder with one fault, and how the fault must be named."""
+    root = tmp_path / "pictures"
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        save(ramp(), root / "images" / split / "a.png")
+        (root / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [cat]\n")
+    picture, label = root / "images/val/a.png", root / "labels/train/a.txt"
+    if fault == "missing folder":
+        return tmp_path / "nowhere", f"{tmp_path / 'nowhere'}: no such file or folder"
+    if fault == "missing split":
+        (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/test\nnames: [cat]\n")
+        return root, f"{root / 'data.yaml'}: val: no such folder"
+    if fault == "class out of range":
+        label.write_text("0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.4 0.4\n")
+        return root, f"{label}:2: class is not one of 0 to 0: 1"
+    if fault == "label out of the picture":
+        label.write_text("\n0 0.9 0.5 0.5 0.5\n")
+        return root, f"{label}:2: sticks out of the picture by 15.0%"
+    if fault == "broken picture":
+        picture.write_bytes(picture.read_bytes()[:60])
+        return root, f"{picture}: broken picture"
+    label.write_text("")
+    return root, "train: no picture with exactly one box"
+
+
+FAULTS = [
+    "missing folder",
+    "missing split",
+    "class out of range",
+    "label out of the picture",
+    "broken picture",
+    "no box at all",
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_data_is_named_before_training_starts(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, expected = broken_folder(tmp_path, fault)
+    message = refused(capsys, "train", "--data", root, *from_a_folder(SMALL), "--out", tmp_path / "runs")
+    assert expected in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_refusal_ends_the_process_with_2_and_no_traceback(tmp_path: Path) -> None:
+    root, expected = broken_folder(tmp_path, "class out of range")
+    done = subprocess.run(
+        command("train", "--data", root, "--out", tmp_path / "runs"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda run: (run / "model.safetensors").unlink(), "it has no model.safetensors"),
+        (lambda run: (run / "config.yaml").write_text("epoch: 3"), "did you mean 'epochs'?"),
+        (lambda run: (run / "config.yaml").write_text("model: {width: 16}"), "does not fit config.yaml"),
+        (lambda run: (run / "model.safetensors").write_bytes(b"nonsense"), "model.safetensors"),
+    ],
+    ids=["no weights", "unknown setting", "other network", "broken weights"],
+)
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_a_folder_that_is_no_whole_run_is_refused(
+    name: str, break_it: Any, message: str, small: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for file in ("model.safetensors", "config.yaml"):
+        (run / file).write_bytes((small.folder / file).read_bytes())
+    break_it(run)
+    save(ramp(), tmp_path / "a.png")
+    said = refused(capsys, name, run, *([tmp_path / "a.png"] if name == "predict" else []))
+    assert str(run) in said
+    assert message in said
+
+
+def test_a_picture_that_cannot_be_read_is_refused(
+    small: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("text.png", "missing.png"):
+        said = refused(capsys, "predict", small.folder, tmp_path / name, "--out", tmp_path / "out")
+        assert str(tmp_path / name) in said
+    assert "PICTURES" in refused(capsys, "predict", small.folder)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_touches_no_folder_with_something_in_it(
+    yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in yolo.rglob("*")}
+    assert f"{yolo}: already there" in refused(capsys, "data", yolo)
+    assert {file: file.stat().st_mtime_ns for file in yolo.rglob("*")} == before
+    assert "got 10, expected at least 32" in refused(capsys, "data", tmp_path / "new", "--size", "10")
+    assert not (tmp_path / "new").exists()
+
+
+def test_cuda_where_there_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = refused(capsys, "train", *SMALL, "--device", "cuda", "--out", tmp_path / "runs")
+    assert "device: got 'cuda'" in said
+    assert not (tmp_path / "runs").exists()
