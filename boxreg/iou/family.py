@@ -2,7 +2,7 @@ r"""The IoU family, defined once: every backend runs these functions and no othe
 
 Every variant is `loss = 1 - iou + penalty(pair) + pair.inversion`. `pair` is the only geometry pass;
 a variant is a penalty and, beside it, the penalty's partial derivatives (slopes); `pullback` takes
-slopes to the four predicted corners. The eager backend lets autograd differentiate `loss`; a fused
+slopes to the corners of both boxes. The eager backend lets autograd differentiate `loss`; a fused
 backend calls `loss`, slopes and `pullback` in one pass. `VARIANTS` is the table of rows.
 
 How it stays finite and unbiased:
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as xp
 from torch import Tensor
@@ -51,6 +51,7 @@ class Axis(NamedTuple):
     target_low: Tensor
     target_high: Tensor
     inverted: Tensor
+    target_inverted: Tensor
     overlapping: Tensor
     size: Tensor
     target_size: Tensor
@@ -80,6 +81,7 @@ class AxisSlopes(NamedTuple):
     """Partial derivatives of a penalty with respect to the lengths of one axis."""
 
     size: Tensor | float = 0.0
+    target_size: Tensor | float = 0.0
     span: Tensor | float = 0.0
     offset: Tensor | float = 0.0
 
@@ -105,12 +107,42 @@ def hold(value: Tensor) -> Tensor:
     return value.detach()
 
 
+def both(function: Callable[..., Any], x: tuple[Any, ...], y: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The same for either axis; a backend may do the two at once."""
+    return function(*x), function(*y)
+
+
+def is_inverted(first: Tensor, second: Tensor) -> Tensor:
+    """Whether a side runs backwards. Of ordinary boxes a backend may know this and the next two: False."""
+    return second < first
+
+
+def is_zero(length: Tensor) -> Tensor:
+    """Whether there is nothing to divide by."""
+    return length == 0
+
+
+def is_negligible(length: Tensor) -> Tensor:
+    """Whether a length is below the smallest that is told from 0."""
+    return length < SMALLEST
+
+
+def floored(length: Tensor) -> Tensor:
+    """The length, or the smallest that is told from 0."""
+    return xp.where(is_negligible(length), SMALLEST, length)
+
+
+def ratio(part: Tensor, whole: Tensor, limit: float) -> Tensor:
+    """part / whole, and `limit` where there is no whole."""
+    none = is_zero(whole)
+    return xp.where(none, limit, part / xp.where(none, 1.0, whole))
+
+
 def unit_of(length: Tensor) -> Unit:
     """The unit that a length makes, constant under differentiation."""
     length = hold(length)
-    none = length == 0
-    slope = 1.0 / xp.where(length < SMALLEST, SMALLEST, length)
-    return Unit(xp.where(none, 1.0, length), xp.where(none, 0.0, slope))
+    none = is_zero(length)
+    return Unit(xp.where(none, 1.0, length), xp.where(none, 0.0, 1.0 / floored(length)))
 
 
 def measure(length: Tensor, unit: Unit) -> Tensor:
@@ -119,11 +151,10 @@ def measure(length: Tensor, unit: Unit) -> Tensor:
     return constant / unit.divisor + (length - constant) * unit.slope
 
 
-def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def ordered(first: Tensor, second: Tensor, inverted: Tensor) -> tuple[Tensor, Tensor]:
     """The two ends of a side, lower first; a side that was inverted moves as one."""
     middle = 0.5 * first + 0.5 * second
     move = middle - hold(middle)
-    inverted = second < first
     low = xp.where(inverted, hold(second) + move, first)
     high = xp.where(inverted, hold(first) + move, second)
     return low, high
@@ -131,13 +162,15 @@ def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 def axis(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> Axis:
     """The geometry of one axis: predicted side p1..p2, target side t1..t2."""
-    inverted, target_inverted = p2 < p1, t2 < t1
-    low, high = ordered(p1, p2)
-    target_low, target_high = ordered(t1, t2)
+    inverted, target_inverted = is_inverted(p1, p2), is_inverted(t1, t2)
+    low, high = ordered(p1, p2, inverted)
+    target_low, target_high = ordered(t1, t2, target_inverted)
     size, target_size = high - low, target_high - target_low
     span = xp.maximum(high, target_high) - xp.minimum(low, target_low)
     reach = xp.minimum(high, target_high) - xp.maximum(low, target_low)
-    overlapping = (p2 >= p1) & (t2 >= t1) & (reach >= 0)
+    # An inverted side reaches nothing.
+    reach = xp.where(inverted, -1.0, xp.where(target_inverted, -1.0, reach))
+    overlapping = reach >= 0
     inversion = xp.where(inverted, p1 - p2, 0.0) + xp.where(target_inverted, t1 - t2, 0.0)
     unit = unit_of(span)
     return Axis(
@@ -146,6 +179,7 @@ def axis(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> Axis:
         target_low=target_low,
         target_high=target_high,
         inverted=inverted,
+        target_inverted=target_inverted,
         overlapping=overlapping,
         size=size,
         target_size=target_size,
@@ -164,7 +198,7 @@ def pair(
     px1: Tensor, py1: Tensor, px2: Tensor, py2: Tensor, tx1: Tensor, ty1: Tensor, tx2: Tensor, ty2: Tensor
 ) -> Pair:
     """The geometry pass: predicted corners (p) and target corners (t), any one broadcastable shape."""
-    x, y = axis(px1, px2, tx1, tx2), axis(py1, py2, ty1, ty2)
+    x, y = both(axis, (px1, px2, tx1, tx2), (py1, py2, ty1, ty2))
     intersection = x.overlap_share * y.overlap_share
     union = x.share * y.share + x.target_share * y.target_share - intersection
     enclosing = x.span_share * y.span_share
@@ -172,8 +206,8 @@ def pair(
         x=x,
         y=y,
         union=union,
-        iou=intersection / xp.where(union < SMALLEST, SMALLEST, union),
-        fill=xp.where(enclosing == 0, 1.0, union / xp.where(enclosing == 0, 1.0, enclosing)),
+        iou=intersection / floored(union),
+        fill=ratio(union, enclosing, 1.0),
         unit=unit_of(xp.maximum(x.span, y.span)),
         inversion=x.inversion + y.inversion,
     )
@@ -212,31 +246,36 @@ def empty_share_slopes(pair: Pair) -> Slopes:
     return Slopes(fill=-1.0)
 
 
+def squared_diagonal(pair: Pair) -> Tensor:
+    """Of the enclosing box, in its unit."""
+    sx, sy = both(measure, (pair.x.span, pair.unit), (pair.y.span, pair.unit))
+    return sx * sx + sy * sy
+
+
 def centre_distance(pair: Pair) -> Tensor:
     """DIoU: squared distance of the centres over the squared diagonal of the enclosing box."""
-    dx, dy = measure(pair.x.offset, pair.unit), measure(pair.y.offset, pair.unit)
-    sx, sy = measure(pair.x.span, pair.unit), measure(pair.y.span, pair.unit)
-    diagonal = sx * sx + sy * sy
-    return (dx * dx + dy * dy) / xp.where(diagonal == 0, 1.0, diagonal)
+    dx, dy = both(measure, (pair.x.offset, pair.unit), (pair.y.offset, pair.unit))
+    return ratio(dx * dx + dy * dy, squared_diagonal(pair), 0.0)
+
+
+def distance_slopes(axis: Axis, unit: Unit, factor: Tensor, distance: Tensor) -> AxisSlopes:
+    """Slopes of `centre_distance` on one axis."""
+    offset, span = measure(axis.offset, unit), measure(axis.span, unit)
+    return AxisSlopes(offset=offset * factor, span=-span * (distance * factor))
 
 
 def centre_distance_slopes(pair: Pair) -> Slopes:
     """Slopes of `centre_distance`: 2 d / c^2 for an offset, -2 s rho^2 / c^4 for a span."""
-    dx, dy = measure(pair.x.offset, pair.unit), measure(pair.y.offset, pair.unit)
-    sx, sy = measure(pair.x.span, pair.unit), measure(pair.y.span, pair.unit)
-    diagonal = sx * sx + sy * sy
-    factor = 2.0 * pair.unit.slope / xp.where(diagonal == 0, 1.0, diagonal)
-    distance = centre_distance(pair)
-    return Slopes(
-        x=AxisSlopes(offset=dx * factor, span=-sx * distance * factor),
-        y=AxisSlopes(offset=dy * factor, span=-sy * distance * factor),
-    )
+    factor = ratio(2.0 * pair.unit.slope, squared_diagonal(pair), 0.0)
+    shared = (pair.unit, factor, centre_distance(pair))
+    x, y = both(distance_slopes, (pair.x, *shared), (pair.y, *shared))
+    return Slopes(x=x, y=y)
 
 
 def direction(width: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
     """Width and height in units of the longer of them; a point counts as a square."""
     unit = unit_of(xp.maximum(width, height))
-    point = unit.slope == 0
+    point = is_zero(xp.maximum(width, height))
     return xp.where(point, 1.0, measure(width, unit)), xp.where(point, 1.0, measure(height, unit))
 
 
@@ -260,17 +299,23 @@ def aspect_and_distance(pair: Pair) -> Tensor:
     return centre_distance(pair) + aspect_weight(pair, aspect) * aspect
 
 
+def turning(width: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes of atan(width / height): height / (w^2 + h^2) and -width / (w^2 + h^2)."""
+    w, h = direction(width, height)
+    per_length = unit_of(xp.maximum(width, height)).slope / (w * w + h * h)
+    return h * per_length, -w * per_length
+
+
 def aspect_and_distance_slopes(pair: Pair) -> Slopes:
-    """Slopes of `aspect_and_distance`: d turn / d w = -h / (w^2 + h^2), d turn / d h = w / (w^2 + h^2)."""
+    """Slopes of `aspect_and_distance`; the turn grows with the target's angle and falls with the box's."""
     angle = turn(pair)
-    alpha = aspect_weight(pair, (4.0 / math.pi**2) * angle * angle)
-    w, h = direction(pair.x.size, pair.y.size)
-    per_side = unit_of(xp.maximum(pair.x.size, pair.y.size)).slope
-    factor = (8.0 / math.pi**2) * alpha * angle / (w * w + h * h) * per_side
+    factor = (8.0 / math.pi**2) * aspect_weight(pair, (4.0 / math.pi**2) * angle * angle) * angle
+    width, height = turning(pair.x.size, pair.y.size)
+    target_width, target_height = turning(pair.x.target_size, pair.y.target_size)
     distance = centre_distance_slopes(pair)
     return Slopes(
-        x=AxisSlopes(size=-h * factor, span=distance.x.span, offset=distance.x.offset),
-        y=AxisSlopes(size=w * factor, span=distance.y.span, offset=distance.y.offset),
+        x=AxisSlopes(-width * factor, target_width * factor, distance.x.span, distance.x.offset),
+        y=AxisSlopes(-height * factor, target_height * factor, distance.y.span, distance.y.offset),
     )
 
 
@@ -298,33 +343,54 @@ def won(slope: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return xp.where(first > second, slope, xp.where(first == second, 0.5 * slope, 0.0))
 
 
-def pull_axis(
-    axis: Axis, overlap_share: Tensor, share: Tensor, span_share: Tensor, own: AxisSlopes
+def pull_side(
+    low: Tensor,
+    high: Tensor,
+    other_low: Tensor,
+    other_high: Tensor,
+    inverted: Tensor,
+    overlap: Tensor,
+    size: Tensor,
+    span: Tensor,
+    per_span: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Slopes of the loss at the two ends of a predicted side, from slopes at its shares and lengths."""
-    per_span = axis.unit.slope
-    overlap = xp.where(axis.overlapping, overlap_share * per_span, 0.0)
-    size = share * per_span + own.size
-    span = span_share * per_span + own.span
-    low = -won(overlap, axis.low, axis.target_low) - size - won(span, axis.target_low, axis.low)
-    high = won(overlap, axis.target_high, axis.high) + size + won(span, axis.high, axis.target_high)
-    middle = 0.5 * (low + high)
-    first = xp.where(axis.inverted, middle + per_span, low) + 0.5 * own.offset
-    second = xp.where(axis.inverted, middle - per_span, high) + 0.5 * own.offset
+    """Slopes at the two ends of a side, from those at its overlap with the other side, size and span."""
+    at_low = -won(overlap, low, other_low) - size - won(span, other_low, low)
+    at_high = won(overlap, other_high, high) + size + won(span, high, other_high)
+    middle = 0.5 * (at_low + at_high)
+    first = xp.where(inverted, middle + per_span, at_low)
+    second = xp.where(inverted, middle - per_span, at_high)
     return first, second
 
 
-def pullback(pair: Pair, slopes: Slopes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradient of `loss` with respect to the predicted corners x1, y1, x2, y2."""
+def pull_axis(
+    axis: Axis, overlap_share: Tensor, share: Tensor, target_share: Tensor, span_share: Tensor, own: AxisSlopes
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slopes at the ends of the predicted and of the target side, from slopes at shares and lengths."""
+    per_span = axis.unit.slope
+    overlap = xp.where(axis.overlapping, overlap_share * per_span, 0.0)
+    span = span_share * per_span + own.span
+    size, target_size = share * per_span + own.size, target_share * per_span + own.target_size
+    predicted, target = (axis.low, axis.high), (axis.target_low, axis.target_high)
+    p1, p2 = pull_side(*predicted, *target, axis.inverted, overlap, size, span, per_span)
+    t1, t2 = pull_side(*target, *predicted, axis.target_inverted, overlap, target_size, span, per_span)
+    half = 0.5 * own.offset
+    return p1 + half, p2 + half, t1 - half, t2 - half
+
+
+def pullback(pair: Pair, slopes: Slopes) -> tuple[Tensor, ...]:
+    """The gradient of `loss` with respect to all eight corners, in the order of `pair`'s arguments."""
     x, y = pair.x, pair.y
-    floored = pair.union < SMALLEST
-    per_union = 1.0 / xp.where(floored, SMALLEST, pair.union)
+    per_union = 1.0 / floored(pair.union)
     iou = slopes.iou - 1.0
-    fill = xp.where(x.span_share * y.span_share == 0, 0.0, slopes.fill)
-    per_area = xp.where(floored, 0.0, pair.iou * per_union)
+    fill = xp.where(is_zero(x.span_share * y.span_share), 0.0, slopes.fill)
+    per_area = xp.where(is_negligible(pair.union), 0.0, pair.iou * per_union)
     intersection = iou * (per_union + per_area) - fill
     area = fill - iou * per_area
     enclosing = -fill * pair.fill
-    x1, x2 = pull_axis(x, intersection * y.overlap_share, area * y.share, enclosing * y.span_share, slopes.x)
-    y1, y2 = pull_axis(y, intersection * x.overlap_share, area * x.share, enclosing * x.span_share, slopes.y)
-    return x1, y1, x2, y2
+    from_y = intersection * y.overlap_share, area * y.share, area * y.target_share, enclosing * y.span_share
+    from_x = intersection * x.overlap_share, area * x.share, area * x.target_share, enclosing * x.span_share
+    (px1, px2, tx1, tx2), (py1, py2, ty1, ty2) = both(
+        pull_axis, (x, *from_y, slopes.x), (y, *from_x, slopes.y)
+    )
+    return px1, py1, px2, py2, tx1, ty1, tx2, ty2

@@ -33,10 +33,10 @@ class TestSlopes:
         boxes, target = pairs(regime)
         # A common power of two brings lengths into the range that the entry points promise.
         scale = 2.0**-4 if regime == "huge-3e38" else 1.0
-        pred, target_planes = leaves(boxes * scale), (target * scale).unbind(-1)
+        pred, target_planes = leaves(boxes * scale), leaves(target * scale)
         loss = eager_loss(pred, target_planes, family.VARIANTS[kind])
         upstream = torch.randn(loss.shape, generator=seeded(1), dtype=loss.dtype)
-        found = torch.stack(torch.autograd.grad(loss, pred, upstream), -1)
+        found = torch.stack(torch.autograd.grad(loss, (*pred, *target_planes), upstream), -1)
         by_hand = closed_form(kind, pred, target_planes) * upstream[:, None]
         magnitude = found.abs().amax(-1, keepdim=True)
         unit = torch.where(magnitude == 0, 1.0, magnitude)
@@ -45,12 +45,13 @@ class TestSlopes:
     @pytest.mark.parametrize("kind", KINDS)
     def test_slopes_are_finite_and_agree_on_wild_exponents(self, kind: str) -> None:
         boxes, target = (side.double() for side in wild_pairs(3000, torch.float32))
-        pred, target_planes = leaves(boxes), target.unbind(-1)
+        pred, target_planes = leaves(boxes), leaves(target)
         loss = eager_loss(pred, target_planes, family.VARIANTS[kind])
-        found = torch.stack(torch.autograd.grad(loss.sum(), pred), -1)
+        found = torch.stack(torch.autograd.grad(loss.sum(), (*pred, *target_planes)), -1)
         by_hand = closed_form(kind, pred, target_planes)
         # Autograd cancels terms as large as 1 / side, so that is the scale to measure by.
-        side = (boxes[:, 2:] - boxes[:, :2]).abs().amin(-1).clamp(min=family.SMALLEST)
+        sides = torch.cat([boxes[:, 2:] - boxes[:, :2], target[:, 2:] - target[:, :2]], 1)
+        side = sides.abs().amin(-1).clamp(min=family.SMALLEST)
         scale = found.abs().amax(-1) + 1 / side
         error = (by_hand - found) / scale[:, None]
         torch.testing.assert_close(error, torch.zeros_like(error), rtol=0, atol=1e-12)
