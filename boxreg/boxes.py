@@ -9,6 +9,7 @@ permutation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,26 +19,63 @@ from ._checks import check_boxes, check_choice
 Planes = tuple[Tensor, Tensor, Tensor, Tensor]
 """The four coordinates of boxes, each a tensor of the boxes' shape without the coordinate axis."""
 
-_TO_CORNERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Planes]] = {
-    "xyxy": lambda x1, y1, x2, y2: (x1, y1, x2, y2),
-    "xywh": lambda x, y, w, h: (x, y, x + w, y + h),
-    "cxcywh": lambda cx, cy, w, h: (cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h),
-}
 
-_FROM_CORNERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Planes]] = {
-    "xyxy": lambda x1, y1, x2, y2: (x1, y1, x2, y2),
-    "xywh": lambda x1, y1, x2, y2: (x1, y1, x2 - x1, y2 - y1),
-    "cxcywh": lambda x1, y1, x2, y2: (x1 + 0.5 * (x2 - x1), y1 + 0.5 * (y2 - y1), x2 - x1, y2 - y1),
-}
+def ends_of_corners(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Of xyxy, the two ends of a side: as they are."""
+    return low, high
 
-FORMATS = tuple(_TO_CORNERS)
+
+def ends_of_corner_and_size(low: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Of xywh, the two ends of a side."""
+    return low, low + size
+
+
+def ends_of_centre_and_size(centre: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Of cxcywh, the two ends of a side."""
+    return centre - 0.5 * size, centre + 0.5 * size
+
+
+def corner_and_size(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """A side as xywh has it."""
+    return low, high - low
+
+
+def centre_and_size(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """A side as cxcywh has it."""
+    return low + 0.5 * (high - low), high - low
+
+
+def pull_corner_and_size(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes at the ends of a side to slopes at its low end and size."""
+    return low + high, high
+
+
+def pull_centre_and_size(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes at the ends of a side to slopes at its centre and size."""
+    return low + high, 0.5 * (high - low)
+
+
+class Format(NamedTuple):
+    """What a box's first and second number on an axis mean: to the two ends, back, and slopes back."""
+
+    to_ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    from_ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    pull: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+FORMATS: dict[str, Format] = {
+    "xyxy": Format(ends_of_corners, ends_of_corners, ends_of_corners),
+    "xywh": Format(ends_of_corner_and_size, corner_and_size, pull_corner_and_size),
+    "cxcywh": Format(ends_of_centre_and_size, centre_and_size, pull_centre_and_size),
+}
 """The box formats that every `fmt` argument understands."""
 
 
 def corners(boxes: Tensor, fmt: str, dim: int = -1) -> Planes:
     """The corners x1, y1, x2, y2 of `boxes` as four tensors, without copying the layout."""
     a, b, c, d = boxes.unbind(dim)
-    return _TO_CORNERS[fmt](a, b, c, d)
+    (x1, x2), (y1, y2) = FORMATS[fmt].to_ends(a, c), FORMATS[fmt].to_ends(b, d)
+    return x1, y1, x2, y2
 
 
 def convert(boxes: Tensor, src: str, dst: str, dim: int = -1) -> Tensor:
@@ -68,7 +106,9 @@ def convert(boxes: Tensor, src: str, dst: str, dim: int = -1) -> Tensor:
         boxes = boxes.float()
     if src == dst:
         return boxes
-    return torch.stack(_FROM_CORNERS[dst](*corners(boxes, src, dim)), dim)
+    x1, y1, x2, y2 = corners(boxes, src, dim)
+    (a, c), (b, d) = FORMATS[dst].from_ends(x1, x2), FORMATS[dst].from_ends(y1, y2)
+    return torch.stack((a, b, c, d), dim)
 
 
 def area(boxes: Tensor, fmt: str = "xyxy", dim: int = -1) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ._checks import check_choice, check_number
 from .boxes import FORMATS, convert
+from .iou._eager import promote
 from .iou.family import VARIANTS
 from .iou.functional import BACKENDS, OverlapOptions, overlap_loss, prepare
 from .reduction import REDUCTIONS, Normalizer, reduce_loss
@@ -359,7 +360,7 @@ class BoxLoss(nn.Module):
         normalizer: Normalizer | None = None,
     ) -> BoxLossTerms:
         """The total and its terms; arguments as in `boxreg.iou.overlap_loss`."""
-        pred, target = prepare(pred, target, weight, self.fmt, self.dim)
+        pred, target = promote(*prepare(pred, target, weight, self.fmt, self.dim))
         near, target_near = _near(pred), _near(target)
         centre, size = convert(near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
         target_centre, target_size = convert(target_near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)

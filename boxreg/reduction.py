@@ -59,10 +59,12 @@ def reduce_loss(
         loss = torch.where(weight == 0, torch.zeros_like(weighed), weighed)
     if reduction == "none":
         return loss
+    if reduction == "mean" and normalizer is None and loss.numel():
+        return loss.mean()
     total = loss.sum()
     if reduction == "sum":
         return total
-    return _divide(total, max(loss.numel(), 1) if normalizer is None else normalizer)
+    return total if normalizer is None else _divide(total, normalizer)
 
 
 def check_weight(weight: object, loss: Tensor) -> None:

@@ -133,7 +133,7 @@ def floored(length: Tensor) -> Tensor:
 
 
 def ratio(part: Tensor, whole: Tensor, limit: float) -> Tensor:
-    """part / whole, and `limit` where there is no whole."""
+    """Part / whole, and `limit` where there is no whole."""
     none = is_zero(whole)
     return xp.where(none, limit, part / xp.where(none, 1.0, whole))
 
@@ -185,7 +185,7 @@ def axis(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> Axis:
         target_size=target_size,
         span=span,
         unit=unit,
-        offset=0.5 * (p1 - t1) + 0.5 * (p2 - t2),
+        offset=0.5 * ((p1 - t1) + (p2 - t2)),
         share=xp.where(inverted, 0.0, measure(size, unit)),
         target_share=xp.where(target_inverted, 0.0, measure(target_size, unit)),
         overlap_share=measure(xp.where(overlapping, reach, 0.0), unit),
@@ -246,16 +246,22 @@ def empty_share_slopes(pair: Pair) -> Slopes:
     return Slopes(fill=-1.0)
 
 
+def squared(length: Tensor, unit: Unit) -> Tensor:
+    """The square of a length in a unit."""
+    measured = measure(length, unit)
+    return measured * measured
+
+
 def squared_diagonal(pair: Pair) -> Tensor:
     """Of the enclosing box, in its unit."""
-    sx, sy = both(measure, (pair.x.span, pair.unit), (pair.y.span, pair.unit))
-    return sx * sx + sy * sy
+    x, y = both(squared, (pair.x.span, pair.unit), (pair.y.span, pair.unit))
+    return x + y  # type: ignore[no-any-return]
 
 
 def centre_distance(pair: Pair) -> Tensor:
     """DIoU: squared distance of the centres over the squared diagonal of the enclosing box."""
-    dx, dy = both(measure, (pair.x.offset, pair.unit), (pair.y.offset, pair.unit))
-    return ratio(dx * dx + dy * dy, squared_diagonal(pair), 0.0)
+    x, y = both(squared, (pair.x.offset, pair.unit), (pair.y.offset, pair.unit))
+    return ratio(x + y, squared_diagonal(pair), 0.0)
 
 
 def distance_slopes(axis: Axis, unit: Unit, factor: Tensor, distance: Tensor) -> AxisSlopes:
@@ -338,9 +344,10 @@ def score(pair: Pair, variant: Variant) -> Tensor:
     return pair.iou - variant.penalty(pair)
 
 
-def won(slope: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The part of max(first, second)'s slope that `first` gets: all, none, or half of it at a tie."""
-    return xp.where(first > second, slope, xp.where(first == second, 0.5 * slope, 0.0))
+def settle(first: Tensor, second: Tensor, larger: Tensor, smaller: Tensor) -> Tensor:
+    """`larger` where first > second, `smaller` where first < second, and their mean at a tie."""
+    tie = xp.where(first == second, 0.5 * (larger + smaller), smaller)
+    return xp.where(first > second, larger, tie)
 
 
 def pull_side(
@@ -354,9 +361,12 @@ def pull_side(
     span: Tensor,
     per_span: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Slopes at the two ends of a side, from those at its overlap with the other side, size and span."""
-    at_low = -won(overlap, low, other_low) - size - won(span, other_low, low)
-    at_high = won(overlap, other_high, high) + size + won(span, high, other_high)
+    """Slopes at the two ends of a side, from those at its overlap with the other side, size and span.
+
+    An end that is the inner one of the two bounds the overlap; the outer one bounds the span.
+    """
+    at_low = -settle(low, other_low, overlap, span) - size
+    at_high = settle(other_high, high, overlap, span) + size
     middle = 0.5 * (at_low + at_high)
     first = xp.where(inverted, middle + per_span, at_low)
     second = xp.where(inverted, middle - per_span, at_high)
@@ -364,7 +374,12 @@ def pull_side(
 
 
 def pull_axis(
-    axis: Axis, overlap_share: Tensor, share: Tensor, target_share: Tensor, span_share: Tensor, own: AxisSlopes
+    axis: Axis,
+    overlap_share: Tensor,
+    share: Tensor,
+    target_share: Tensor,
+    span_share: Tensor,
+    own: AxisSlopes,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Slopes at the ends of the predicted and of the target side, from slopes at shares and lengths."""
     per_span = axis.unit.slope

@@ -4,29 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
-from torch import Tensor
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_boxes, check_choice, check_same_shape
-from ..boxes import FORMATS, Planes, corners
+from ..boxes import FORMATS
 from ..reduction import Normalizer, check_weight, reduce_loss
-from . import family
-from .family import VARIANTS, Variant
+from ._eager import eager, promote, score
+from ._fused import one_pass
+from ._one_pass import differentiable
+from .family import VARIANTS
 
 PAIRS_PER_BLOCK = 2**18
 """Pairwise work goes in blocks of this many pairs, so that temporaries do not grow with the output."""
 
 
-def eager_loss(pred: Planes, target: Planes, variant: Variant) -> Tensor:
-    """The reference backend: autograd through the shared maths, differentiable as often as one likes."""
-    return family.loss(family.pair(*pred, *target), variant)
+Backend = Callable[[str, Tensor, Tensor, str, int], Tensor]
+"""Row, pred, target, format and coordinate axis in, a loss per pair out."""
+
+BACKENDS: dict[str, Backend] = {
+    "eager": eager,
+    "fused": partial(differentiable, one_pass, False),
+}
+"""The backends by name. `"auto"` takes the fastest that serves what is asked."""
 
 
-BACKENDS: dict[str, Callable[[Planes, Planes, Variant], Tensor]] = {"eager": eager_loss}
-"""The backends by name: planes of corners in, a loss per pair out."""
+def why_not_fused(*tensors: Tensor) -> str | None:
+    """What keeps tensors from a backend that autograd cannot look into; None if nothing does."""
+    if torch.compiler.is_compiling():
+        return "torch.compile is tracing"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if torch._C._len_torch_dispatch_stack() or any(
+        type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided for tensor in tensors
+    ):
+        return "a tensor is not a plain one"
+    if fwAD._current_level >= 0:
+        return "forward-mode derivatives are being computed"
+    devices = {tensor.device.type for tensor in tensors}
+    return None if devices == {"cpu"} else f"the boxes are on {', '.join(sorted(devices))}"
+
+
+def pick(backend: str, pred: Tensor, target: Tensor) -> Backend:
+    """The backend that `backend` names.
+
+    Raises:
+        ValueError: if it cannot compute with such boxes.
+    """
+    if backend == "eager":
+        return eager
+    reason = why_not_fused(pred, target)
+    if backend == "auto":
+        return eager if reason else partial(differentiable, one_pass, True)
+    if reason:
+        raise ValueError(f"backend: got {backend!r}, but {reason}; use 'auto' or 'eager'")
+    return BACKENDS[backend]
 
 
 class OverlapOptions(TypedDict, total=False):
@@ -92,18 +128,16 @@ def overlap_loss(
     check_choice("kind", kind, VARIANTS)
     check_choice("backend", backend, ("auto", *BACKENDS))
     pred, target = prepare(pred, target, weight, fmt, dim)
-    run = BACKENDS["eager" if backend == "auto" else backend]
-    loss = run(*_planes(pred, target, fmt, dim), VARIANTS[kind])
+    loss = pick(backend, pred, target)(kind, pred, target, fmt, dim)
     return reduce_loss(loss, reduction, weight=weight, normalizer=normalizer)
 
 
 def prepare(pred: Tensor, target: Tensor, weight: Tensor | None, fmt: str, dim: int) -> tuple[Tensor, Tensor]:
-    """Check a loss's boxes, bring both to the working dtype, and blank those of weight 0."""
+    """Check a loss's boxes, and blank those of weight 0."""
     check_choice("fmt", fmt, FORMATS)
     check_boxes("pred", pred, dim)
     check_boxes("target", target, dim)
     check_same_shape("pred", pred, "target", target)
-    pred, target = _promote(pred, target)
     if weight is None:
         return pred, target
     check_weight(weight, pred.select(dim, 0))
@@ -139,7 +173,7 @@ def box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int
     """
     _check_metric(kind, fmt, a, b, dim)
     check_same_shape("a", a, "b", b)
-    return _score(*_planes(*_promote(a, b), fmt, dim), VARIANTS[kind])
+    return score(kind, *promote(a, b), fmt, dim)
 
 
 def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy") -> Tensor:
@@ -174,11 +208,10 @@ def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy")
             "a and b must be (..., N, 4) and (..., M, 4) with the same leading axes: "
             f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    a, b = _promote(a, b)
-    variant = VARIANTS[kind]
+    a, b = promote(a, b)
 
     def block(rows: Tensor) -> Tensor:
-        return _score(*_planes(rows.unsqueeze(-2), b.unsqueeze(-3), fmt, -1), variant)
+        return score(kind, rows.unsqueeze(-2), b.unsqueeze(-3), fmt, -1)
 
     pairs_per_row = max(b[..., 0].numel(), 1)
     rows_per_block = max(PAIRS_PER_BLOCK // pairs_per_row, 1)
@@ -202,49 +235,3 @@ def _check_metric(kind: str, fmt: str, a: Tensor, b: Tensor, dim: int) -> None:
     check_choice("fmt", fmt, FORMATS)
     check_boxes("a", a, dim, floating=False)
     check_boxes("b", b, dim, floating=False)
-
-
-def _score(a: Planes, b: Planes, variant: Variant) -> Tensor:
-    return family.score(family.pair(*a, *b), variant)
-
-
-def _planes(pred: Tensor, target: Tensor, fmt: str, dim: int) -> tuple[Planes, Planes]:
-    """The corners of both, scaled together where their lengths would overflow."""
-    large = family.is_large(*pred.unbind(dim), *target.unbind(dim)).unsqueeze(dim)
-    return (
-        corners(family.in_range(pred, large), fmt, dim),
-        corners(family.in_range(target, large), fmt, dim),
-    )
-
-
-def _promote(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one working dtype: float64 if either is, float32 otherwise."""
-    double = torch.float64 in (a.dtype, b.dtype)
-    dtype = torch.float64 if double else torch.float32
-    return _working(a, dtype), _working(b, dtype)
-
-
-def _working(boxes: Tensor, dtype: torch.dtype) -> Tensor:
-    if boxes.dtype == torch.float16:
-        widened: Tensor = _Widen.apply(boxes, dtype)
-        return widened
-    return boxes.to(dtype)
-
-
-class _Widen(torch.autograd.Function):
-    """float16 to a wider dtype; on the way back a gradient saturates at float16's range."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(boxes: Tensor, dtype: torch.dtype) -> Tensor:
-        return boxes.to(dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, torch.dtype], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        most = torch.finfo(torch.float16).max
-        return gradient.clamp(-most, most).to(torch.float16), None
