@@ -69,6 +69,8 @@ class AugmentConfig(Settings):
     """Probability of a horizontal flip."""
     vflip: Share = 0.5
     """Probability of a vertical flip."""
+    dflip: Share = 0.5
+    """Probability of a flip along the diagonal, which turns a picture on its side."""
     translate: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Largest shift, as a share of the side; edge pixels fill what comes free."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -230,6 +232,7 @@ class TrainConfig(Settings):
 NO_AUGMENTATION = AugmentConfig(
     hflip=0,
     vflip=0,
+    dflip=0,
     translate=0,
     scale=0,
     crop=1,

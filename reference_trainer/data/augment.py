@@ -13,19 +13,21 @@ from torchvision.transforms import v2
 
 from ..config import AugmentConfig
 
-WINDOW_DRAWS = 6
-"""Random numbers that decide one picture's window: crop, zoom, shift in x and y, flip in x and y."""
+WINDOW_DRAWS = 7
+"""Random numbers that decide one picture's window: crop, zoom, shift in x and y, three flips."""
 
 
 class Window(NamedTuple):
     """The part of each picture that becomes the new picture.
 
-    start (B, 2) and window (B, 1) in pixels, mirrored (B, 2) for x and y, side of the picture in pixels.
+    start (B, 2) and window (B, 1) in pixels; mirrored (B, 2) for x and y, and after that turned over (B, 1)
+    along the diagonal; side of the picture in pixels.
     """
 
     start: Tensor
     window: Tensor
     mirrored: Tensor
+    diagonal: Tensor
     side: float
 
     def boxes(self, boxes: Tensor) -> Tensor:
@@ -35,6 +37,7 @@ class Window(NamedTuple):
             torch.where(self.mirrored, self.side - high, low),
             torch.where(self.mirrored, self.side - low, high),
         )
+        low, high = (torch.where(self.diagonal, end.flip(1), end) for end in (low, high))
         return torch.cat([low, high], dim=1).clamp(0.0, self.side)
 
     def pictures(self, images: Tensor) -> Tensor:
@@ -45,7 +48,11 @@ class Window(NamedTuple):
         slope = torch.where(self.mirrored, -1.0, 1.0) * self.window / self.side
         offset = (2.0 * self.start + self.window) / self.side - 1.0
         x, y = (slope[:, :, None] * centres + offset[:, :, None]).unbind(1)
-        grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
+        across, down = x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)
+        diagonal = self.diagonal[:, :, None]
+        x = torch.where(diagonal, across.transpose(1, 2), across)
+        y = torch.where(diagonal, down.transpose(1, 2), down)
+        grid = torch.stack([x, y], dim=-1)
         moved = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
         return moved.round_().to(images.dtype)
 
@@ -73,7 +80,7 @@ def draw_window(boxes: Tensor, side: float, draws: Tensor, config: AugmentConfig
     last = torch.where(high < side, low, side - window)
     start = torch.minimum(torch.maximum(start, first), last)
     mirrored = draws[:, 4:6] < torch.tensor([config.hflip, config.vflip])
-    return Window(start, window, mirrored, side)
+    return Window(start, window, mirrored, draws[:, 6:7] < config.dflip, side)
 
 
 class Augmentation:
@@ -91,7 +98,7 @@ class Augmentation:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
         self.jitter = v2.ColorJitter(config.brightness, config.contrast, config.saturation)
-        self.moves = any((config.hflip, config.vflip, config.scale, config.translate, config.crop < 1))
+        self.moves = any((config.hflip, config.vflip, config.dflip, config.scale, config.translate, config.crop < 1))
 
     def __call__(self, images: Tensor, boxes: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Augment pictures uint8 (B, 3, S, S) with a box each (B, 4), xyxy in pixels.

@@ -37,7 +37,9 @@ STRENGTHS = {
     "shift": AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"translate": 0.5}),
     "zoom": AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"scale": 0.6}),
     "crop": AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"crop": 0.5}),
-    "flips": AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"hflip": 0.5, "vflip": 0.5}),
+    "flips": AugmentConfig.model_validate(
+        NO_AUGMENTATION.model_dump() | {"hflip": 0.5, "vflip": 0.5, "dflip": 0.5}
+    ),
 }
 
 
@@ -65,6 +67,11 @@ def bright(image: Tensor) -> Tensor:
     return grey > (grey.amin() + grey.amax()) / 2
 
 
+def rectangle_area(box: tuple[float, ...]) -> float:
+    x1, y1, x2, y2 = box
+    return (x2 - x1) * (y2 - y1)
+
+
 def tight_box(pixels: Tensor) -> Tensor:
     rows, columns = pixels.any(1).nonzero(), pixels.any(0).nonzero()
     return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).flatten().float()
@@ -81,7 +88,7 @@ def test_the_box_still_bounds_the_object_s_pixels(place: str, strength: str) -> 
         torch.testing.assert_close(box, tight, **PIXEL, msg=lambda text, s=seed: f"seed {s}: {text}")
         # A rectangle fills its tight box but for its blurred corners: there is no second object.
         width, height = (tight[2:] - tight[:2]).tolist()
-        zoom = width / (RECTANGLES[place][2] - RECTANGLES[place][0])
+        zoom = (width * height / rectangle_area(RECTANGLES[place])) ** 0.5
         assert pixels.sum() >= width * height - 4 * max(zoom, 1) ** 2, f"seed {seed}"
 
 
@@ -97,8 +104,9 @@ def test_the_object_stays_whole_and_in_shape(place: str, strength: str) -> None:
             box, box.clamp(0, SIDE), rtol=0, atol=SIDE * torch.finfo(torch.float32).eps
         )
         # Cut, it would be shorter along one side only.
-        width, height = (box[2:] - box[:2]).tolist()
-        assert width / height == pytest.approx((x2 - x1) / (y2 - y1), rel=1e-4), f"seed {seed}"
+        short, long = sorted((box[2:] - box[:2]).tolist())
+        original_short, original_long = sorted((x2 - x1, y2 - y1))
+        assert short / long == pytest.approx(original_short / original_long, rel=1e-4), f"seed {seed}"
 
 
 def test_the_object_stays_on_its_toy_picture_s_pixels() -> None:
@@ -118,14 +126,14 @@ def test_every_augmentation_does_something() -> None:
     names = set(AugmentConfig.model_fields) - {"colour"}  # the others' probability
     image, box = torch.from_numpy(draw_scene(0, 0, SIDE).render()), (20.0, 30.0, 50.0, 60.0)
     for name in names:
-        strength = {"crop": 0.5, "hflip": 1.0, "vflip": 1.0}.get(name, 0.5)
+        strength = {"crop": 0.5, "hflip": 1.0, "vflip": 1.0, "dflip": 1.0}.get(name, 0.5)
         colour = float(name in ("brightness", "contrast", "saturation"))
         config = AugmentConfig.model_validate(
             NO_AUGMENTATION.model_dump() | {name: strength, "colour": colour}
         )
         changed = augment(image, box, config, seed=1)
         assert not torch.equal(changed.image, image), name
-        moves = name in {"hflip", "vflip", "translate", "scale", "crop"}
+        moves = name in {"hflip", "vflip", "dflip", "translate", "scale", "crop"}
         assert (changed.box.tolist() != list(box)) == moves, name
 
 
