@@ -213,12 +213,18 @@ def pair(
     )
 
 
-def is_large(*planes: Tensor) -> Tensor:
-    """Where a coordinate is so near the largest float that lengths would overflow."""
-    largest = xp.abs(hold(planes[0]))
-    for plane in planes[1:]:
-        largest = xp.maximum(largest, xp.abs(hold(plane)))
-    return largest > LARGE
+def larger(first: Tensor, second: Tensor) -> Tensor:
+    """The larger magnitude of the two."""
+    return xp.maximum(xp.abs(hold(first)), xp.abs(hold(second)))
+
+
+def is_large(
+    p1: Tensor, p2: Tensor, p3: Tensor, p4: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor
+) -> Tensor:
+    """Where one of a pair's numbers is so near the largest float that lengths would overflow."""
+    pred = larger(larger(p1, p2), larger(p3, p4))
+    target = larger(larger(t1, t2), larger(t3, t4))
+    return larger(pred, target) > LARGE
 
 
 def in_range(plane: Tensor, large: Tensor) -> Tensor:
@@ -273,8 +279,8 @@ def distance_slopes(axis: Axis, unit: Unit, factor: Tensor, distance: Tensor) ->
 def centre_distance_slopes(pair: Pair) -> Slopes:
     """Slopes of `centre_distance`: 2 d / c^2 for an offset, -2 s rho^2 / c^4 for a span."""
     factor = ratio(2.0 * pair.unit.slope, squared_diagonal(pair), 0.0)
-    shared = (pair.unit, factor, centre_distance(pair))
-    x, y = both(distance_slopes, (pair.x, *shared), (pair.y, *shared))
+    distance = centre_distance(pair)
+    x, y = both(distance_slopes, (pair.x, pair.unit, factor, distance), (pair.y, pair.unit, factor, distance))
     return Slopes(x=x, y=y)
 
 
@@ -373,19 +379,31 @@ def pull_side(
     return first, second
 
 
-def pull_axis(
-    axis: Axis,
-    overlap_share: Tensor,
-    share: Tensor,
-    target_share: Tensor,
-    span_share: Tensor,
-    own: AxisSlopes,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class ShareSlopes(NamedTuple):
+    """Slopes of the loss at the shares of one axis, which come from the other axis's."""
+
+    overlap: Tensor
+    size: Tensor
+    target_size: Tensor
+    span: Tensor
+
+
+def share_slopes(other: Axis, intersection: Tensor, area: Tensor, enclosing: Tensor) -> ShareSlopes:
+    """Slopes at the shares of an axis: a product's slope at one factor is the other factor."""
+    return ShareSlopes(
+        overlap=intersection * other.overlap_share,
+        size=area * other.share,
+        target_size=area * other.target_share,
+        span=enclosing * other.span_share,
+    )
+
+
+def pull_axis(axis: Axis, shares: ShareSlopes, own: AxisSlopes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Slopes at the ends of the predicted and of the target side, from slopes at shares and lengths."""
     per_span = axis.unit.slope
-    overlap = xp.where(axis.overlapping, overlap_share * per_span, 0.0)
-    span = span_share * per_span + own.span
-    size, target_size = share * per_span + own.size, target_share * per_span + own.target_size
+    overlap = xp.where(axis.overlapping, shares.overlap * per_span, 0.0)
+    size, target_size = shares.size * per_span + own.size, shares.target_size * per_span + own.target_size
+    span = shares.span * per_span + own.span
     predicted, target = (axis.low, axis.high), (axis.target_low, axis.target_high)
     p1, p2 = pull_side(*predicted, *target, axis.inverted, overlap, size, span, per_span)
     t1, t2 = pull_side(*target, *predicted, axis.target_inverted, overlap, target_size, span, per_span)
@@ -403,9 +421,7 @@ def pullback(pair: Pair, slopes: Slopes) -> tuple[Tensor, ...]:
     intersection = iou * (per_union + per_area) - fill
     area = fill - iou * per_area
     enclosing = -fill * pair.fill
-    from_y = intersection * y.overlap_share, area * y.share, area * y.target_share, enclosing * y.span_share
-    from_x = intersection * x.overlap_share, area * x.share, area * x.target_share, enclosing * x.span_share
-    (px1, px2, tx1, tx2), (py1, py2, ty1, ty2) = both(
-        pull_axis, (x, *from_y, slopes.x), (y, *from_x, slopes.y)
-    )
+    from_x = share_slopes(x, intersection, area, enclosing)
+    from_y = share_slopes(y, intersection, area, enclosing)
+    (px1, px2, tx1, tx2), (py1, py2, ty1, ty2) = both(pull_axis, (x, from_y, slopes.x), (y, from_x, slopes.y))
     return px1, py1, px2, py2, tx1, ty1, tx2, ty2

@@ -98,7 +98,9 @@ class Augmentation:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
         self.jitter = v2.ColorJitter(config.brightness, config.contrast, config.saturation)
-        self.moves = any((config.hflip, config.vflip, config.dflip, config.scale, config.translate, config.crop < 1))
+        self.moves = any(
+            (config.hflip, config.vflip, config.dflip, config.scale, config.translate, config.crop < 1)
+        )
 
     def __call__(self, images: Tensor, boxes: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Augment pictures uint8 (B, 3, S, S) with a box each (B, 4), xyxy in pixels.
