@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from ._checks import check_choice, check_number
 from .boxes import FORMATS, convert
 from .iou._eager import promote
+from .iou.backends import BACKENDS
 from .iou.family import VARIANTS
-from .iou.functional import BACKENDS, OverlapOptions, overlap_loss, prepare
+from .iou.functional import OverlapOptions, overlap_loss, prepare
 from .reduction import REDUCTIONS, Normalizer, reduce_loss
 
 
@@ -141,7 +142,7 @@ class OverlapLoss(nn.Module):
         reduction: `"none"`, `"mean"` or `"sum"`.
         loss_weight: the lambda that scales the result.
         dim: the coordinate axis: -1 for rows (N, 4), 1 for planes (B, 4, H, W).
-        backend: `"auto"`, or a name in `boxreg.iou.functional.BACKENDS`.
+        backend: `"auto"`, or a name in `boxreg.iou.backends.BACKENDS`.
 
     Raises:
         ValueError: for an unknown name, or a negative or non-finite `loss_weight`.

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxreg.boxes import FORMATS as FORMATS
+from boxreg.iou import backends
 from boxreg.iou.family import VARIANTS
 from boxreg.iou.functional import overlap_loss
 
@@ -18,6 +19,12 @@ WORKING_DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF_DTYPES, *WORKING_DTYPES)
 PER_REGIME = 32
+
+_BOXES = torch.zeros(1, 4)
+BACKENDS = tuple(
+    name for name, refusal in backends.BACKENDS.items() if name != "compile" and not refusal(_BOXES, _BOXES)
+)
+"""The backends that compute on the CPU here; `compile` takes too long to be tried on everything."""
 
 Pairs = tuple[Tensor, Tensor]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..boxes import FORMATS
 from ._copies import copy_maths
-from ._one_pass import Pass
+from ._one_pass import Pass, as_planes
 from ._program import Program, Trace, half
 
 BLOCK = 2**16
@@ -58,9 +58,9 @@ def one_pass(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss per pair and the gradients of its sum, in the working dtype; nothing is differentiable."""
     dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
-    loss = torch.empty(pred.select(dim, 0).shape, dtype=dtype)
+    loss = torch.empty(pred.select(dim, 0).shape, dtype=dtype, device=pred.device)
     gradients = [
-        torch.empty(pred.shape, dtype=dtype) if asked else None
+        torch.empty(pred.shape, dtype=dtype, device=pred.device) if asked else None
         for asked in (wanted.of_pred, wanted.of_target)
     ]
     boxes = [as_planes(side.detach(), dim) for side in (pred, target)]
@@ -74,12 +74,6 @@ def one_pass(
             [side[:, rows, columns] for side in slopes],
         )
     return loss, gradients[0], gradients[1]
-
-
-def as_planes(boxes: Tensor, dim: int) -> Tensor:
-    """Boxes of any layout as (4, outer, inner): a view, or a copy where the strides allow none."""
-    dim %= boxes.ndim
-    return boxes.reshape(boxes.shape[:dim].numel(), 4, boxes.shape[dim + 1 :].numel()).movedim(1, 0)
 
 
 def blocks(outer: int, inner: int) -> Iterator[tuple[slice, slice]]:
@@ -103,7 +97,9 @@ def _block(wanted: Pass, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]
     found = [side[:, 0] if _is_flat(side) else side.new_empty(4, n) for side in slopes]
     inputs = [part for side in flat for part in side.view(-1, 2, n).unbind()]
     outputs = [loss.view(n), *(part for side in found for part in side.view(2, 2, n).unbind())]
-    program(wanted, all(are_ordinary(side, wanted.fmt) for side in flat))(n, inputs, outputs)
+    # Elsewhere than on the CPU the answer would have to be waited for.
+    ordinary = loss.is_cpu and all(are_ordinary(side, wanted.fmt) for side in flat)
+    program(wanted, ordinary)(n, inputs, outputs)
     for side, values in zip(slopes, found, strict=True):
         if not _is_flat(side):
             torch.stack(values.view(side.shape).unbind(), dim=-1, out=side.permute(1, 2, 0))

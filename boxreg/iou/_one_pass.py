@@ -1,4 +1,4 @@
-"""What backends that find loss and gradient in one pass have in common: how autograd sees them."""
+"""What backends that find loss and gradient in one pass have in common: how autograd and tracing see them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ class Pass(NamedTuple):
     of_target: bool
 
 
-Run = Callable[[Pass, Tensor, Tensor, int], tuple[Tensor, Tensor | None, Tensor | None]]
-"""A pass over pred and target with their coordinate axis: the loss per pair, and the gradients of its sum."""
+Result = tuple[Tensor, Tensor | None, Tensor | None]
+"""The loss per pair, and the gradients of its sum: of pred and of target, where they were wanted."""
+
+Run = Callable[[Pass, Tensor, Tensor, int], Result]
+"""A backend's pass over pred and target with their coordinate axis; nothing of it is differentiable."""
+
+RUNS: dict[str, Run] = {}
+"""The passes by their backend's name."""
 
 
 def differentiable(
-    run: Run, again: bool, kind: str, pred: Tensor, target: Tensor, fmt: str, dim: int
+    backend: str, again: bool, kind: str, pred: Tensor, target: Tensor, fmt: str, dim: int
 ) -> Tensor:
     """The loss per pair by one pass.
 
     Args:
-        run: the backend.
+        backend: a name in `RUNS`.
         again: whether a second derivative is served, by the eager backend; it keeps the boxes alive.
         kind: a row of the family.
         pred: predicted boxes.
@@ -38,10 +44,12 @@ def differentiable(
         fmt: format of both.
         dim: the coordinate axis.
     """
-    if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
-        loss: Tensor = _OnePass.apply(pred, target, run, again, kind, fmt, dim)
+    recorded = torch.is_grad_enabled()
+    wanted = Pass(kind, fmt, recorded and pred.requires_grad, recorded and target.requires_grad)
+    if wanted.of_pred or wanted.of_target:
+        loss: Tensor = _OnePass.apply(pred, target, backend, dim, again, *wanted)
         return loss
-    return run(Pass(kind, fmt, False, False), pred, target, dim)[0]
+    return _run(backend, wanted, pred, target, dim)[0]
 
 
 class _OnePass(torch.autograd.Function):
@@ -49,28 +57,30 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pred: Tensor, target: Tensor, run: Run, again: bool, kind: str, fmt: str, dim: int
+        ctx: Any, pred: Tensor, target: Tensor, backend: str, dim: int, again: bool, *wanted: Any
     ) -> Tensor:
-        loss, *gradients = run(Pass(kind, fmt, *ctx.needs_input_grad[:2]), pred, target, dim)
+        loss, *gradients = _run(backend, Pass(*wanted), pred, target, dim)
         ctx.save_for_backward(*gradients, *((pred, target) if again else ()))
-        ctx.dtypes, ctx.settings = (pred.dtype, target.dtype), (kind, fmt, dim)
+        ctx.dtypes, ctx.dim, ctx.wanted = (pred.dtype, target.dtype), dim, Pass(*wanted)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         of_pred, of_target, *boxes = ctx.saved_tensors
-        kind, fmt, dim = ctx.settings
-        needed = [i for i, gradient in enumerate((of_pred, of_target)) if gradient is not None]
-        gradients: list[Tensor | None] = [None] * 7
-        if torch.is_grad_enabled() and boxes:
-            loss = eager(kind, boxes[0], boxes[1], fmt, dim)
+        wanted: Pass = ctx.wanted
+        gradients: list[Tensor | None] = [None] * 9
+        differentiated_again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if differentiated_again and boxes:
+            loss = eager(wanted.kind, boxes[0], boxes[1], wanted.fmt, ctx.dim)
+            needed = [i for i, asked in enumerate(wanted[2:]) if asked]
             again = torch.autograd.grad(loss, [boxes[i] for i in needed], upstream, create_graph=True)
             for i, gradient in zip(needed, again, strict=True):
                 gradients[i] = gradient
             return tuple(gradients)
-        product = _Product.apply if torch.is_grad_enabled() else scaled
-        for i in needed:
-            gradients[i] = product((of_pred, of_target)[i], upstream.unsqueeze(dim), ctx.dtypes[i])
+        product = _refuse_to_go_on if differentiated_again else scaled
+        for i, gradient in enumerate((of_pred, of_target)):
+            if gradient is not None:
+                gradients[i] = product(gradient, upstream.unsqueeze(ctx.dim), ctx.dtypes[i])
         return tuple(gradients)
 
 
@@ -78,17 +88,62 @@ def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient times what comes from above, in the dtype of the boxes; float16 saturates."""
     product = gradient * upstream
     if dtype == torch.float16:
-        product.clamp_(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+        product = product.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
     return product.to(dtype)
 
 
-class _Product(torch.autograd.Function):
-    """`scaled`, for a graph of the gradient itself: the end of the line."""
+def _refuse_to_go_on(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scaled`, for a graph of the gradient itself: an error if anybody differentiates it."""
+    on_the_graph = torch.ones((), requires_grad=True)
+    product: Tensor = _End.apply(scaled(gradient, upstream, dtype), on_the_graph)
+    return product
 
+
+class _End(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-        return scaled(gradient, upstream, dtype)
+    def forward(ctx: Any, value: Tensor, on_the_graph: Tensor) -> Tensor:
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[None, ...]:
         raise RuntimeError("this backend has no second derivative: use backend='auto' or backend='eager'")
+
+
+def _run(backend: str, wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
+    """The backend's pass; while torch.compile or a fake tensor mode looks on, as an operator of its own."""
+    if not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()):
+        return RUNS[backend](wanted, pred, target, dim)
+    loss, of_pred, of_target = torch.ops.boxreg.one_pass(pred, target, backend, dim, *wanted)
+    return loss, of_pred if wanted.of_pred else None, of_target if wanted.of_target else None
+
+
+_LIBRARY = torch.library.Library("boxreg", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "one_pass(Tensor pred, Tensor target, str backend, int dim, str kind, str fmt, "
+    "bool of_pred, bool of_target) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _operator(pred: Tensor, target: Tensor, backend: str, dim: int, *wanted: Any) -> tuple[Tensor, ...]:
+    # An operator returns tensors: an empty one stands for a gradient that was not asked for.
+    results = RUNS[backend](Pass(*wanted), pred, target, dim)
+    return tuple(results[0].new_empty(0) if result is None else result for result in results)
+
+
+def _shapes(pred: Tensor, target: Tensor, backend: str, dim: int, *wanted: Any) -> tuple[Tensor, ...]:
+    dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
+    loss = pred.new_empty(pred.select(dim, 0).shape, dtype=dtype)
+    asked = Pass(*wanted)
+    return loss, *(
+        loss.new_empty(pred.shape if wants else (0,)) for wants in (asked.of_pred, asked.of_target)
+    )
+
+
+_LIBRARY.impl("one_pass", _operator, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("boxreg::one_pass", _shapes, lib=_LIBRARY)
+
+
+def as_planes(boxes: Tensor, dim: int) -> Tensor:
+    """Boxes of any layout as (4, outer, inner): a view, or a copy where the strides allow none."""
+    dim %= boxes.ndim
+    return boxes.reshape(boxes.shape[:dim].numel(), 4, boxes.shape[dim + 1 :].numel()).movedim(1, 0)

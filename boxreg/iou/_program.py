@@ -264,17 +264,18 @@ class Program:
         scope: dict[str, Any] = {name: getattr(torch, name) for name in compiler.operations}
         exec(compile(self.text, "<boxreg program>", "exec"), scope)
         self._run = scope["run"]
-        self._constants: dict[torch.dtype, list[Tensor]] = {}
+        self._constants: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
 
     def __call__(self, n: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Compute for n boxes on the CPU, from wide inputs (2, n) into outputs (2, n) or (n,)."""
-        dtype = inputs[0].dtype
-        if dtype not in self._constants:
-            self._constants[dtype] = [torch.tensor(number, dtype=dtype) for number in self.numbers]
-        wide = torch.empty(self.buffers["wide"], 2, n, dtype=dtype)
-        narrow = torch.empty(self.buffers["narrow"], n, dtype=dtype)
-        wide_mask = torch.empty(self.buffers["wide_mask"], 2, n, dtype=torch.bool)
-        narrow_mask = torch.empty(self.buffers["narrow_mask"], n, dtype=torch.bool)
+        """Compute for n boxes, from wide inputs (2, n) into outputs (2, n) or (n,)."""
+        dtype, device = inputs[0].dtype, inputs[0].device
+        if (dtype, device) not in self._constants:
+            numbers = [torch.tensor(number, dtype=dtype, device=device) for number in self.numbers]
+            self._constants[dtype, device] = numbers
+        wide = torch.empty(self.buffers["wide"], 2, n, dtype=dtype, device=device)
+        narrow = torch.empty(self.buffers["narrow"], n, dtype=dtype, device=device)
+        wide_mask = torch.empty(self.buffers["wide_mask"], 2, n, dtype=torch.bool, device=device)
+        narrow_mask = torch.empty(self.buffers["narrow_mask"], n, dtype=torch.bool, device=device)
         self._run(
             wide.unbind(),
             wide.view(-1, n).unbind(),
@@ -282,7 +283,7 @@ class Program:
             wide_mask.unbind(),
             wide_mask.view(-1, n).unbind(),
             narrow_mask.unbind(),
-            self._constants[dtype],
+            self._constants[dtype, device],
             inputs,
             outputs,
         )

@@ -2,67 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TypedDict
 
 import torch
-import torch.autograd.forward_ad as fwAD
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_boxes, check_choice, check_same_shape
 from ..boxes import FORMATS
 from ..reduction import Normalizer, check_weight, reduce_loss
-from ._eager import eager, promote, score
-from ._fused import one_pass
-from ._one_pass import differentiable
+from ._eager import promote, score
+from .backends import BACKENDS, pick
 from .family import VARIANTS
 
 PAIRS_PER_BLOCK = 2**18
 """Pairwise work goes in blocks of this many pairs, so that temporaries do not grow with the output."""
-
-
-Backend = Callable[[str, Tensor, Tensor, str, int], Tensor]
-"""Row, pred, target, format and coordinate axis in, a loss per pair out."""
-
-BACKENDS: dict[str, Backend] = {
-    "eager": eager,
-    "fused": partial(differentiable, one_pass, False),
-}
-"""The backends by name. `"auto"` takes the fastest that serves what is asked."""
-
-
-def why_not_fused(*tensors: Tensor) -> str | None:
-    """What keeps tensors from a backend that autograd cannot look into; None if nothing does."""
-    if torch.compiler.is_compiling():
-        return "torch.compile is tracing"
-    if torch._C._are_functorch_transforms_active():
-        return "a torch.func transform is active"
-    if torch._C._len_torch_dispatch_stack() or any(
-        type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided for tensor in tensors
-    ):
-        return "a tensor is not a plain one"
-    if fwAD._current_level >= 0:
-        return "forward-mode derivatives are being computed"
-    devices = {tensor.device.type for tensor in tensors}
-    return None if devices == {"cpu"} else f"the boxes are on {', '.join(sorted(devices))}"
-
-
-def pick(backend: str, pred: Tensor, target: Tensor) -> Backend:
-    """The backend that `backend` names.
-
-    Raises:
-        ValueError: if it cannot compute with such boxes.
-    """
-    if backend == "eager":
-        return eager
-    reason = why_not_fused(pred, target)
-    if backend == "auto":
-        return eager if reason else partial(differentiable, one_pass, True)
-    if reason:
-        raise ValueError(f"backend: got {backend!r}, but {reason}; use 'auto' or 'eager'")
-    return BACKENDS[backend]
 
 
 class OverlapOptions(TypedDict, total=False):
@@ -108,7 +63,7 @@ def overlap_loss(
         normalizer: the divisor of `"mean"` in place of the number of boxes, such as the positives of
             all ranks; 0 gives 0.
         dim: the coordinate axis: -1 for rows (N, 4), 1 for planes (B, 4, H, W).
-        backend: `"auto"`, or a name in `BACKENDS`.
+        backend: `"auto"`, or a name in `boxreg.iou.backends.BACKENDS`, which says what each is for.
 
     Returns:
         A loss per box (`pred`'s shape without `dim`), or a scalar; float32, or float64 for float64 input.

@@ -1,0 +1,308 @@
+"""Backends: all compute the same, from the same maths; what each serves, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from boxreg import CIoULoss
+from boxreg.boxes import convert
+from boxreg.iou import _fused, backends
+from boxreg.iou._one_pass import Pass
+from boxreg.iou.functional import overlap_loss
+from tests.cases import (
+    BACKENDS,
+    DTYPES,
+    FORMATS,
+    KINDS,
+    REGIMES,
+    eps,
+    named,
+    pairs,
+    seeded,
+    to_planes,
+    upright,
+    value_and_gradients,
+    wild_pairs,
+)
+
+ONE_PASS = [name for name in BACKENDS if name != "eager"]
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_pass = pytest.mark.parametrize("backend", ONE_PASS)
+
+
+def computes(backend: str, dtype: torch.dtype) -> None:
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("the kernel computes in float32")
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float, dtype: torch.dtype) -> None:
+    """Close, in units of the largest coordinate of each box's gradient (or of the loss, if above 1)."""
+    expected = expected.double()
+    size = expected.abs().amax(-1, keepdim=True) if expected.ndim > 1 else expected.abs().clamp(min=1)
+    unit = torch.where((size == 0) | ~size.isfinite(), 1.0, size)
+    largest = torch.finfo(dtype).max
+    expected = expected.clamp(-largest, largest)
+    torch.testing.assert_close(found.double() / unit, expected / unit, rtol=0, atol=tolerance, equal_nan=True)
+
+
+@every_pass
+@every_kind
+class TestSameAsEager:
+    @pytest.mark.parametrize("regime", REGIMES)
+    @pytest.mark.parametrize("dtype", named(DTYPES))
+    def test_value_and_both_gradients(self, kind: str, backend: str, regime: str, dtype: torch.dtype) -> None:
+        computes(backend, dtype)
+        if (backend, dtype, regime) == ("triton", torch.bfloat16, "tiny-1e-38"):
+            pytest.skip("Triton's interpreter widens subnormal bfloat16 wrongly")
+        pred, target = pairs(regime, dtype)
+        found = value_and_gradients(kind, pred, target, backend=backend)
+        expected = value_and_gradients(kind, pred, target, backend="eager")
+        assert [part.dtype for part in found] == [part.dtype for part in expected]
+        # One rounding more or less: autograd adds the same terms in another order.
+        tolerance = 64 * eps(found[0].dtype) + 2 * eps(dtype)
+        for part, reference in zip(found, expected, strict=True):
+            assert_near(part, reference, tolerance, part.dtype)
+
+    @pytest.mark.parametrize("fmt", FORMATS)
+    def test_layouts(self, kind: str, backend: str, fmt: str) -> None:
+        pred, target = (convert(side, "xyxy", fmt) for side in pairs("random", torch.float32))
+        expected = value_and_gradients(kind, pred, target, fmt=fmt, backend=backend)
+        wide = torch.full((len(pred), 9), float("nan"))
+        wide[:, 1:8:2] = pred
+        transposed = pred.t().contiguous().t()
+        for strided in (wide[:, 1:8:2], transposed):
+            found = value_and_gradients(kind, strided, target, fmt=fmt, backend=backend)
+            for part, reference in zip(found, expected, strict=True):
+                assert torch.equal(part, reference)
+        planes = value_and_gradients(
+            kind, to_planes(pred), to_planes(target), fmt=fmt, dim=1, backend=backend
+        )
+        for part, reference in zip(planes, expected, strict=True):
+            assert torch.equal(part, to_planes(reference))
+
+    def test_a_broken_pair_stays_alone(self, kind: str, backend: str) -> None:
+        pred, target = pairs("random", torch.float32)
+        expected = value_and_gradients(kind, pred, target, backend=backend)
+        for bad in (float("nan"), float("inf"), -float("inf")):
+            broken = pred.clone()
+            broken[3, 2] = bad
+            found = value_and_gradients(kind, broken, target, backend=backend)
+            others = torch.arange(len(pred)) != 3
+            assert found[0][3].isnan()
+            for part, reference in zip(found, expected, strict=True):
+                torch.testing.assert_close(part[others], reference[others], rtol=1e-5, atol=1e-5)
+
+    def test_only_the_target_needs_a_gradient(self, kind: str, backend: str) -> None:
+        pred, target = (side.requires_grad_() for side in pairs("random", torch.float32))
+        _, expected = torch.autograd.grad(
+            overlap_loss(kind, pred, target, backend=backend).sum(), (pred, target)
+        )
+        pred = pred.detach()
+        (found,) = torch.autograd.grad(overlap_loss(kind, pred, target, backend=backend).sum(), target)
+        assert torch.equal(found, expected)
+        assert not overlap_loss(kind, pred, target.detach(), backend=backend).requires_grad
+
+    def test_compiles_without_a_graph_break(self, kind: str, backend: str) -> None:
+        pred, target = pairs("random", torch.float32)
+        pred.requires_grad_()
+        torch._dynamo.reset()
+
+        def step(pred: Tensor) -> Tensor:
+            return overlap_loss(kind, pred, target, reduction="mean", backend=backend)
+
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(pred)
+        assert torch.equal(compiled, step(pred))
+        (found,), (expected,) = torch.autograd.grad(compiled, pred), torch.autograd.grad(step(pred), pred)
+        assert torch.equal(found, expected)
+
+    def test_fake_tensors(self, kind: str, backend: str) -> None:
+        with FakeTensorMode():
+            pred = torch.rand(5, 4, dtype=torch.float16, requires_grad=True)
+            loss = overlap_loss(kind, pred, torch.rand(5, 4), reduction="mean", backend=backend)
+            loss.backward()
+        assert isinstance(pred.grad, FakeTensor)
+        assert (loss.dtype, pred.grad.dtype, pred.grad.shape) == (torch.float32, torch.float16, pred.shape)
+
+
+@every_pass
+class TestLimits:
+    def test_a_second_derivative_is_refused_when_it_is_taken(self, backend: str) -> None:
+        pred, target = (side.float() for side in pairs("random"))
+        pred.requires_grad_()
+        loss = overlap_loss("ciou", pred, target, backend=backend).sum()
+        (slopes,) = torch.autograd.grad(loss, pred, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative: use backend='auto' or backend='eager'"):
+            slopes.square().sum().backward()
+
+    def test_torch_func_is_refused(self, backend: str) -> None:
+        pred, target = (side.float() for side in pairs("random"))
+        with pytest.raises(
+            ValueError, match=f"backend: got '{backend}', but a torch.func transform is active"
+        ):
+            torch.func.vmap(lambda a, b: overlap_loss("iou", a, b, backend=backend))(pred, target)
+
+    def test_an_operator_with_a_fake_that_tells_the_truth(self, backend: str) -> None:
+        pred, target = (side.float() for side in pairs("random"))
+        for wanted in (Pass("ciou", "xyxy", True, True), Pass("giou", "cxcywh", True, False)):
+            arguments = (pred, target, backend, -1, *wanted)
+            torch.library.opcheck(
+                torch.ops.boxreg.one_pass.default, arguments, test_utils=["test_schema", "test_faketensor"]
+            )
+
+    def test_autocast(self, backend: str) -> None:
+        pred, target = (side.bfloat16() for side in pairs("random"))
+        expected = value_and_gradients("ciou", pred, target, backend=backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = value_and_gradients("ciou", pred, target, backend=backend)
+        for part, reference in zip(found, expected, strict=True):
+            assert torch.equal(part, reference)
+
+
+class TestAuto:
+    @every_kind
+    def test_a_second_derivative_is_eagers(self, kind: str) -> None:
+        found, expected = (self.second_derivative(kind, backend) for backend in ("auto", "eager"))
+        torch.testing.assert_close(found, expected)
+
+    def second_derivative(self, kind: str, backend: str) -> Tensor:
+        pred, target = pairs("random")
+        pred.requires_grad_()
+        loss = overlap_loss(kind, pred, target, backend=backend).square().sum()
+        (slopes,) = torch.autograd.grad(loss, pred, create_graph=True)
+        (found,) = torch.autograd.grad(slopes.square().sum(), pred)
+        return found
+
+    def test_plain_boxes_on_the_cpu_are_fused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        taken = []
+        monkeypatch.setattr(backends, "no_triton", lambda *_: "the boxes are on cpu")
+        run = backends.RUNS["fused"]
+        monkeypatch.setitem(
+            backends.RUNS, "fused", lambda *arguments: (taken.append("fused"), run(*arguments))[1]
+        )
+        pred, target = (side.float() for side in pairs("random"))
+        overlap_loss("ciou", nn.Parameter(pred), target)
+        assert taken == ["fused"]
+        torch.func.grad(lambda boxes: overlap_loss("ciou", boxes, target).sum())(pred)
+        torch.func.jvp(lambda boxes: overlap_loss("ciou", boxes, target), (pred,), (pred,))
+        assert taken == ["fused"]
+
+    def test_forward_mode(self) -> None:
+        pred, target = pairs("random")
+        tangent = torch.randn(pred.shape, generator=seeded(), dtype=pred.dtype)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(pred, tangent)
+            found = torch.autograd.forward_ad.unpack_dual(overlap_loss("giou", dual, target)).tangent
+        (slopes,) = torch.autograd.grad(overlap_loss("giou", pred.requires_grad_(), target).sum(), pred)
+        torch.testing.assert_close(found, (slopes * tangent).sum(-1))
+
+
+def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = torch.rand(3, 4)
+    with pytest.raises(ValueError, match="got 'triton', but it computes in float32 and a tensor is float64"):
+        overlap_loss("iou", boxes.double(), boxes, backend="triton")
+    monkeypatch.setattr(backends, "_interpreted", lambda: False)
+    with pytest.raises(ValueError, match="backend: got 'triton', but the boxes are on cpu"):
+        overlap_loss("iou", boxes, boxes, backend="triton")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="backend: got 'triton', but triton is not installed"):
+        CIoULoss(backend="triton")(boxes, boxes)
+    with pytest.raises(ValueError, match="did you mean 'triton'"):
+        CIoULoss(backend="tritn")
+
+
+class TestFused:
+    @every_kind
+    @pytest.mark.parametrize("fmt", FORMATS)
+    @pytest.mark.parametrize("dtype", named((torch.float32, torch.float64)))
+    def test_the_short_program_gives_the_bits_of_the_long_one(
+        self, kind: str, fmt: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        generator = seeded(7)
+        pred, target = (convert(upright(generator, 500).to(dtype), "xyxy", fmt) for _ in range(2))
+        target[::5] = pred[::5]  # ties
+        wanted = Pass(kind, fmt, True, True)
+        assert _fused.are_ordinary(pred.t(), fmt)
+        short = _fused.one_pass(wanted, pred, target, -1)
+        monkeypatch.setattr(_fused, "are_ordinary", lambda boxes, fmt: False)
+        for found, expected in zip(short, _fused.one_pass(wanted, pred, target, -1), strict=True):
+            assert found is not None
+            assert expected is not None
+            torch.testing.assert_close(found, expected, rtol=8 * eps(dtype), atol=8 * eps(dtype))
+
+    @pytest.mark.parametrize(
+        "box",
+        [(0, 0, 0, 1), (1, 0, 0, 1), (0, 0, 2**-25, 1), (0, 0, 2**25, 1), (float("nan"), 0, 1, 1)],
+        ids=["empty", "inverted", "tiny", "huge", "nan"],
+    )
+    def test_what_is_not_ordinary(self, box: tuple[float, ...]) -> None:
+        boxes = torch.tensor([[0.0, 0, 1, 1], box]).t()
+        assert not _fused.are_ordinary(boxes, "xyxy")
+        assert _fused.are_ordinary(boxes[:, :1], "xyxy")
+
+    @pytest.mark.parametrize("block", [1, 7, 64])
+    @pytest.mark.parametrize("dim", [0, 1, 2])
+    def test_the_size_of_blocks_changes_nothing(
+        self, block: int, dim: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pred, target = (side.reshape(5, 20, 4).movedim(-1, dim) for side in wild_pairs(100, torch.float64))
+        expected = _fused.one_pass(Pass("ciou", "xywh", True, True), pred, target, dim)
+        monkeypatch.setattr(_fused, "BLOCK", block)
+        found = _fused.one_pass(Pass("ciou", "xywh", True, True), pred, target, dim)
+        for part, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(part, reference, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+    def test_common_terms_are_computed_once(self) -> None:
+        lines = _fused.program(Pass("ciou", "xyxy", True, False), True).text.splitlines()[1:]
+        assert len(lines) < 120  # called as it stands, the maths makes 600 tensors
+        assert len({line.split(", out=")[0] for line in lines if "in" in line}) > 0
+
+
+COMPILE = """
+import re, sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from boxreg.iou import _triton, family
+
+kernel, maths = _triton.one_pass_kernel, _triton.MATHS
+pointers = ("pred", "target", "loss", "pred_slopes", "target_slopes")
+for kind, variant in family.VARIANTS.items():
+    for dtype, rows in (("fp32", True), ("bf16", False)):
+        constants = {
+            "PENALTY": maths[variant.penalty.__name__], "SLOPES": maths[variant.slopes.__name__],
+            "TO_ENDS": maths["ends_of_centre_and_size"], "PULL": maths["pull_centre_and_size"],
+            "OF_PRED": True, "OF_TARGET": not rows, "ROWS": rows, "BLOCK": _triton.PAIRS,
+        }
+        signature = {name: "i64" for name in kernel.arg_names if name not in constants}
+        signature |= {"pred": f"*{dtype}", "target": f"*{dtype}"}
+        signature |= dict.fromkeys(pointers[2:], "*fp32")
+        aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+        source = ASTSource(kernel, signature, constants, aligned)
+        for capability in (80, 90):
+            ptx = compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
+            assert not re.search(r"(ld|st)\\.local", ptx), (kind, capability, "spills")
+            if rows:
+                loads = re.findall(r"ld\\.global\\S*", ptx)
+                assert loads and all("v4" in load for load in loads), (kind, capability, loads)
+            print(kind, dtype, capability)
+"""
+
+
+def test_every_kernel_compiles_for_gpus_that_are_not_here() -> None:
+    pytest.importorskip("triton")
+    # In a process without the interpreter.
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == len(KINDS) * 4
