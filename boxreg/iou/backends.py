@@ -37,9 +37,10 @@ def pick(name: str, pred: Tensor, target: Tensor) -> Backend:
     if name == "eager" or (name == "compile" and torch.compiler.is_compiling()):
         return eager
     if name == "auto":
-        if torch.compiler.is_compiling() or _looked_into(pred, target):
+        if torch.compiler.is_compiling() or _looked_into(pred, target) or no_fused(pred, target):
             return eager
-        return partial(differentiable, "fused" if no_triton(pred, target) else "triton", True)
+        on_gpu = pred.is_cuda and not no_triton(pred, target)
+        return partial(differentiable, "triton" if on_gpu else "fused", True)
     reason = _looked_into(pred, target) or BACKENDS[name](pred, target)
     if reason:
         raise ValueError(f"backend: got {name!r}, but {reason}; use 'auto' or 'eager'")
@@ -57,6 +58,11 @@ def _looked_into(*tensors: Tensor) -> str | None:
     if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
         return "a tensor is of a class of its own"
     return None
+
+
+def no_fused(pred: Tensor, target: Tensor) -> str | None:
+    """Why the fused pass cannot compute with such boxes; None if it can."""
+    return None if pred.device.type in ("cpu", "cuda") else f"the boxes are on {pred.device.type}"
 
 
 def no_triton(pred: Tensor, target: Tensor) -> str | None:
@@ -79,7 +85,7 @@ def _interpreted() -> bool:
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor], str | None]] = {
     "eager": lambda pred, target: None,
-    "fused": lambda pred, target: None,
+    "fused": no_fused,
     "triton": no_triton,
     "compile": lambda pred, target: None,
 }

@@ -96,9 +96,14 @@ def prepare(pred: Tensor, target: Tensor, weight: Tensor | None, fmt: str, dim: 
     if weight is None:
         return pred, target
     check_weight(weight, pred.select(dim, 0))
-    # A NaN times a weight of 0 is NaN, in the gradient too: such a box must not enter at all.
+    # A NaN times a weight of 0 is NaN, in the gradient too: such a box must not enter at all. In its place,
+    # in any format, an ordinary one, made on the device.
     ignored = (weight == 0).unsqueeze(dim)
-    return pred.masked_fill(ignored, 0.0), target.masked_fill(ignored, 0.0)
+    place = torch.arange(4, device=pred.device).view(
+        -1, *[1] * (-1 - dim if dim < 0 else pred.ndim - 1 - dim)
+    )
+    pred, target = (torch.where(ignored, (place > 1).to(side.dtype), side) for side in (pred, target))
+    return pred, target
 
 
 def box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int = -1) -> Tensor:

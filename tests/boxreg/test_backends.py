@@ -182,7 +182,6 @@ class TestAuto:
 
     def test_plain_boxes_on_the_cpu_are_fused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         taken = []
-        monkeypatch.setattr(backends, "no_triton", lambda *_: "the boxes are on cpu")
         run = backends.RUNS["fused"]
         monkeypatch.setitem(
             backends.RUNS, "fused", lambda *arguments: (taken.append("fused"), run(*arguments))[1]
