@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_boxes, check_choice, check_same_shape
+from .._dtypes import promote
 from ..boxes import FORMATS
-from ..reduction import Normalizer, check_weight, reduce_loss
-from ._eager import eager, promote, score
+from ..reduction import Normalizer, check_weight, reduce_loss, without_ignored
+from ._eager import eager, score
 from ._fused import one_pass
 from ._one_pass import differentiable
 from .family import VARIANTS
@@ -141,9 +142,7 @@ def prepare(pred: Tensor, target: Tensor, weight: Tensor | None, fmt: str, dim: 
     if weight is None:
         return pred, target
     check_weight(weight, pred.select(dim, 0))
-    # A NaN times a weight of 0 is NaN, in the gradient too: such a box must not enter at all.
-    ignored = (weight == 0).unsqueeze(dim)
-    return pred.masked_fill(ignored, 0.0), target.masked_fill(ignored, 0.0)
+    return without_ignored(pred, weight, dim), without_ignored(target, weight, dim)
 
 
 def box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int = -1) -> Tensor:

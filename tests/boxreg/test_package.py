@@ -50,9 +50,10 @@ IMPORTS = {module: set(imported(module, path)) for module, path in MODULES.items
 BOXREG = [module for module in MODULES if module.split(".")[0] == "boxreg"]
 TRAINER = [module for module in MODULES if module.split(".")[0] == "reference_trainer"]
 
-LEAVES = {"boxreg._checks", "boxreg.boxes", "boxreg.reduction"}
+LEAVES = {"boxreg._checks", "boxreg._dtypes", "boxreg.boxes", "boxreg.reduction"}
 MAY_IMPORT = {
     "boxreg._checks": set(),
+    "boxreg._dtypes": set(),
     "boxreg.boxes": {"boxreg._checks"},
     "boxreg.reduction": {"boxreg._checks"},
     "boxreg.iou": LEAVES | {"boxreg.iou"},
