@@ -5,6 +5,8 @@ from .boxes import convert as convert
 from .decoders import Decoder as Decoder
 from .decoders import GridCellDecoder as GridCellDecoder
 from .decoders import UnitSquareDecoder as UnitSquareDecoder
+from .dfl import DFLoss as DFLoss
+from .dfl import dfl_integral as dfl_integral
 from .heads import BoxHead as BoxHead
 from .iou import box_iou as box_iou
 from .iou import pairwise_box_iou as pairwise_box_iou

@@ -1,5 +1,7 @@
-"""The functional forms: a loss function for each row of the IoU family, and the IoU scores."""
+"""The functional forms: a loss function for each row of the IoU family, IoU scores, DFL."""
 
+from .dfl import dfl_integral as dfl_integral
+from .dfl import dfl_loss as dfl_loss
 from .iou.functional import box_iou as box_iou
 from .iou.functional import pairwise_box_iou as pairwise_box_iou
 from .losses import ciou_loss as ciou_loss
