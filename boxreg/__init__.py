@@ -19,5 +19,8 @@ from .losses import IoULoss as IoULoss
 from .param_groups import Rule as Rule
 from .param_groups import param_groups as param_groups
 from .param_groups import param_table as param_table
+from .rotated import GWDLoss as GWDLoss
+from .rotated import KLDLoss as KLDLoss
+from .rotated import ProbIoULoss as ProbIoULoss
 
 __version__ = "0.1.0"

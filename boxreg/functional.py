@@ -1,4 +1,4 @@
-"""The functional forms: a loss function for each row of the IoU family, IoU scores, DFL."""
+"""The functional forms: a loss function for each row of the IoU family, IoU scores, rotated boxes, DFL."""
 
 from .dfl import dfl_integral as dfl_integral
 from .dfl import dfl_loss as dfl_loss
@@ -8,3 +8,6 @@ from .losses import ciou_loss as ciou_loss
 from .losses import diou_loss as diou_loss
 from .losses import giou_loss as giou_loss
 from .losses import iou_loss as iou_loss
+from .rotated import gwd_loss as gwd_loss
+from .rotated import kld_loss as kld_loss
+from .rotated import probiou_loss as probiou_loss
