@@ -5,6 +5,8 @@ from .boxes import convert as convert
 from .decoders import Decoder as Decoder
 from .decoders import GridCellDecoder as GridCellDecoder
 from .decoders import UnitSquareDecoder as UnitSquareDecoder
+from .dfl import DFLoss as DFLoss
+from .dfl import dfl_integral as dfl_integral
 from .heads import BoxHead as BoxHead
 from .iou import box_iou as box_iou
 from .iou import pairwise_box_iou as pairwise_box_iou
@@ -17,5 +19,8 @@ from .losses import IoULoss as IoULoss
 from .param_groups import Rule as Rule
 from .param_groups import param_groups as param_groups
 from .param_groups import param_table as param_table
+from .rotated import GWDLoss as GWDLoss
+from .rotated import KLDLoss as KLDLoss
+from .rotated import ProbIoULoss as ProbIoULoss
 
 __version__ = "0.1.0"

@@ -41,15 +41,15 @@ def check_tensor(name: str, value: object, *, floating: bool, boolean: bool = Fa
         raise TypeError(f"{name}: got a tensor of {value.dtype}, expected {wanted}")
 
 
-def check_boxes(name: str, boxes: object, dim: int, *, floating: bool = True) -> None:
-    """Raise unless `boxes` is a tensor with four coordinates along `dim`."""
+def check_boxes(name: str, boxes: object, dim: int, *, floating: bool = True, coordinates: int = 4) -> None:
+    """Raise unless `boxes` is a tensor with so many coordinates along `dim`."""
     check_tensor(name, boxes, floating=floating)
     assert isinstance(boxes, Tensor)
     shape = tuple(boxes.shape)
     if not -boxes.ndim <= dim < boxes.ndim:
         raise ValueError(f"dim: got {dim}, but {name} has shape {shape}")
-    if boxes.shape[dim] != 4:
-        raise ValueError(f"{name}: got shape {shape}, expected 4 coordinates along dim {dim}")
+    if boxes.shape[dim] != coordinates:
+        raise ValueError(f"{name}: got shape {shape}, expected {coordinates} coordinates along dim {dim}")
 
 
 def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:

@@ -1,8 +1,13 @@
-"""The functional forms: a loss function for each row of the IoU family, and the IoU scores."""
+"""The functional forms: a loss function for each row of the IoU family, IoU scores, rotated boxes, DFL."""
 
+from .dfl import dfl_integral as dfl_integral
+from .dfl import dfl_loss as dfl_loss
 from .iou.functional import box_iou as box_iou
 from .iou.functional import pairwise_box_iou as pairwise_box_iou
 from .losses import ciou_loss as ciou_loss
 from .losses import diou_loss as diou_loss
 from .losses import giou_loss as giou_loss
 from .losses import iou_loss as iou_loss
+from .rotated import gwd_loss as gwd_loss
+from .rotated import kld_loss as kld_loss
+from .rotated import probiou_loss as probiou_loss

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._checks import check_choice, check_number
+from ._dtypes import promote
 from .boxes import FORMATS, convert
-from .iou._eager import promote
 from .iou.backends import BACKENDS
 from .iou.family import VARIANTS
 from .iou.functional import OverlapOptions, overlap_loss, prepare

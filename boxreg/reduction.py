@@ -74,6 +74,17 @@ def check_weight(weight: object, loss: Tensor) -> None:
     check_same_shape("weight", weight, "the loss per box", loss)
 
 
+def without_ignored(
+    values: Tensor, weight: Tensor, dim: int | None = None, instead: Tensor | float = 0.0
+) -> Tensor:
+    """`values`, and `instead` where `weight` is 0; `dim` is the axis that `weight` lacks, None for none.
+
+    A NaN times a weight of 0 is NaN, in the gradient too: what is ignored must not enter at all.
+    """
+    ignored = weight == 0 if dim is None else (weight == 0).unsqueeze(dim)
+    return torch.where(ignored, instead, values)
+
+
 def _divide(total: Tensor, normalizer: Normalizer) -> Tensor:
     if not isinstance(normalizer, Tensor):
         check_number("normalizer", normalizer, minimum=0)

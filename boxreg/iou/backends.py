@@ -19,9 +19,10 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
+from .._dtypes import promote
 from ..boxes import FORMATS
 from . import _fused, family
-from ._eager import eager, planes, promote
+from ._eager import eager, planes
 from ._one_pass import RUNS, Pass, Result, differentiable
 
 Backend = Callable[[str, Tensor, Tensor, str, int], Tensor]

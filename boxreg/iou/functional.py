@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_boxes, check_choice, check_same_shape
+from .._dtypes import promote
 from ..boxes import FORMATS
-from ..reduction import Normalizer, check_weight, reduce_loss
-from ._eager import promote, score
+from ..reduction import Normalizer, check_weight, reduce_loss, without_ignored
+from ._eager import score
 from .backends import BACKENDS, pick
 from .family import VARIANTS
 
@@ -96,13 +97,11 @@ def prepare(pred: Tensor, target: Tensor, weight: Tensor | None, fmt: str, dim: 
     if weight is None:
         return pred, target
     check_weight(weight, pred.select(dim, 0))
-    # A NaN times a weight of 0 is NaN, in the gradient too: such a box must not enter at all. In its place,
-    # in any format, an ordinary one, made on the device.
-    ignored = (weight == 0).unsqueeze(dim)
+    # In place of an ignored box, in any format, an ordinary one, made on the device.
     place = torch.arange(4, device=pred.device).view(
         -1, *[1] * (-1 - dim if dim < 0 else pred.ndim - 1 - dim)
     )
-    pred, target = (torch.where(ignored, (place > 1).to(side.dtype), side) for side in (pred, target))
+    pred, target = (without_ignored(side, weight, dim, (place > 1).to(side.dtype)) for side in (pred, target))
     return pred, target
 
 
