@@ -16,6 +16,9 @@ from . import family
 from ._copies import copy_maths
 from ._one_pass import Pass, as_planes
 
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether kernels run in Triton's interpreter, on the CPU."""
+
 PAIRS = 512
 """Pairs a program computes."""
 

@@ -77,11 +77,10 @@ def no_triton(pred: Tensor, target: Tensor) -> str | None:
     return None
 
 
-@cache
 def _interpreted() -> bool:
-    import triton
+    from . import _triton
 
-    return bool(triton.knobs.runtime.interpret)
+    return _triton.INTERPRETED
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor], str | None]] = {
