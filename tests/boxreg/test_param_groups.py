@@ -473,7 +473,7 @@ def test_scales_that_differ_late_stay_apart():
         (Rule(pattern="*.weight", module=nn.BatchNorm2d, decay=True), {"batch.weight"}),
         (Rule(pattern="spectral.bias", decay=True), {"spectral.parametrizations.bias.original"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_a_rule_of_the_user_comes_before_the_defaults(rule: Rule, matched: set[str]):
     decided = names_by_group(everything(), rules=[rule])["decay"] - DECAYED
