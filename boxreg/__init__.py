@@ -12,6 +12,7 @@ from .losses import BoxLoss as BoxLoss
 from .losses import BoxLossTerms as BoxLossTerms
 from .losses import CIoULoss as CIoULoss
 from .losses import DIoULoss as DIoULoss
+from .losses import EIoULoss as EIoULoss
 from .losses import GIoULoss as GIoULoss
 from .losses import IoULoss as IoULoss
 from .param_groups import Rule as Rule

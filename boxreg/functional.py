@@ -4,5 +4,6 @@ from .iou.functional import box_iou as box_iou
 from .iou.functional import pairwise_box_iou as pairwise_box_iou
 from .losses import ciou_loss as ciou_loss
 from .losses import diou_loss as diou_loss
+from .losses import eiou_loss as eiou_loss
 from .losses import giou_loss as giou_loss
 from .losses import iou_loss as iou_loss

@@ -133,6 +133,38 @@ def ciou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -
     return overlap_loss("ciou", pred, target, **options)
 
 
+def eiou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -> Tensor:
+    r"""Efficient IoU loss: the distance of the centres, and the difference of the sizes.
+
+    \[ 1 - \mathrm{IoU} + \frac{\rho^2}{c^2} + \frac{(w - w_t)^2}{C_w^2} + \frac{(h - h_t)^2}{C_h^2} \]
+
+    rho is the distance of the centres; c, C_w and C_h are the diagonal and the sides of the smallest
+    enclosing box. Zhang et al. 2021, "Focal and Efficient IOU Loss for Accurate Bounding Box
+    Regression" (arXiv:2101.08158), without its focal weight. The Extended IoU of the same year, which
+    some libraries call EIoU too, is another loss.
+
+    Args:
+        pred: predicted boxes, four coordinates along `dim`.
+        target: target boxes of the same shape and unit.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`:
+            see `boxreg.iou.overlap_loss`.
+
+    Returns:
+        A loss per box in [0, 3.25] for upright boxes, or a scalar.
+
+    Raises:
+        TypeError: if a tensor is not floating.
+        ValueError: for an unknown name, or shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.functional import eiou_loss
+        >>> eiou_loss(torch.tensor([[1.0, 0.0, 3.0, 4.0]]), torch.tensor([[0.0, 0.0, 4.0, 4.0]]))
+        tensor([0.7500])
+    """
+    return overlap_loss("eiou", pred, target, **options)
+
+
 class OverlapLoss(nn.Module):
     """A row of the IoU family as a module; the subclasses name the row.
 
@@ -244,6 +276,17 @@ class CIoULoss(OverlapLoss):
     """
 
 
+class EIoULoss(OverlapLoss):
+    """`eiou_loss` as a module.
+
+    Example:
+        >>> import torch
+        >>> from boxreg import EIoULoss
+        >>> EIoULoss()(torch.tensor([[1.0, 0.0, 3.0, 4.0]]), torch.tensor([[0.0, 0.0, 4.0, 4.0]]))
+        tensor(0.7500)
+    """
+
+
 class BoxLossTerms(NamedTuple):
     """What `BoxLoss` returns: the total, and its terms `coord`, `wh`, `iou` without and with their lambda."""
 
@@ -301,7 +344,7 @@ class BoxLoss(nn.Module):
     beyond `FARTHEST` count as that far, so that every finite box has a finite loss.
 
     Args:
-        overlap: a row of the IoU family, `"iou"`, `"giou"`, `"diou"`, `"ciou"`.
+        overlap: a row of the IoU family, `"iou"`, `"giou"`, `"diou"`, `"ciou"`, `"eiou"`.
         lambda_coord: factor of the centre term.
         lambda_wh: factor of the size term.
         lambda_iou: factor of the overlap term.

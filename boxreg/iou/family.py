@@ -331,11 +331,43 @@ def aspect_and_distance_slopes(pair: Pair) -> Slopes:
     )
 
 
+def size_gap(axis: Axis) -> Tensor:
+    """The difference of the two sizes over the enclosing side, 0 without one."""
+    return ratio(measure(axis.size - axis.target_size, axis.unit), axis.span_share, 0.0)
+
+
+def squared_gap(axis: Axis) -> Tensor:
+    """The square of `size_gap`."""
+    gap = size_gap(axis)
+    return gap * gap
+
+
+def sizes_and_distance(pair: Pair) -> Tensor:
+    """EIoU: the centre distance plus, for either axis, the squared gap of the sizes."""
+    x, y = both(squared_gap, (pair.x,), (pair.y,))
+    return centre_distance(pair) + (x + y)  # type: ignore[no-any-return]
+
+
+def gap_slopes(axis: Axis, distance: AxisSlopes) -> AxisSlopes:
+    """Slopes of `squared_gap` on top of those of the centre distance: 2 gap / C, -2 gap^2 / C for a span."""
+    gap = size_gap(axis)
+    slope = 2.0 * gap * axis.unit.slope
+    return AxisSlopes(slope, -slope, distance.span - gap * slope, distance.offset)
+
+
+def sizes_and_distance_slopes(pair: Pair) -> Slopes:
+    """Slopes of `sizes_and_distance`."""
+    distance = centre_distance_slopes(pair)
+    x, y = both(gap_slopes, (pair.x, distance.x), (pair.y, distance.y))
+    return Slopes(x=x, y=y)
+
+
 VARIANTS: dict[str, Variant] = {
     "iou": Variant(no_penalty, no_slopes),
     "giou": Variant(empty_share, empty_share_slopes),
     "diou": Variant(centre_distance, centre_distance_slopes),
     "ciou": Variant(aspect_and_distance, aspect_and_distance_slopes),
+    "eiou": Variant(sizes_and_distance, sizes_and_distance_slopes),
 }
 """The family: a name for `kind`, its penalty and its slopes."""
 
