@@ -7,3 +7,4 @@ from .losses import diou_loss as diou_loss
 from .losses import eiou_loss as eiou_loss
 from .losses import giou_loss as giou_loss
 from .losses import iou_loss as iou_loss
+from .losses import siou_loss as siou_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -42,6 +43,8 @@ MOST_PENALTY = {
     # A point in a corner of the other box: each size differs by the whole enclosing side, which leaves
     # an offset of half of it. What is lost on one size gains less than that for the offset.
     "eiou": 1 + 1 + 1 / 4,
+    # Approached by a point and a flat box, both tiny beside an offset that is all but along an axis.
+    "siou": (1 - math.exp(-2)) + (1 - math.exp(-1)) ** 4,
 }
 """How far above 1 - IoU a loss of upright boxes may lie."""
 
