@@ -14,8 +14,10 @@ from .losses import BoxLoss as BoxLoss
 from .losses import BoxLossTerms as BoxLossTerms
 from .losses import CIoULoss as CIoULoss
 from .losses import DIoULoss as DIoULoss
+from .losses import EIoULoss as EIoULoss
 from .losses import GIoULoss as GIoULoss
 from .losses import IoULoss as IoULoss
+from .losses import SIoULoss as SIoULoss
 from .param_groups import Rule as Rule
 from .param_groups import param_groups as param_groups
 from .param_groups import param_table as param_table

@@ -6,8 +6,10 @@ from .iou.functional import box_iou as box_iou
 from .iou.functional import pairwise_box_iou as pairwise_box_iou
 from .losses import ciou_loss as ciou_loss
 from .losses import diou_loss as diou_loss
+from .losses import eiou_loss as eiou_loss
 from .losses import giou_loss as giou_loss
 from .losses import iou_loss as iou_loss
+from .losses import siou_loss as siou_loss
 from .rotated import gwd_loss as gwd_loss
 from .rotated import kld_loss as kld_loss
 from .rotated import probiou_loss as probiou_loss

@@ -134,6 +134,76 @@ def ciou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -
     return overlap_loss("ciou", pred, target, **options)
 
 
+def eiou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -> Tensor:
+    r"""Efficient IoU loss: the distance of the centres, and the difference of the sizes.
+
+    \[ 1 - \mathrm{IoU} + \frac{\rho^2}{c^2} + \frac{(w - w_t)^2}{C_w^2} + \frac{(h - h_t)^2}{C_h^2} \]
+
+    rho is the distance of the centres; c, C_w and C_h are the diagonal and the sides of the smallest
+    enclosing box. Zhang et al. 2021, "Focal and Efficient IOU Loss for Accurate Bounding Box
+    Regression" (arXiv:2101.08158), without its focal weight. The Extended IoU of the same year, which
+    some libraries call EIoU too, is another loss.
+
+    Args:
+        pred: predicted boxes, four coordinates along `dim`.
+        target: target boxes of the same shape and unit.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`:
+            see `boxreg.iou.overlap_loss`.
+
+    Returns:
+        A loss per box in [0, 3.25] for upright boxes, or a scalar.
+
+    Raises:
+        TypeError: if a tensor is not floating.
+        ValueError: for an unknown name, or shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.functional import eiou_loss
+        >>> eiou_loss(torch.tensor([[1.0, 0.0, 3.0, 4.0]]), torch.tensor([[0.0, 0.0, 4.0, 4.0]]))
+        tensor([0.7500])
+    """
+    return overlap_loss("eiou", pred, target, **options)
+
+
+def siou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -> Tensor:
+    r"""SIoU loss, \( 1 - \mathrm{IoU} + (\Delta + \Omega) / 2 \): angle, distance and shape costs.
+
+    \[ \Lambda = \frac{2 |d_x d_y|}{d_x^2 + d_y^2}, \qquad
+       \Delta = \sum_{t = x, y} \left( 1 - e^{-(2 - \Lambda) (d_t / C_t)^2} \right), \qquad
+       \Omega = \sum_{s = w, h} \left( 1 - e^{-|s - s_t| / \max(s, s_t)} \right)^4 \]
+
+    d is the offset of the centres, C_x and C_y are the sides of the smallest enclosing box, and Lambda
+    is the paper's \( 1 - 2 \sin^2(\arcsin x - \pi / 4) \) without its arcsine; it is 0 where the
+    centres coincide. Gevorgyan 2022, "SIoU Loss: More Powerful Learning for Bounding Box Regression"
+    (arXiv:2205.12740).
+
+    Implementations differ. Here d / C is squared; C is a side of the enclosing box, although the paper
+    writes c_w and c_h for the offset too; the exponent is negative, so that the loss rises as boxes
+    move apart; the paper's theta is 4; and Lambda has its gradient.
+
+    Args:
+        pred: predicted boxes, four coordinates along `dim`.
+        target: target boxes of the same shape and unit.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`:
+            see `boxreg.iou.overlap_loss`.
+
+    Returns:
+        A loss per box in [0, 2.03] for upright boxes, or a scalar.
+
+    Raises:
+        TypeError: if a tensor is not floating.
+        ValueError: for an unknown name, or shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.functional import siou_loss
+        >>> siou_loss(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
+        tensor([1.3377])
+    """
+    return overlap_loss("siou", pred, target, **options)
+
+
 class OverlapLoss(nn.Module):
     """A row of the IoU family as a module; the subclasses name the row.
 
@@ -245,6 +315,28 @@ class CIoULoss(OverlapLoss):
     """
 
 
+class EIoULoss(OverlapLoss):
+    """`eiou_loss` as a module.
+
+    Example:
+        >>> import torch
+        >>> from boxreg import EIoULoss
+        >>> EIoULoss()(torch.tensor([[1.0, 0.0, 3.0, 4.0]]), torch.tensor([[0.0, 0.0, 4.0, 4.0]]))
+        tensor(0.7500)
+    """
+
+
+class SIoULoss(OverlapLoss):
+    """`siou_loss` as a module.
+
+    Example:
+        >>> import torch
+        >>> from boxreg import SIoULoss
+        >>> SIoULoss()(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
+        tensor(1.3377)
+    """
+
+
 class BoxLossTerms(NamedTuple):
     """What `BoxLoss` returns: the total, and its terms `coord`, `wh`, `iou` without and with their lambda."""
 
@@ -302,7 +394,7 @@ class BoxLoss(nn.Module):
     beyond `FARTHEST` count as that far, so that every finite box has a finite loss.
 
     Args:
-        overlap: a row of the IoU family, `"iou"`, `"giou"`, `"diou"`, `"ciou"`.
+        overlap: a row of the IoU family, `"iou"`, `"giou"`, `"diou"`, `"ciou"`, `"eiou"`, `"siou"`.
         lambda_coord: factor of the centre term.
         lambda_wh: factor of the size term.
         lambda_iou: factor of the overlap term.

@@ -246,6 +246,7 @@ _ON_NUMBERS: dict[str, Callable[..., float | bool]] = {
     "maximum": max,
     "abs": abs,
     "atan2": math.atan2,
+    "exp": math.exp,
 }
 
 

@@ -34,6 +34,11 @@ def _abs(value):
 
 
 @triton.jit
+def _exp(value):
+    return tl.exp(value)
+
+
+@triton.jit
 def _zeros_like(value):
     return tl.zeros_like(value)
 
@@ -79,7 +84,13 @@ def _both(function: tl.constexpr, x, y):
 # What the shared maths calls `xp`: a module, because a kernel's globals may be no other object.
 _OPERATIONS = types.ModuleType("operations")
 vars(_OPERATIONS).update(
-    where=_where, abs=_abs, zeros_like=_zeros_like, maximum=_maximum, minimum=_minimum, atan2=_atan2
+    where=_where,
+    abs=_abs,
+    exp=_exp,
+    zeros_like=_zeros_like,
+    maximum=_maximum,
+    minimum=_minimum,
+    atan2=_atan2,
 )
 
 MATHS = copy_maths(

@@ -138,11 +138,16 @@ def ratio(part: Tensor, whole: Tensor, limit: float) -> Tensor:
     return xp.where(none, limit, part / xp.where(none, 1.0, whole))
 
 
+def guarded_unit(length: Tensor, zero: Tensor, negligible: Tensor) -> Unit:
+    """The unit that a held length makes, where it is neither 0 nor negligible."""
+    slope = 1.0 / xp.where(negligible, SMALLEST, length)
+    return Unit(xp.where(zero, 1.0, length), xp.where(zero, 0.0, slope))
+
+
 def unit_of(length: Tensor) -> Unit:
     """The unit that a length makes, constant under differentiation."""
     length = hold(length)
-    none = is_zero(length)
-    return Unit(xp.where(none, 1.0, length), xp.where(none, 0.0, 1.0 / floored(length)))
+    return guarded_unit(length, is_zero(length), is_negligible(length))
 
 
 def measure(length: Tensor, unit: Unit) -> Tensor:
@@ -331,11 +336,138 @@ def aspect_and_distance_slopes(pair: Pair) -> Slopes:
     )
 
 
+def size_gap(axis: Axis) -> Tensor:
+    """The difference of the two sizes over the enclosing side, 0 without one."""
+    return ratio(measure(axis.size - axis.target_size, axis.unit), axis.span_share, 0.0)
+
+
+def squared_gap(axis: Axis) -> Tensor:
+    """The square of `size_gap`."""
+    gap = size_gap(axis)
+    return gap * gap
+
+
+def sizes_and_distance(pair: Pair) -> Tensor:
+    """EIoU: the centre distance plus, for either axis, the squared gap of the sizes."""
+    x, y = both(squared_gap, (pair.x,), (pair.y,))
+    return centre_distance(pair) + (x + y)  # type: ignore[no-any-return]
+
+
+def gap_slopes(axis: Axis, distance: AxisSlopes) -> AxisSlopes:
+    """Slopes of `squared_gap` on top of those of the centre distance: 2 gap / C, -2 gap^2 / C for a span."""
+    gap = size_gap(axis)
+    slope = 2.0 * gap * axis.unit.slope
+    return AxisSlopes(slope, -slope, distance.span - gap * slope, distance.offset)
+
+
+def sizes_and_distance_slopes(pair: Pair) -> Slopes:
+    """Slopes of `sizes_and_distance`."""
+    distance = centre_distance_slopes(pair)
+    x, y = both(gap_slopes, (pair.x, distance.x), (pair.y, distance.y))
+    return Slopes(x=x, y=y)
+
+
+class Heading(NamedTuple):
+    """The way from centre to centre, in units of the longer of its two parts; 0, 0 where they coincide."""
+
+    x: Tensor
+    y: Tensor
+    squared: Tensor
+    slope: Tensor
+
+
+def heading(pair: Pair) -> Heading:
+    """With its squared length (between 1 and 2; 1 where there is none) and the slope of its unit."""
+    apart = larger(pair.x.offset, pair.y.offset)
+    # Compared here, because the centres of ordinary boxes may coincide too.
+    unit = guarded_unit(apart, apart == 0, apart < SMALLEST)
+    x, y = both(measure, (pair.x.offset, unit), (pair.y.offset, unit))
+    squared = x * x + y * y
+    return Heading(x, y, xp.where(squared == 0, 1.0, squared), unit.slope)
+
+
+def steepness(way: Heading) -> Tensor:
+    """SIoU's gamma = 2 - Lambda; the angle cost Lambda is 0 along an axis and 1 on a diagonal."""
+    return 2.0 - 2.0 * xp.abs(way.x * way.y) / way.squared
+
+
+def nearness(axis: Axis, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """The offset over the enclosing side, 0 without one, and exp(-gamma rho), rho being its square."""
+    share = ratio(measure(axis.offset, axis.unit), axis.span_share, 0.0)
+    return share, xp.exp(-gamma * (share * share))
+
+
+def mismatch(axis: Axis) -> tuple[Tensor, Unit]:
+    """SIoU's omega, the difference of the sizes over the larger of them, and that as a unit."""
+    whole = xp.maximum(axis.size, axis.target_size)
+    unit = unit_of(whole)
+    return ratio(measure(xp.abs(axis.size - axis.target_size), unit), measure(whole, unit), 0.0), unit
+
+
+def distance_and_shape_cost(axis: Axis, gamma: Tensor) -> Tensor:
+    """SIoU's costs of one axis: 1 - exp(-gamma rho), and (1 - exp(-omega))^4."""
+    _, near = nearness(axis, gamma)
+    omega, _ = mismatch(axis)
+    unlike = 1.0 - xp.exp(-omega)
+    squared = unlike * unlike
+    return (1.0 - near) + squared * squared
+
+
+def distance_and_shape(pair: Pair) -> Tensor:
+    """SIoU: half the sum of the distance and shape costs."""
+    gamma = steepness(heading(pair))
+    x, y = both(distance_and_shape_cost, (pair.x, gamma), (pair.y, gamma))
+    return 0.5 * (x + y)  # type: ignore[no-any-return]
+
+
+def nearness_weight(axis: Axis, gamma: Tensor) -> Tensor:
+    """The slope of the distance cost at gamma: rho exp(-gamma rho)."""
+    share, near = nearness(axis, gamma)
+    return share * share * near
+
+
+def costs_slopes(axis: Axis, gamma: Tensor, own: Tensor, other: Tensor, turned: Tensor) -> AxisSlopes:
+    """Slopes of half the costs of one axis, and of gamma at this axis's part of the heading."""
+    share, near = nearness(axis, gamma)
+    pull = gamma * near * share * axis.unit.slope
+    omega, unit = mismatch(axis)
+    alike = xp.exp(-omega)
+    unlike = 1.0 - alike
+    # 0 where the sizes are equal, so that it does not matter there which one counts as larger.
+    shrink = 2.0 * (unlike * unlike * unlike) * alike * unit.slope
+    grow = shrink * (1.0 - omega)
+    is_larger = axis.size > axis.target_size
+    return AxisSlopes(
+        size=xp.where(is_larger, grow, -shrink),
+        target_size=xp.where(is_larger, -shrink, grow),
+        span=-share * pull,
+        offset=pull - turned * other * ((other - own) * (other + own)),
+    )
+
+
+def distance_and_shape_slopes(pair: Pair) -> Slopes:
+    """Slopes of `distance_and_shape`.
+
+    With the heading (a, b), the angle cost is 2 |a b| / (a^2 + b^2), and its slope at a is
+    2 sign(a b) b (b^2 - a^2) / (a^2 + b^2)^2; on an axis, where it has a kink, 0.
+    """
+    way = heading(pair)
+    gamma = steepness(way)
+    weight_x, weight_y = both(nearness_weight, (pair.x, gamma), (pair.y, gamma))
+    product = way.x * way.y
+    sign = xp.where(product > 0, 1.0, xp.where(product < 0, -1.0, 0.0))
+    turned = (weight_x + weight_y) * sign / (way.squared * way.squared) * way.slope
+    x, y = both(costs_slopes, (pair.x, gamma, way.x, way.y, turned), (pair.y, gamma, way.y, way.x, turned))
+    return Slopes(x=x, y=y)
+
+
 VARIANTS: dict[str, Variant] = {
     "iou": Variant(no_penalty, no_slopes),
     "giou": Variant(empty_share, empty_share_slopes),
     "diou": Variant(centre_distance, centre_distance_slopes),
     "ciou": Variant(aspect_and_distance, aspect_and_distance_slopes),
+    "eiou": Variant(sizes_and_distance, sizes_and_distance_slopes),
+    "siou": Variant(distance_and_shape, distance_and_shape_slopes),
 }
 """The family: a name for `kind`, its penalty and its slopes."""
 

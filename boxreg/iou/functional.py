@@ -54,7 +54,8 @@ def overlap_loss(
     1 / side and saturate below a side of 2^-100.
 
     Args:
-        kind: a row of `boxreg.iou.family.VARIANTS`: `"iou"`, `"giou"`, `"diou"`, `"ciou"`.
+        kind: a row of `boxreg.iou.family.VARIANTS`: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, `"eiou"`,
+            `"siou"`.
         pred: predicted boxes, four coordinates along `dim`, any shape and unit, floating.
         target: target boxes, the same shape and unit; nothing is broadcast.
         fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from math import exp
 
 import pytest
 import torch
@@ -151,6 +152,26 @@ def textbook_ciou_loss(b: Tensor, g: Tensor) -> Tensor:
     return textbook_diou_loss(b, g) + alpha * v
 
 
+def textbook_eiou_loss(b: Tensor, g: Tensor) -> Tensor:
+    width, height = textbook_enclosing(b, g)
+    dw, dh = (b[:, 2] - b[:, 0]) - (g[:, 2] - g[:, 0]), (b[:, 3] - b[:, 1]) - (g[:, 3] - g[:, 1])
+    return textbook_diou_loss(b, g) + dw**2 / width**2 + dh**2 / height**2
+
+
+def textbook_siou_loss(b: Tensor, g: Tensor) -> Tensor:
+    dx, dy = (b[:, 0] + b[:, 2] - g[:, 0] - g[:, 2]) / 2, (b[:, 1] + b[:, 3] - g[:, 1] - g[:, 3]) / 2
+    # The paper takes the smaller of the two angles between the offset and the axes.
+    sine = torch.minimum(dx.abs(), dy.abs()) / (dx**2 + dy**2).sqrt()
+    gamma = 2 - (1 - 2 * torch.sin(torch.arcsin(sine) - math.pi / 4) ** 2)
+    distance, shape = torch.zeros_like(dx), torch.zeros_like(dx)
+    for offset, side, axis in zip((dx, dy), textbook_enclosing(b, g), (0, 1), strict=True):
+        size, target_size = b[:, axis + 2] - b[:, axis], g[:, axis + 2] - g[:, axis]
+        distance = distance + 1 - torch.exp(-gamma * (offset / side) ** 2)
+        omega = (size - target_size).abs() / torch.maximum(size, target_size)
+        shape = shape + (1 - torch.exp(-omega)) ** 4
+    return 1 - textbook_iou(b, g) + (distance + shape) / 2
+
+
 def textbook(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The formula of the paper; a new row of the table needs one here."""
     return globals()[f"textbook_{kind}_loss"]  # type: ignore[no-any-return]
@@ -180,20 +201,94 @@ def test_float32_is_float64_rounded(kind: str, regime: str) -> None:
 
 
 TURNED = 4 / math.pi**2 * (math.atan(2) - math.atan(0.5)) ** 2
+NARROW = 4 / math.pi**2 * (math.atan(1) - math.atan(0.5)) ** 2
 
 HAND = {
-    "identical": ([1, 1, 3, 2], [1, 1, 3, 2], {"iou": 0, "giou": 0, "diou": 0, "ciou": 0}),
-    # A quarter of the target: rho^2 = 1/2, c^2 = 8.
-    "quarter": ([0, 0, 1, 1], [0, 0, 2, 2], {"iou": 3 / 4, "giou": 3 / 4, "diou": 13 / 16, "ciou": 13 / 16}),
-    # Side by side: the enclosing box is full; rho^2 = 1, c^2 = 5.
-    "adjacent": ([0, 0, 1, 1], [1, 0, 2, 1], {"iou": 1, "giou": 1, "diou": 6 / 5, "ciou": 6 / 5}),
-    # Corner to corner: half of the enclosing box is empty; rho^2 = 2, c^2 = 8.
-    "diagonal": ([0, 0, 1, 1], [1, 1, 2, 2], {"iou": 1, "giou": 3 / 2, "diou": 5 / 4, "ciou": 5 / 4}),
-    # Two boxes' width between them: half is empty; rho^2 = 9, c^2 = 17.
-    "apart": ([0, 0, 1, 1], [3, 0, 4, 1], {"iou": 1, "giou": 3 / 2, "diou": 26 / 17, "ciou": 26 / 17}),
-    # A shift by half a side: I = 2, U = 6; rho^2 = 1, c^2 = 13.
-    "shifted": ([0, 0, 2, 2], [1, 0, 3, 2], {"iou": 2 / 3, "giou": 2 / 3, "diou": 29 / 39, "ciou": 29 / 39}),
-    # One box, turned: I = 1, U = 3, C = 4; rho^2 = 1/2, c^2 = 8.
+    # Nothing differs.
+    "identical": (
+        [1, 1, 3, 2],
+        [1, 1, 3, 2],
+        {"iou": 0, "giou": 0, "diou": 0, "ciou": 0, "eiou": 0, "siou": 0},
+    ),
+    # A quarter of the target: rho^2 = 1/2, c^2 = 8; sides half of C; offset on a diagonal, 1/4 of C.
+    "quarter": (
+        [0, 0, 1, 1],
+        [0, 0, 2, 2],
+        {
+            "iou": 3 / 4,
+            "giou": 3 / 4,
+            "diou": 13 / 16,
+            "ciou": 13 / 16,
+            "eiou": 13 / 16 + 1 / 4 + 1 / 4,
+            "siou": 3 / 4 + (1 - exp(-1 / 16)) + (1 - exp(-1 / 2)) ** 4,
+        },
+    ),
+    # Side by side: the enclosing box is full; rho^2 = 1, c^2 = 5; offset along x, half of C.
+    "adjacent": (
+        [0, 0, 1, 1],
+        [1, 0, 2, 1],
+        {
+            "iou": 1,
+            "giou": 1,
+            "diou": 6 / 5,
+            "ciou": 6 / 5,
+            "eiou": 6 / 5,
+            "siou": 1 + (1 - exp(-2 / 4)) / 2,
+        },
+    ),
+    # Corner to corner: half of the enclosing box is empty; rho^2 = 2, c^2 = 8; offset on a diagonal, by 1/2.
+    "diagonal": (
+        [0, 0, 1, 1],
+        [1, 1, 2, 2],
+        {
+            "iou": 1,
+            "giou": 3 / 2,
+            "diou": 5 / 4,
+            "ciou": 5 / 4,
+            "eiou": 5 / 4,
+            "siou": 1 + (1 - exp(-1 / 4)),
+        },
+    ),
+    # Two boxes' width between them: half is empty; rho^2 = 9, c^2 = 17; offset along x, 3/4 of C.
+    "apart": (
+        [0, 0, 1, 1],
+        [3, 0, 4, 1],
+        {
+            "iou": 1,
+            "giou": 3 / 2,
+            "diou": 26 / 17,
+            "ciou": 26 / 17,
+            "eiou": 26 / 17,
+            "siou": 1 + (1 - exp(-2 * 9 / 16)) / 2,
+        },
+    ),
+    # A knight's move: I = 0, U = 2, C = 6; rho^2 = 5, c^2 = 13; Lambda = 4/5, offset 2/3 and 1/2 of C.
+    "askew": (
+        [0, 0, 1, 1],
+        [2, 1, 3, 2],
+        {
+            "iou": 1,
+            "giou": 5 / 3,
+            "diou": 18 / 13,
+            "ciou": 18 / 13,
+            "eiou": 18 / 13,
+            "siou": 1 + (2 - exp(-6 / 5 * 4 / 9) - exp(-6 / 5 * 1 / 4)) / 2,
+        },
+    ),
+    # A shift by half a side: I = 2, U = 6; rho^2 = 1, c^2 = 13; offset along x, a third of C.
+    "shifted": (
+        [0, 0, 2, 2],
+        [1, 0, 3, 2],
+        {
+            "iou": 2 / 3,
+            "giou": 2 / 3,
+            "diou": 29 / 39,
+            "ciou": 29 / 39,
+            "eiou": 29 / 39,
+            "siou": 2 / 3 + (1 - exp(-2 / 9)) / 2,
+        },
+    ),
+    # One box, turned: I = 1, U = 3, C = 4; rho^2 = 1/2, c^2 = 8; sides by half; offset as of the quarter.
     "turned": (
         [0, 0, 2, 1],
         [0, 0, 1, 2],
@@ -202,6 +297,21 @@ HAND = {
             "giou": 11 / 12,
             "diou": 35 / 48,
             "ciou": 35 / 48 + TURNED**2 / (2 / 3 + TURNED),
+            "eiou": 35 / 48 + 1 / 4 + 1 / 4,
+            "siou": 2 / 3 + (1 - exp(-1 / 16)) + (1 - exp(-1 / 2)) ** 4,
+        },
+    ),
+    # As wide as half of the target, about the same centre: I = 8, U = 16.
+    "narrow": (
+        [1, 0, 3, 4],
+        [0, 0, 4, 4],
+        {
+            "iou": 1 / 2,
+            "giou": 1 / 2,
+            "diou": 1 / 2,
+            "ciou": 1 / 2 + NARROW**2 / (1 / 2 + NARROW),
+            "eiou": 1 / 2 + 1 / 4,
+            "siou": 1 / 2 + (1 - exp(-1 / 2)) ** 4 / 2,
         },
     ),
 }
@@ -213,6 +323,24 @@ def test_values_worked_by_hand(kind: str, case: str) -> None:
     pred, target, expected = HAND[case]
     loss = overlap_loss(kind, torch.tensor(pred).double(), torch.tensor(target).double())
     torch.testing.assert_close(loss.item(), float(expected[kind]), rtol=0, atol=4 * EPS)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(1, 1.20), (2, 1.29), (3, 1.34)])
+def test_siou_rises_as_boxes_move_apart(shift: float, expected: float) -> None:
+    # With gamma's sign turned, as some have it, it falls: 0.68, 0.28, 0.
+    box = torch.tensor([0.0, 0, 1, 1])
+    loss = overlap_loss("siou", box + torch.tensor([shift, 0, shift, 0]), box)
+    torch.testing.assert_close(loss.item(), expected, rtol=0, atol=0.005)
+
+
+def test_eiou_is_the_efficient_one() -> None:
+    # Of boxes inside the target the Extended IoU sees the IoU alone; the Efficient sees their shape.
+    target = torch.tensor([0.0, 0, 4, 4])
+    narrow, square = torch.tensor([1.0, 0, 3, 4]), torch.tensor([1.0, 1, 3, 3])
+    square = (square - 2) * 2**0.5 + 2
+    losses = torch.stack([overlap_loss("eiou", box, target) for box in (narrow, square)])
+    # A half of the area either way: sides of 1/2 and 1, or of sqrt(1/2) both.
+    torch.testing.assert_close(losses, torch.tensor([1 / 2 + 1 / 4, 1 / 2 + 2 * (1 - 0.5**0.5) ** 2]))
 
 
 class TestPinnedSubgradients:
