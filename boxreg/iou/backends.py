@@ -25,6 +25,9 @@ from . import _fused, family
 from ._eager import eager, planes
 from ._one_pass import RUNS, Pass, Result, differentiable
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Whether Triton is installed; it is not imported to find out."""
+
 Backend = Callable[[str, Tensor, Tensor, str, int], Tensor]
 """Row, pred, target, format and coordinate axis in, a loss per pair out."""
 
@@ -68,7 +71,7 @@ def no_fused(pred: Tensor, target: Tensor) -> str | None:
 
 def no_triton(pred: Tensor, target: Tensor) -> str | None:
     """Why the Triton kernel cannot compute with such boxes; None if it can."""
-    if importlib.util.find_spec("triton") is None:
+    if not HAS_TRITON:
         return "triton is not installed"
     if torch.float64 in (pred.dtype, target.dtype):
         return "it computes in float32 and a tensor is float64"

@@ -89,10 +89,10 @@ class AxisSlopes(NamedTuple):
 class Slopes(NamedTuple):
     """Partial derivatives of a penalty with respect to the quantities of a pair."""
 
+    x: AxisSlopes
+    y: AxisSlopes
     iou: Tensor | float = 0.0
     fill: Tensor | float = 0.0
-    x: AxisSlopes = AxisSlopes()
-    y: AxisSlopes = AxisSlopes()
 
 
 class Variant(NamedTuple):
@@ -244,7 +244,7 @@ def no_penalty(pair: Pair) -> Tensor:
 
 def no_slopes(pair: Pair) -> Slopes:
     """IoU: nothing to differentiate."""
-    return Slopes()
+    return Slopes(x=AxisSlopes(), y=AxisSlopes())
 
 
 def empty_share(pair: Pair) -> Tensor:
@@ -254,7 +254,7 @@ def empty_share(pair: Pair) -> Tensor:
 
 def empty_share_slopes(pair: Pair) -> Slopes:
     """Slopes of `empty_share`."""
-    return Slopes(fill=-1.0)
+    return Slopes(x=AxisSlopes(), y=AxisSlopes(), fill=-1.0)
 
 
 def squared(length: Tensor, unit: Unit) -> Tensor:
@@ -555,5 +555,7 @@ def pullback(pair: Pair, slopes: Slopes) -> tuple[Tensor, ...]:
     enclosing = -fill * pair.fill
     from_x = share_slopes(x, intersection, area, enclosing)
     from_y = share_slopes(y, intersection, area, enclosing)
-    (px1, px2, tx1, tx2), (py1, py2, ty1, ty2) = both(pull_axis, (x, from_y, slopes.x), (y, from_x, slopes.y))
+    at_x, at_y = both(pull_axis, (x, from_y, slopes.x), (y, from_x, slopes.y))
+    px1, px2, tx1, tx2 = at_x
+    py1, py2, ty1, ty2 = at_y
     return px1, py1, px2, py2, tx1, ty1, tx2, ty2

@@ -60,7 +60,7 @@ class TestSlopes:
     def test_slopes_of_no_penalty_are_zero(self) -> None:
         pred, target = pairs("random")
         pair = family.pair(*pred.unbind(-1), *target.unbind(-1))
-        assert family.no_slopes(pair) == family.Slopes()
+        assert family.no_slopes(pair) == family.Slopes(family.AxisSlopes(), family.AxisSlopes())
 
 
 @pytest.fixture
