@@ -215,6 +215,7 @@ class OverlapLoss(nn.Module):
         backend: `"auto"`, or a name in `boxreg.iou.backends.BACKENDS`.
 
     Raises:
+        TypeError: if `loss_weight` is not a number.
         ValueError: for an unknown name, or a negative or non-finite `loss_weight`.
     """
 
@@ -338,7 +339,10 @@ class SIoULoss(OverlapLoss):
 
 
 class BoxLossTerms(NamedTuple):
-    """What `BoxLoss` returns: the total, and its terms `coord`, `wh`, `iou` without and with their lambda."""
+    """What `BoxLoss` returns: the total, and its terms `coord`, `wh`, `iou` without and with their lambda.
+
+    Scalars, or with `reduction="none"` a number for each box.
+    """
 
     total: Tensor
     raw: dict[str, Tensor]
@@ -406,6 +410,7 @@ class BoxLoss(nn.Module):
         backend: as in `boxreg.iou.overlap_loss`.
 
     Raises:
+        TypeError: if a lambda is not a number.
         ValueError: for an unknown name, or a negative or non-finite lambda.
 
     Example:
@@ -452,7 +457,7 @@ class BoxLoss(nn.Module):
         weight: Tensor | None = None,
         normalizer: Normalizer | None = None,
     ) -> BoxLossTerms:
-        """The total and its terms; arguments as in `boxreg.iou.overlap_loss`."""
+        """The total and its terms; arguments, shapes and errors as in `boxreg.iou.overlap_loss`."""
         pred, target = promote(*prepare(pred, target, weight, self.fmt, self.dim))
         near, target_near = _near(pred), _near(target)
         centre, size = convert(near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)

@@ -138,8 +138,12 @@ def data(arguments: list[str]) -> int:
     options = tyro.cli(DataOptions, args=arguments, prog="reference_trainer data")
 
     from .data import toy_splits, write_yolo_folder
+    from .data.toy import MIN_SIDE
     from .report import print_result
 
+    for name, least in (("pictures", 5), ("size", MIN_SIDE)):
+        if getattr(options, name) < least:
+            raise UserError(f"{name}: got {getattr(options, name)}, expected at least {least}")
     try:
         splits = toy_splits(options.pictures, options.size, options.seed)
         write_yolo_folder(splits, options.path)

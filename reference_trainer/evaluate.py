@@ -14,6 +14,7 @@ from boxreg import box_iou
 from .checkpoint import load_run, pick_device
 from .config import DataConfig
 from .data.loading import Batches, Squares, open_sources, task_name, val_loader
+from .errors import CheckpointError
 from .model import answer
 
 
@@ -64,5 +65,7 @@ def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str,
     validation = val_loader(Squares(sources["val"], config.data.size))
     started = time.perf_counter()
     scores = evaluate(model.to(device), validation, device)
+    if not scores.iou.isfinite().all():
+        raise CheckpointError(f"{folder}: its weights give boxes that are not finite")
     result: dict[str, Any] = {"run": str(folder), "task": task_name(where.path)}
     return result | scores.summary() | {"pictures": len(scores.iou), "seconds": time.perf_counter() - started}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 from matplotlib.patches import Rectangle
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)
 """Where people read; standard output is kept for the result."""
 
 TARGET, PREDICTION = "lime", "red"
@@ -104,7 +105,7 @@ class RunReport:
         """Add a line to metrics.jsonl, and one to what people read."""
         self._rows.append(row)
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
         terms = ", ".join(f"{name} {value:.3f}" for name, value in row["weighted"].items())
         validated = f"val IoU {row['val_mean_iou']:.4f}" if "val_mean_iou" in row else " " * 14
         left = row["seconds"] / row["epoch"] * (self.epochs - row["epoch"])
@@ -127,8 +128,8 @@ class RunReport:
             console.print(f"stopped by {result['stopped_by']}; the best weights so far are kept")
         console.print(
             f"mean IoU {result['mean_iou']:.4f} (epoch {result['best_epoch']}); see {self.folder}\n"
-            f"next: reference_trainer evaluate {self.folder}\n"
-            f"      reference_trainer predict {self.folder} PICTURE ...",
+            f"next: reference_trainer evaluate {shlex.quote(str(self.folder))}\n"
+            f"      reference_trainer predict {shlex.quote(str(self.folder))} PICTURE ...",
             soft_wrap=True,
         )
         return summary
@@ -152,13 +153,13 @@ def new_folder(parent: Path, name: str) -> Path:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file; the old one stays until the new one is whole."""
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     os.replace(unfinished, path)
 
 
 def print_result(result: dict[str, Any]) -> None:
     """The last line of standard output: one JSON object."""
-    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -198,7 +199,8 @@ def draw_predictions(images: Tensor, targets: Tensor, boxes: Tensor, iou: Tensor
 def draw_found(image: Tensor, box: Sequence[float], title: str, path: Path) -> None:
     """One picture of any size with the box found in it, xyxy in pixels."""
     height, width = image.shape[-2:]
-    figure = pyplot.figure(figsize=(6, 6 * height / width), layout="constrained")
+    tall = min(max(6 * height / width, 1), 60)
+    figure = pyplot.figure(figsize=(6, tall), layout="constrained")
     axes = figure.subplots()
     _draw_picture(axes, image, title)
     _draw_box(axes, box, PREDICTION)
@@ -224,7 +226,7 @@ def _draw_grid(images: Tensor, boxes: list[list[tuple[Tensor, str]]], titles: li
 def _draw_picture(axes: Any, image: Tensor, title: str) -> None:
     height, width = image.shape[-2:]
     axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="nearest")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, parse_math=False)
     axes.set_axis_off()
     axes.set(xlim=(0, width), ylim=(height, 0))
 

@@ -19,7 +19,7 @@ from boxreg import box_iou
 from .checkpoint import CONFIG, WEIGHTS, pick_device, save_weights
 from .config import TrainConfig, save_config
 from .data.loading import Batch, Batches, Squares, open_sources, task_name, train_loader, val_loader
-from .errors import UserError
+from .errors import ConfigError, UserError
 from .evaluate import Scores, evaluate, prepare_images
 from .model import answer, build_model
 from .objective import Criterion, Objective
@@ -100,6 +100,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     total_steps = config.epochs * len(loader)
 
     warmup = warmup_steps(config.schedule, total_steps)
+    if warmup >= total_steps:
+        raise ConfigError(f"schedule.warmup_steps: got {warmup}, but the run has {total_steps} steps")
     config = config.resolved(device.type, loader.num_workers, warmup)
     learner = build_learner(config, pictures["train"].prior(), criterion, total_steps, device)
     report = RunReport(config, task_name(config.data.path))
@@ -116,6 +118,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             validate = last or epoch % config.validate_every == 0
             if validate:
                 scores = evaluate(learner.ema.model, validation, device)
+                if not scores.iou.isfinite().all():
+                    raise diverged("the boxes are not finite", epoch, learner, report)
                 row |= {f"val_{name}": value for name, value in scores.summary().items()}
                 if stopping.improved(row["val_mean_iou"], epoch) or best is None:
                     best = scores
@@ -185,12 +189,17 @@ def train_epoch(
             break
     row = meter.row(learner.clip_norm)
     if not math.isfinite(row["loss"]):
-        peak = learner.optimizer.param_groups[0]["initial_lr"]
-        raise UserError(
-            f"the loss is {row['loss']} in epoch {epoch}; try a smaller --optimizer.lr than {peak}. "
-            f"{report.folder} holds what came before"
-        )
+        raise diverged(f"the loss is {row['loss']}", epoch, learner, report)
     return row | {"lr": lr, "steps": len(meter.steps), "pictures": meter.pictures}
+
+
+def diverged(what: str, epoch: int, learner: Learner, report: RunReport) -> UserError:
+    """The error of a run that has left the finite numbers."""
+    peak = learner.optimizer.param_groups[0]["initial_lr"]
+    left = "the best weights before" if (report.folder / WEIGHTS).exists() else "no weights"
+    return UserError(
+        f"{what} in epoch {epoch}; try a smaller --optimizer.lr than {peak}. {report.folder} holds {left}"
+    )
 
 
 def take_step(learner: Learner, batch: Batch) -> Step:

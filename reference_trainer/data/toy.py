@@ -21,7 +21,7 @@ SHAPES = ("rectangle", "ellipse", "triangle")
 CONTRAST = 0.25
 NOISE = 0.08
 
-_MIN_SIDE = 32
+MIN_SIDE = 32
 _LINES = 3
 _CELLS = 4
 # Coverage is rounded to quarters. A sliver too thin to be seen beside the noise is then not drawn at
@@ -87,8 +87,8 @@ class ToyPictures:
 
     def __init__(self, indices: int | Sequence[int], side: int = 128, seed: int = 0) -> None:
         self.indices: Sequence[int] = range(indices) if isinstance(indices, int) else indices
-        if side < _MIN_SIDE:
-            raise ValueError(f"side: got {side}, expected at least {_MIN_SIDE}")
+        if side < MIN_SIDE:
+            raise ValueError(f"side: got {side}, expected at least {MIN_SIDE}")
         if seed < 0:
             raise ValueError(f"seed: got {seed}, expected at least 0")
         if len(self.indices) and min(self.indices) < 0:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from boxreg import losses
+from boxreg.iou.family import VARIANTS
 from reference_trainer import model
 from reference_trainer.__main__ import COMMANDS, main
 from reference_trainer.config import PRESETS, LossConfig, ModelConfig, TrainConfig, load_config, save_config
@@ -321,3 +322,9 @@ def test_a_choice_offers_what_there_is(
 ) -> None:
     # The configuration spells them out, so that --help need not import torch.
     assert set(get_args(branch.model_fields[setting].annotation)) == set(table)
+
+
+def test_the_help_names_every_row_of_the_family() -> None:
+    description = LossConfig.model_fields["overlap"].description
+    assert description is not None
+    assert set(description.split(": ")[1].rstrip(".").split(", ")) == set(VARIANTS)

@@ -131,3 +131,18 @@ def test_evaluate_needs_no_training_pictures(
     shutil.rmtree(tmp_path / "copy" / "images" / "train")
     scored = call_here(capsys, "evaluate", learned.folder, "--data", tmp_path / "copy").result
     assert scored["pictures"] == 8
+
+
+def test_odd_shapes_and_names_are_drawn(
+    small: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [tmp_path / name for name in ("wide.png", "tall.png", "a$x^{$ [v1].png")]
+    for picture, (height, width) in zip(pictures, [(3, 900), (900, 3), (20, 30)], strict=True):
+        save(ramp(height, width), picture)
+    done = call_here(capsys, "predict", small.folder, *pictures, "--out", tmp_path / "out")
+    assert done.result["pictures"] == 3
+    drawings = [file for file in (tmp_path / "out").iterdir() if file.suffix == ".png"]
+    assert len(drawings) == 3
+    for drawing in drawings:
+        with Image.open(drawing) as image:
+            assert max(image.size) <= 6000

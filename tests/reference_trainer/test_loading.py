@@ -28,8 +28,8 @@ from reference_trainer.data.loading import (
 from reference_trainer.data.sample import DataError, Picture
 from reference_trainer.data.toy import ToyPictures
 from reference_trainer.data.yolo import write_yolo_folder
+from tests.reference_trainer.pictures import RACCOONS
 
-RACCOONS = Path(__file__).parents[3] / "shared" / "data" / "raccoon"
 SIDE = 32
 
 Sample = tuple[Tensor, Tensor]

@@ -133,3 +133,29 @@ def test_cuda_where_there_is_none_is_refused(
     said = refused(capsys, "train", *SMALL, "--device", "cuda", "--out", tmp_path / "runs")
     assert "device: got 'cuda'" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_diverges_in_its_last_step_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SMALL, "--epochs", "1", "--optimizer.name", "sgd", "--optimizer.lr", "1e12"]
+    said = refused(capsys, "train", *settings, "--clip-norm", "None", "--out", tmp_path / "runs")
+    assert "in epoch 1; try a smaller --optimizer.lr than 1000000000000.0" in said
+    (run,) = (tmp_path / "runs").iterdir()
+    assert f"{run} holds no weights" in said
+    assert not (run / "model.safetensors").exists()
+
+
+def test_a_warm_up_longer_than_the_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", *SMALL, "--schedule.warmup-steps", "4", "--out", tmp_path / "runs")
+    assert "schedule.warmup_steps: got 4, but the run has 4 steps" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("pictures", ["0", "-5", "4"])
+def test_data_draws_no_folder_that_cannot_be_trained_on(
+    pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "data", tmp_path / "new", "--pictures", pictures)
+    assert f"pictures: got {pictures}, expected at least 5" in said
+    assert not (tmp_path / "new").exists()

@@ -246,3 +246,11 @@ def test_what_was_done_to_the_data_is_said_and_kept(
     assert "train: left out 1 pictures with several boxes, 1 with none" in done.messages
     assert "train: clipped 1 boxes" in done.messages
     assert "val: " not in done.messages.replace("val IoU", "")
+
+
+def test_a_folder_with_brackets_and_spaces_is_shown_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = call_here(capsys, "train", *SMALL, "--epochs", "1", "--out", tmp_path / "my [v1] [/runs]")
+    assert f"run {done.folder}" in done.messages
+    assert f"next: reference_trainer evaluate '{done.folder}'" in done.messages

@@ -12,9 +12,8 @@ from torch import Tensor
 from reference_trainer.data.sample import DataError, Picture, PictureSource, one_box_only
 from reference_trainer.data.toy import ToyPictures, toy_splits
 from reference_trainer.data.yolo import YoloFolder, label_file, open_yolo_splits, write_yolo_folder
-from tests.reference_trainer.pictures import ramp, save
+from tests.reference_trainer.pictures import RACCOONS, ramp, save
 
-RACCOONS = Path(__file__).parents[3] / "shared" / "data" / "raccoon"
 GOOD = "0 0.5 0.5 0.2 0.4"
 
 
