@@ -8,6 +8,7 @@ negative side never costs less than the positive one, and its slope makes it pos
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import TypedDict, Unpack
@@ -207,7 +208,7 @@ def gwd_loss(
     return _reduced(partial(_bounded, wasserstein, fun, tau), pred, target, **options)
 
 
-class RotatedLoss(nn.Module):
+class RotatedLoss(nn.Module, ABC):
     """What the losses of rotated boxes share as modules.
 
     Args:
@@ -225,9 +226,9 @@ class RotatedLoss(nn.Module):
         check_number("loss_weight", loss_weight, minimum=0)
         self.reduction, self.loss_weight, self.dim = reduction, loss_weight, dim
 
+    @abstractmethod
     def per_box(self, pair: Pair) -> Tensor:
         """The loss of each pair of boxes with positive sides."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -309,9 +310,9 @@ class BoundedLoss(RotatedLoss):
         _check_form(fun, tau)
         self.fun, self.tau = fun, tau
 
+    @abstractmethod
     def distance(self, pair: Pair) -> Tensor:
         """D of each pair of boxes."""
-        raise NotImplementedError
 
     def per_box(self, pair: Pair) -> Tensor:
         """The loss of each pair of boxes with positive sides."""

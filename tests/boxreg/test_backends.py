@@ -221,7 +221,7 @@ class TestFused:
     @every_kind
     @pytest.mark.parametrize("fmt", FORMATS)
     @pytest.mark.parametrize("dtype", named((torch.float32, torch.float64)))
-    def test_the_short_program_gives_the_bits_of_the_long_one(
+    def test_the_short_program_agrees_with_the_long_one(
         self, kind: str, fmt: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         generator = seeded(7)
@@ -258,10 +258,9 @@ class TestFused:
         for part, reference in zip(found, expected, strict=True):
             torch.testing.assert_close(part, reference, rtol=1e-12, atol=1e-12, equal_nan=True)
 
-    def test_common_terms_are_computed_once(self) -> None:
+    def test_a_program_is_much_shorter_than_the_maths_it_was_traced_from(self) -> None:
         lines = _fused.program(Pass("ciou", "xyxy", True, False), True).text.splitlines()[1:]
         assert len(lines) < 120  # called as it stands, the maths makes 600 tensors
-        assert len({line.split(", out=")[0] for line in lines if "in" in line}) > 0
 
 
 COMPILE = """
