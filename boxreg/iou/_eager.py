@@ -12,13 +12,15 @@ from . import family
 def eager(kind: str, pred: Tensor, target: Tensor, fmt: str, dim: int) -> Tensor:
     """The loss per pair of a row of the family."""
     a, b = planes(*promote(pred, target), fmt, dim)
-    return family.loss(family.pair(*a, *b), family.VARIANTS[kind])
+    pair = family.pair(*a, *b)
+    return family.loss(pair, family.VARIANTS[kind].penalty(pair))
 
 
 def score(kind: str, a: Tensor, b: Tensor, fmt: str, dim: int) -> Tensor:
     """The score per pair of a row of the family, of boxes in one working dtype that broadcast."""
     pred, target = planes(a, b, fmt, dim)
-    return family.score(family.pair(*pred, *target), family.VARIANTS[kind])
+    pair = family.pair(*pred, *target)
+    return family.score(pair, family.VARIANTS[kind].penalty(pair))
 
 
 def planes(pred: Tensor, target: Tensor, fmt: str, dim: int) -> tuple[Planes, Planes]:

@@ -43,7 +43,7 @@ def program(wanted: Pass, ordinary: bool) -> Program:
     p1, p2, t1, t2 = (maths["in_range"](term, large) for term in inputs)
     ends = (*to_ends(p1, p2), *to_ends(t1, t2))
     pair = maths["pair"](*(half(end, axis) for box in (ends[:2], ends[2:]) for end in box for axis in (0, 1)))
-    results = [maths["loss"](pair, maths["Variant"](penalty, slopes))]
+    results = [maths["loss"](pair, penalty(pair))]
     x1, y1, x2, y2, *of_target = maths["pullback"](pair, slopes(pair))
     gradients = [*pull(trace.stack(x1, y1), trace.stack(x2, y2))] if wanted.of_pred else []
     if wanted.of_target:

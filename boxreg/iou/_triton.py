@@ -102,8 +102,8 @@ MATHS = copy_maths(
     Tensor=tl.constexpr(None),  # annotations are looked up
     **{name: tl.constexpr(value) for name, value in vars(family).items() if isinstance(value, float)},
 )
-_is_large, _in_range, _pair, _pullback = (
-    MATHS[name] for name in ("is_large", "in_range", "pair", "pullback")
+_is_large, _in_range, _pair, _loss, _pullback = (
+    MATHS[name] for name in ("is_large", "in_range", "pair", "loss", "pullback")
 )
 
 
@@ -190,7 +190,7 @@ def one_pass_kernel(
     tx1, tx2 = TO_ENDS(_in_range(tx1, large), _in_range(tx2, large))
     ty1, ty2 = TO_ENDS(_in_range(ty1, large), _in_range(ty2, large))
     pair = _pair(px1, py1, px2, py2, tx1, ty1, tx2, ty2)
-    tl.store(loss + number, 1.0 - pair.iou + PENALTY(pair) + pair.inversion, mask=mask)
+    tl.store(loss + number, _loss(pair, PENALTY(pair)), mask=mask)
 
     if OF_PRED or OF_TARGET:
         px1, py1, px2, py2, tx1, ty1, tx2, ty2 = _pullback(pair, SLOPES(pair))

@@ -124,7 +124,7 @@ def _compiled(wanted: Pass) -> Callable[[Tensor, Tensor, int], Result]:
 
         of_pred = gradient(*slopes[:4]) if wanted.of_pred else None
         of_target = gradient(*slopes[4:]) if wanted.of_target else None
-        return family.loss(pair, variant), of_pred, of_target
+        return family.loss(pair, variant.penalty(pair)), of_pred, of_target
 
     return torch.compile(one_pass, fullgraph=True, dynamic=True)
 

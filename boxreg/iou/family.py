@@ -472,14 +472,14 @@ VARIANTS: dict[str, Variant] = {
 """The family: a name for `kind`, its penalty and its slopes."""
 
 
-def loss(pair: Pair, variant: Variant) -> Tensor:
+def loss(pair: Pair, penalty: Tensor) -> Tensor:
     """The loss of a pair: 1 - iou + penalty + inversion."""
-    return 1.0 - pair.iou + variant.penalty(pair) + pair.inversion
+    return 1.0 - pair.iou + penalty + pair.inversion
 
 
-def score(pair: Pair, variant: Variant) -> Tensor:
+def score(pair: Pair, penalty: Tensor) -> Tensor:
     """The score of a pair: iou - penalty, 1 for identical boxes."""
-    return pair.iou - variant.penalty(pair)
+    return pair.iou - penalty
 
 
 def settle(first: Tensor, second: Tensor, larger: Tensor, smaller: Tensor) -> Tensor:
