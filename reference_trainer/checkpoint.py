@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from .config import TrainConfig, load_config
@@ -22,8 +22,9 @@ def save_weights(model: nn.Module, names: list[str], path: Path) -> None:
     """Write a model's weights and its classes' names; the old file stays until the new one is whole."""
     unfinished = path.with_suffix(".unfinished")
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, unfinished, metadata={"names": "\n".join(names)})
-    with unfinished.open("rb+") as file:
+    with unfinished.open("wb") as file:
+        file.write(save(weights, metadata={"names": "\n".join(names)}))
+        file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
 

@@ -35,6 +35,7 @@ console = Console(stderr=True, highlight=False, markup=False)
 """Where people read; standard output is kept for the result."""
 
 TARGET, PREDICTION = "lime", "red"
+MEANINGS = {TARGET: "target", PREDICTION: "prediction"}
 PICTURES_SHOWN = 24
 
 
@@ -44,10 +45,11 @@ class RunReport:
     Args:
         config: of the run.
         task: a short name of what is trained on.
+        steps_per_epoch: optimizer steps of a whole epoch.
     """
 
-    def __init__(self, config: TrainConfig, task: str) -> None:
-        self.task, self.epochs = task, config.epochs
+    def __init__(self, config: TrainConfig, task: str, steps_per_epoch: int) -> None:
+        self.task, self.epochs, self.steps_per_epoch = task, config.epochs, steps_per_epoch
         self.folder = new_folder(config.out, f"{task}-{config.model.head}-seed{config.seed}")
         self._rows: list[dict[str, Any]] = []
         self._batch_drawn = False
@@ -71,8 +73,11 @@ class RunReport:
         }
         parameters = sum(parameter.numel() for parameter in model.parameters())
         counts = ", ".join(f"{len(squares)} {split}" for split, squares in pictures.items())
-        line = f"{self.task}: {counts} pictures; {parameters:,} parameters; run {self.folder}"
-        console.print(line, soft_wrap=True)
+        console.print(
+            f"{self.task}: {counts} pictures; {parameters:,} parameters; "
+            f"{self.epochs} epochs of {self.steps_per_epoch} steps; run {self.folder}",
+            soft_wrap=True,
+        )
         for split, left in left_out.items():
             if any(left):
                 several, none = left.several_boxes, left.no_box
@@ -83,9 +88,9 @@ class RunReport:
                     f"{split}: clipped {clipped} boxes that stuck out of their picture by up to 1 %"
                 )
 
-    def progress(self, steps: int) -> Progress:
+    def progress(self) -> Progress:
         """The bar over the whole run, shown while it is entered; nothing where there is no terminal."""
-        self._task = self._bar.add_task("epoch 1", total=steps, state="")
+        self._task = self._bar.add_task("epoch 1", total=self.epochs * self.steps_per_epoch, state="")
         return self._bar
 
     def first_batch(self, batch: Batch) -> None:
@@ -109,8 +114,10 @@ class RunReport:
         terms = ", ".join(f"{name} {value:.3f}" for name, value in row["weighted"].items())
         validated = f"val IoU {row['val_mean_iou']:.4f}" if "val_mean_iou" in row else " " * 14
         left = row["seconds"] / row["epoch"] * (self.epochs - row["epoch"])
+        cut = row["steps"] < self.steps_per_epoch
+        part = f" (its first {row['steps']} steps)" if cut else ""
         console.print(
-            f"epoch {row['epoch']:3d}  {validated}  train IoU {row['train_iou']:.4f}  "
+            f"epoch {row['epoch']:3d}{part}  {validated}  train IoU {row['train_iou']:.4f}  "
             f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
             f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s  eta {left:.0f} s",
             soft_wrap=True,
@@ -171,7 +178,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         left.plot(epochs, [row["weighted"][name] for row in rows], label=name)
     left.plot(epochs, [row["loss"] for row in rows], "k", label="total")
     left.set(title="training loss, terms times their lambda", xlabel="epoch", yscale="log")
-    left.legend()
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False)
     validated = [row for row in rows if "val_mean_iou" in row]
     middle.plot(epochs, [row["train_iou"] for row in rows], color="0.6", label="training pictures, augmented")
     val_iou = [row["val_mean_iou"] for row in validated]
@@ -220,6 +227,10 @@ def _draw_grid(images: Tensor, boxes: list[list[tuple[Tensor, str]]], titles: li
         _draw_picture(axis, image, title)
         for box, colour in drawn:
             _draw_box(axis, (convert(box, "cxcywh", "xyxy") * image.shape[-1]).tolist(), colour)
+    colours = [colour for _, colour in boxes[0]]
+    handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour) for colour in colours]
+    names = [MEANINGS[colour] for colour in colours]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     _save(figure, path)
 
 

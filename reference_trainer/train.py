@@ -104,13 +104,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         raise ConfigError(f"schedule.warmup_steps: got {warmup}, but the run has {total_steps} steps")
     config = config.resolved(device.type, loader.num_workers, warmup)
     learner = build_learner(config, pictures["train"].prior(), criterion, total_steps, device)
-    report = RunReport(config, task_name(config.data.path))
+    report = RunReport(config, task_name(config.data.path), len(loader))
     save_config(config, report.folder / CONFIG)
     report.start(learner.model, pictures, left_out)
 
     stopping = EarlyStopping(config.patience)
     best: Scores | None = None
-    with StopRequest() as stop, report.progress(total_steps):
+    with StopRequest() as stop, report.progress():
         for epoch in range(1, config.epochs + 1):
             batches.epoch = epoch
             row = {"epoch": epoch} | train_epoch(learner, loader, epoch, report, stop)

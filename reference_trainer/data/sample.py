@@ -209,6 +209,9 @@ def decode_picture(path: Path) -> Tensor:
     """
     try:
         data = BytesIO(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
         # Decoding stops when the pixels are complete; only verify looks at all of a PNG's checksums.
         Image.open(data, formats=FORMATS).verify()
         with Image.open(data, formats=FORMATS) as image:

@@ -33,6 +33,11 @@ def test_a_damaged_png_is_found_wherever_the_damage_is(tmp_path: Path) -> None:
             decode_picture(file)
 
 
+def test_a_picture_that_is_not_there_is_not_called_broken(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.png: cannot be read: No such file"):
+        decode_picture(tmp_path / "absent.png")
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
 def test_every_kind_of_png_becomes_8_bit_rgb(tmp_path: Path, mode: str) -> None:
     grey = ramp()[0]
