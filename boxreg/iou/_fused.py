@@ -10,11 +10,15 @@ from torch import Tensor
 
 from ..boxes import FORMATS
 from ._copies import copy_maths
+from ._libraries import TORCH, Array, Library, numpy_library
 from ._one_pass import Pass, as_planes
 from ._program import Program, Trace, half
 
 BLOCK = 2**16
 """Boxes computed at a time."""
+
+SMALL = 2**14
+"""Up to so many boxes are computed by NumPy, where it is installed."""
 
 ORDINARY_SIDE = 2.0**-24
 ORDINARY_COORDINATE = 2.0**24
@@ -22,7 +26,7 @@ ORDINARY_COORDINATE = 2.0**24
 
 
 @cache
-def program(wanted: Pass, ordinary: bool) -> Program:
+def program(wanted: Pass, ordinary: bool, library: Library) -> Program:
     """The maths of a pass: from (first, second) of pred and of target, two axes each, to its results.
 
     Outputs: the loss, then the gradient of pred's first and second, then of target's, as `wanted` says.
@@ -30,8 +34,9 @@ def program(wanted: Pass, ordinary: bool) -> Program:
     Args:
         wanted: what is computed.
         ordinary: made for ordinary boxes, for which most of the care can be left out.
+        library: what computes.
     """
-    trace = Trace(finite=ordinary)
+    trace = Trace(weighs=ordinary and library.weighs)
     known = dict.fromkeys(("is_inverted", "is_zero", "is_negligible"), lambda *_: False) if ordinary else {}
     maths = copy_maths(xp=trace, hold=lambda value: value, both=trace.both, **known)
     penalty, slopes = (maths[function.__name__] for function in maths["VARIANTS"][wanted.kind])
@@ -50,7 +55,7 @@ def program(wanted: Pass, ordinary: bool) -> Program:
         x1, y1, x2, y2 = of_target
         gradients += pull(trace.stack(x1, y1), trace.stack(x2, y2))
     # A coordinate that was scaled down moves the loss by as much less.
-    return Program(inputs, results + [maths["in_range"](slope, large) for slope in gradients])
+    return Program(library, inputs, results + [maths["in_range"](slope, large) for slope in gradients])
 
 
 def one_pass(
@@ -66,6 +71,9 @@ def one_pass(
     boxes = [as_planes(side.detach(), dim) for side in (pred, target)]
     slopes = [as_planes(gradient, dim) for gradient in gradients if gradient is not None]
     losses = loss.view(boxes[0].shape[1:])
+    if 0 < loss.numel() <= SMALL and loss.is_cpu and numpy_library():
+        _small(wanted, [side.to(dtype) for side in boxes], losses, slopes)
+        return loss, gradients[0], gradients[1]
     for rows, columns in blocks(*losses.shape):
         _block(
             wanted,
@@ -84,6 +92,21 @@ def blocks(outer: int, inner: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + rows), slice(column, column + BLOCK)
 
 
+def _small(wanted: Pass, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]) -> None:
+    """Few boxes, by NumPy: with so many calls on so little, what a call costs is what it takes."""
+    library, n = numpy_library(), loss.numel()
+    assert library is not None
+    flat = [side.contiguous().numpy().reshape(4, n) for side in boxes]
+    found = [library.empty(flat[0], (4, n), False) for _ in slopes]
+    inputs = [part for side in flat for part in (side[:2], side[2:])]
+    outputs = [loss.numpy().reshape(n), *(part for side in found for part in (side[:2], side[2:]))]
+    with library.silent():
+        ordinary = all(are_ordinary(side, wanted.fmt) for side in flat)
+        program(wanted, ordinary, library)(n, inputs, outputs)
+    for side, values in zip(slopes, found, strict=True):
+        side.numpy()[...] = values.reshape(side.shape)
+
+
 def _block(wanted: Pass, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]) -> None:
     n = loss.numel()
     if all(side.dtype == loss.dtype and _is_flat(side) for side in boxes):
@@ -99,7 +122,7 @@ def _block(wanted: Pass, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]
     outputs = [loss.view(n), *(part for side in found for part in side.view(2, 2, n).unbind())]
     # Elsewhere than on the CPU the answer would have to be waited for.
     ordinary = loss.is_cpu and all(are_ordinary(side, wanted.fmt) for side in flat)
-    program(wanted, ordinary)(n, inputs, outputs)
+    program(wanted, ordinary, TORCH)(n, inputs, outputs)
     for side, values in zip(slopes, found, strict=True):
         if not _is_flat(side):
             torch.stack(values.view(side.shape).unbind(), dim=-1, out=side.permute(1, 2, 0))
@@ -110,9 +133,8 @@ def _is_flat(block: Tensor) -> bool:
     return block.shape[1] == 1 and block.stride(2) == 1
 
 
-def are_ordinary(boxes: Tensor, fmt: str) -> bool:
+def are_ordinary(boxes: Array, fmt: str) -> bool:
     """Whether boxes (..., 4, n) are all upright, and neither tiny nor huge; NaN is not."""
     low, high = FORMATS[fmt].to_ends(boxes[..., :2, :], boxes[..., 2:, :])
-    least, most = (extreme.item() for extreme in boxes.aminmax())
-    shortest = (high - low).amin().item()
-    return bool(shortest >= ORDINARY_SIDE and least >= -ORDINARY_COORDINATE and most <= ORDINARY_COORDINATE)
+    upright = (high - low).min() >= ORDINARY_SIDE
+    return bool(upright and boxes.min() >= -ORDINARY_COORDINATE and boxes.max() <= ORDINARY_COORDINATE)

@@ -1,4 +1,4 @@
-"""The shared maths as a program for the CPU: a flat list of torch calls that write into reused buffers.
+"""The shared maths as a program for the CPU: a flat list of calls that write into reused buffers.
 
 Called as it stands, the maths would make a fresh tensor for each of hundreds of terms, many of them twice.
 Traced once with symbols instead of tensors, equal terms become one, `0 + x` and `where(False, x, y)` fold
@@ -11,8 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+from ._libraries import Array, Library
 
 COMPARISONS = ("lt", "gt", "le", "ge", "eq")
 Value = Any
@@ -37,7 +36,7 @@ class Term:
     @property
     def is_mask(self) -> bool:
         """Whether it is true or false, not a number."""
-        return self.operation in COMPARISONS and not self.trace.finite
+        return self.operation in COMPARISONS and not self.trace.weighs
 
     def __add__(self, other: Value) -> Value:
         return self.trace.apply("add", self, other)
@@ -86,12 +85,12 @@ class Trace:
     """Makes terms, each only once; stands in for torch (`xp`) while the maths is traced.
 
     Args:
-        finite: whether no term is infinite or NaN. A mask can then be 0 or 1 and a choice a weighing, for
-            which torch has faster loops than for truth values.
+        weighs: whether masks are 0 or 1 and a choice is a weighing, for which torch has faster loops than
+            for truth values. No term may be infinite or NaN then.
     """
 
-    def __init__(self, finite: bool) -> None:
-        self.finite = finite
+    def __init__(self, weighs: bool) -> None:
+        self.weighs = weighs
         self._known: dict[tuple[object, ...], Term] = {}
 
     def term(self, operation: str, *arguments: Value, wide: bool = False) -> Term:
@@ -118,7 +117,7 @@ class Trace:
             return chosen if condition else other
         if chosen is other:
             return other
-        if not self.finite:
+        if not self.weighs:
             return self.apply("where", condition, chosen, other)
         return condition * chosen if _is_number(other, 0.0) else self.apply("lerp", other, chosen, condition)
 
@@ -251,40 +250,46 @@ _ON_NUMBERS: dict[str, Callable[..., float | bool]] = {
 
 
 class Program:
-    """The terms that lead to `outputs`, as a function of torch calls that write into reused buffers.
+    """The terms that lead to `outputs`, as a function of calls that write into reused buffers.
 
     Args:
+        library: whose calls.
         inputs: terms of operation "input", all wide.
         outputs: what to compute: terms, wide or narrow, or numbers.
     """
 
-    def __init__(self, inputs: Sequence[Term], outputs: Sequence[Value]) -> None:
+    def __init__(self, library: Library, inputs: Sequence[Term], outputs: Sequence[Value]) -> None:
         compiler = _Compiler(inputs, outputs)
+        self._library = library
         self.text, self.numbers = compiler.text, list(compiler.numbers)
         self.buffers = compiler.buffers
-        scope: dict[str, Any] = {name: getattr(torch, name) for name in compiler.operations}
+        scope: dict[str, Any] = {name: library.operation(name) for name in compiler.operations}
         exec(compile(self.text, "<boxreg program>", "exec"), scope)
         self._run = scope["run"]
-        self._constants: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        self._constants: dict[tuple[object, object], list[Array]] = {}
 
-    def __call__(self, n: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def __call__(self, n: int, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Compute for n boxes, from wide inputs (2, n) into outputs (2, n) or (n,)."""
-        dtype, device = inputs[0].dtype, inputs[0].device
-        if (dtype, device) not in self._constants:
-            numbers = [torch.tensor(number, dtype=dtype, device=device) for number in self.numbers]
-            self._constants[dtype, device] = numbers
-        wide = torch.empty(self.buffers["wide"], 2, n, dtype=dtype, device=device)
-        narrow = torch.empty(self.buffers["narrow"], n, dtype=dtype, device=device)
-        wide_mask = torch.empty(self.buffers["wide_mask"], 2, n, dtype=torch.bool, device=device)
-        narrow_mask = torch.empty(self.buffers["narrow_mask"], n, dtype=torch.bool, device=device)
+        like, (_, empty, number, rows, *_) = inputs[0], self._library
+        kind = like.dtype, getattr(like, "device", None)
+        if kind not in self._constants:
+            self._constants[kind] = [number(like, value) for value in self.numbers]
+        wide, wide_mask = (
+            empty(like, (self.buffers[pool], 2, n), truth)
+            for pool, truth in (("wide", False), ("wide_mask", True))
+        )
+        narrow, narrow_mask = (
+            empty(like, (self.buffers[pool], n), truth)
+            for pool, truth in (("narrow", False), ("narrow_mask", True))
+        )
         self._run(
-            wide.unbind(),
-            wide.view(-1, n).unbind(),
-            narrow.unbind(),
-            wide_mask.unbind(),
-            wide_mask.view(-1, n).unbind(),
-            narrow_mask.unbind(),
-            self._constants[dtype, device],
+            rows(wide),
+            rows(wide.reshape(-1, n)),
+            rows(narrow),
+            rows(wide_mask),
+            rows(wide_mask.reshape(-1, n)),
+            rows(narrow_mask),
+            self._constants[kind],
             inputs,
             outputs,
         )
@@ -362,8 +367,8 @@ class _Compiler:
         self._lines.append(f"{operation}({read}, out={self._read(term)})")
 
     def _assign(self, where: str, value: Value) -> None:
-        number = not isinstance(value, Term)
-        self._lines.append(f"{where}.fill_({value!r})" if number else f"{where}.copy_({self._read(value)})")
+        self.operations.add("assign")
+        self._lines.append(f"assign({where}, {self._read(value)})")
 
     def _read(self, value: Value) -> str:
         """How the program's text names a value; gives it a buffer if it has none."""

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from boxreg import CIoULoss
 from boxreg.boxes import convert
 from boxreg.iou import _fused, backends
+from boxreg.iou._libraries import TORCH
 from boxreg.iou._one_pass import Pass
 from boxreg.iou.functional import overlap_loss
 from tests.cases import (
@@ -253,13 +254,38 @@ class TestFused:
     ) -> None:
         pred, target = (side.reshape(5, 20, 4).movedim(-1, dim) for side in wild_pairs(100, torch.float64))
         expected = _fused.one_pass(Pass("ciou", "xywh", True, True), pred, target, dim)
+        monkeypatch.setattr(_fused, "SMALL", 0)
         monkeypatch.setattr(_fused, "BLOCK", block)
         found = _fused.one_pass(Pass("ciou", "xywh", True, True), pred, target, dim)
         for part, reference in zip(found, expected, strict=True):
             torch.testing.assert_close(part, reference, rtol=1e-12, atol=1e-12, equal_nan=True)
 
+    @every_kind
+    def test_few_boxes_come_to_what_they_are_among_many(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wanted = Pass(kind, "cxcywh", True, True)
+        for pred, target in (
+            wild_pairs(400, torch.float32),
+            (upright(seeded(3), 99), upright(seeded(4), 99)),
+        ):
+            by_numpy = _fused.one_pass(wanted, pred, target, -1)
+            with monkeypatch.context() as patch:
+                patch.setattr(_fused, "SMALL", 0)
+                by_torch = _fused.one_pass(wanted, pred, target, -1)
+            for found, expected in zip(by_numpy, by_torch, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+    def test_without_numpy_torch_computes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_fused, "numpy_library", lambda: None)
+        pred = torch.tensor([[0.0, 0.0, 2.0, 1.0]])
+        loss, *_ = _fused.one_pass(
+            Pass("ciou", "xyxy", True, True), pred, torch.tensor([[0.0, 0.0, 1.0, 2.0]]), -1
+        )
+        torch.testing.assert_close(loss, torch.tensor([0.7629]), rtol=0, atol=1e-4)
+
     def test_a_program_is_much_shorter_than_the_maths_it_was_traced_from(self) -> None:
-        lines = _fused.program(Pass("ciou", "xyxy", True, False), True).text.splitlines()[1:]
+        lines = _fused.program(Pass("ciou", "xyxy", True, False), True, TORCH).text.splitlines()[1:]
         assert len(lines) < 120  # called as it stands, the maths makes 600 tensors
 
 
