@@ -23,36 +23,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import check_boxes, check_number, check_tensor
+from ._raw import inverse_softplus, logit, sigmoid, sigmoid_slope, softplus, softplus_slope
 from .boxes import Planes
-
-
-def _sigmoid(t: Tensor) -> Tensor:
-    # torch differentiates sigmoid as s * (1 - s), exactly 0 once s rounds to 1 (t > 17 in float32).
-    # Reflected, the small factor is the one that is computed: alive to |t| = 88, 709 in float64.
-    return torch.where(t > 0, 1 - torch.sigmoid(-t), torch.sigmoid(t))
-
-
-def _logit(p: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.logit(p, eps=max(torch.finfo(p.dtype).eps, torch.finfo(dtype).smallest_normal))
-
-
-def _softplus(t: Tensor) -> Tensor:
-    # Beyond the threshold torch returns t itself; its default of 20 is off by 1e-10 in float64.
-    return F.softplus(t, threshold=40.0)
-
-
-def _inverse_softplus(y: Tensor, dtype: torch.dtype) -> Tensor:
-    # log(exp(y) - 1) without the overflow of exp(y) and without the cancellation at small y.
-    limits = torch.finfo(dtype)
-    y = y.clamp(limits.smallest_normal, limits.max)
-    return y + torch.log(-torch.expm1(-y))
 
 
 def _computing_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -103,14 +81,8 @@ class Decoder(ABC):
             TypeError: if `raw` is not a floating tensor.
             ValueError: if `raw` has no such axis, or no grid where the scheme needs one.
         """
-        check_tensor("raw", raw, floating=True)
-        if not -raw.ndim <= dim < raw.ndim or raw.shape[dim] != self.channels:
-            raise ValueError(
-                f"raw: got shape {tuple(raw.shape)}, expected {self.channels} numbers along dim {dim}"
-            )
-        planes = raw.to(_computing_dtype(raw.dtype)).unbind(dim)
-        self._check_grid("raw", raw, planes)
-        return _stack(self._decode(planes), raw, dim)
+        self.check_raw("raw", raw, dim)
+        return _stack(self._decode(raw.to(_computing_dtype(raw.dtype)).unbind(dim)), raw, dim)
 
     def encode(self, boxes: Tensor, dim: int = -1) -> Tensor:
         """Turn boxes into the raw numbers that `decode` takes back to them.
@@ -130,8 +102,8 @@ class Decoder(ABC):
             ValueError: if `boxes` has no such axis, or no grid where the scheme needs one.
         """
         check_boxes("boxes", boxes, dim)
+        self._check_grid("boxes", boxes)
         cx, cy, w, h = boxes.to(_computing_dtype(boxes.dtype)).unbind(dim)
-        self._check_grid("boxes", boxes, (cx, cy, w, h))
         return _stack(self._encode((cx, cy, w, h), boxes.dtype), boxes, dim)
 
     def bias(self, prior: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -156,13 +128,28 @@ class Decoder(ABC):
         one_cell = torch.tensor(list(prior), dtype=dtype, device="cpu").view(4, 1, 1)
         return self.encode(one_cell, dim=0).flatten()
 
-    def _check_grid(self, name: str, value: Tensor, planes: tuple[Tensor, ...]) -> None:
-        if self.needs_grid and planes[0].ndim < 2:
+    def check_raw(self, name: str, raw: Tensor, dim: int) -> None:
+        """Raise, in the name of an argument, unless `decode` takes such raw numbers."""
+        check_tensor(name, raw, floating=True)
+        if not -raw.ndim <= dim < raw.ndim or raw.shape[dim] != self.channels:
+            raise ValueError(
+                f"{name}: got shape {tuple(raw.shape)}, expected {self.channels} numbers along dim {dim}"
+            )
+        self._check_grid(name, raw)
+
+    def _check_grid(self, name: str, value: Tensor) -> None:
+        if self.needs_grid and value.ndim < 3:
             raise ValueError(
                 f"{name}: got shape {tuple(value.shape)}, but {type(self).__name__} reads its grid from the "
                 "last two axes beside the coordinates: expected (B, 4, H, W) with dim=1 or "
                 "(B, H, W, 4) with dim=-1"
             )
+
+
+def check_decoder(decoder: object) -> None:
+    """Raise unless `decoder` is an instance of a `Decoder`."""
+    if not isinstance(decoder, Decoder):
+        raise TypeError(f"decoder: got {decoder!r}, expected an instance of a Decoder")
 
 
 def _stack(planes: tuple[Tensor, ...], like: Tensor, dim: int) -> Tensor:
@@ -184,8 +171,94 @@ def _check_prior(prior: Sequence[float], extent: tuple[float, float]) -> None:
         )
 
 
+SCHEMES: dict[str, type[AxisDecoder]] = {}
+"""The schemes that state the maths of an axis, by a name that is theirs alone."""
+
+Settings = tuple[tuple[float, ...], tuple[float, ...]]
+"""Numbers of a scheme: those of the x and those of the y axis."""
+
+
+class AxisDecoder(Decoder):
+    """A scheme that reads either axis by itself, a centre and a size from two raw numbers.
+
+    A scheme states the maths of one axis, on tensors of any one shape: `decode_axis`, `decode_slopes` and
+    `encode_axis`. The first two are also traced and copied into kernels (see `boxreg.iou`), so that a loss of
+    raw numbers finds its gradient in one pass: they consist of operators, `xp` and the functions of
+    `boxreg._raw`, without loops. All three get, after the two numbers: if `needs_grid`, the cell's
+    index along the axis and the number of cells, then the `settings` of the axis.
+    """
+
+    scheme: ClassVar[str]
+    """The key of this class in `SCHEMES`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.scheme = f"{cls.__module__}.{cls.__qualname__}"
+        while cls.scheme in SCHEMES:  # a class that is defined again is another class
+            cls.scheme += "'"
+        SCHEMES[cls.scheme] = cls
+
+    @property
+    def settings(self) -> Settings:
+        """The numbers that the maths of the x and of the y axis need besides."""
+        return (), ()
+
+    @staticmethod
+    @abstractmethod
+    def decode_axis(first: Any, second: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Two raw numbers of an axis to centre and size."""
+
+    @staticmethod
+    @abstractmethod
+    def decode_slopes(first: Any, second: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+        """Slopes of `decode_axis`: the centre's at either raw number, then the size's; 0.0 where none."""
+
+    @staticmethod
+    @abstractmethod
+    def encode_axis(centre: Any, size: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Centre and size to two raw numbers that are finite in `dtype`."""
+
+    def _decode(self, raw: tuple[Tensor, ...]) -> Planes:
+        return decode_planes(self.scheme, self.settings, raw)
+
+    def _encode(self, boxes: Planes, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        cx, cy, w, h = boxes
+        x, y = axis_arguments(self.scheme, self.settings, cx)
+        tx, tw = self.encode_axis(cx, w, dtype, *x)
+        ty, th = self.encode_axis(cy, h, dtype, *y)
+        return tx, ty, tw, th
+
+
+def decode_planes(scheme: str, settings: Settings, raw: tuple[Tensor, ...]) -> Planes:
+    """Planes of raw numbers to planes cx, cy, w, h, by a scheme of the table."""
+    first_x, first_y, second_x, second_y = raw
+    x, y = axis_arguments(scheme, settings, first_x)
+    cx, w = SCHEMES[scheme].decode_axis(first_x, second_x, *x)
+    cy, h = SCHEMES[scheme].decode_axis(first_y, second_y, *y)
+    return cx, cy, w, h
+
+
+def axis_arguments(
+    scheme: str, settings: Settings, plane: Tensor
+) -> tuple[tuple[Tensor | float, ...], tuple[Tensor | float, ...]]:
+    """What the maths of the x and of the y axis get besides the two numbers, for planes like this one."""
+    if not SCHEMES[scheme].needs_grid:
+        return settings[0], settings[1]
+    cols, rows = cell_indices(plane)
+    return (cols, plane.shape[-1], *settings[0]), (rows, plane.shape[-2], *settings[1])
+
+
+def cell_indices(plane: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns (W,) and rows (H, 1) of the grid in the last two axes of `plane`, in its dtype."""
+    rows, cols = plane.shape[-2:]
+    return (
+        torch.arange(cols, dtype=plane.dtype, device=plane.device),
+        torch.arange(rows, dtype=plane.dtype, device=plane.device).unsqueeze(-1),
+    )
+
+
 @dataclass(frozen=True)
-class UnitSquareDecoder(Decoder):
+class UnitSquareDecoder(AxisDecoder):
     """A box anywhere in the picture, as fractions of it.
 
     `cx = sigmoid(tx)`, `cy = sigmoid(ty)`, `w = softplus(tw)`, `h = softplus(th)`
@@ -205,17 +278,24 @@ class UnitSquareDecoder(Decoder):
         tensor([0.5000, 0.2500, 0.2000, 1.5000])
     """
 
-    def _decode(self, raw: tuple[Tensor, ...]) -> Planes:
-        tx, ty, tw, th = raw
-        return _sigmoid(tx), _sigmoid(ty), _softplus(tw), _softplus(th)
+    @staticmethod
+    def decode_axis(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AxisDecoder`."""
+        return sigmoid(first), softplus(second)
 
-    def _encode(self, boxes: Planes, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        cx, cy, w, h = boxes
-        return _logit(cx, dtype), _logit(cy, dtype), _inverse_softplus(w, dtype), _inverse_softplus(h, dtype)
+    @staticmethod
+    def decode_slopes(first: Tensor, second: Tensor) -> tuple[Any, Any, Any, Any]:
+        """See `AxisDecoder`."""
+        return sigmoid_slope(first), 0.0, 0.0, softplus_slope(second)
+
+    @staticmethod
+    def encode_axis(centre: Tensor, size: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """See `AxisDecoder`."""
+        return logit(centre, dtype), inverse_softplus(size, dtype)
 
 
 @dataclass(frozen=True)
-class GridCellDecoder(Decoder):
+class GridCellDecoder(AxisDecoder):
     """One box a cell of a grid, its centre in or near that cell.
 
     `cx = (col + stretch * sigmoid(tx) - (stretch - 1) / 2) / W * picture_width`
@@ -274,29 +354,38 @@ class GridCellDecoder(Decoder):
         """Width and height of the picture, in the unit of the boxes."""
         return self.picture_size
 
-    def _decode(self, raw: tuple[Tensor, ...]) -> Planes:
-        tx, ty, tw, th = raw
+    @property
+    def settings(self) -> Settings:
+        """The picture's side along the axis, and the stretch."""
         width, height = self.picture_size
-        cols, rows = _cell_indices(tx)
-        overhang = (self.stretch - 1) / 2
-        cx = (cols + (self.stretch * _sigmoid(tx) - overhang)) / tx.shape[-1] * width
-        cy = (rows + (self.stretch * _sigmoid(ty) - overhang)) / ty.shape[-2] * height
-        return cx, cy, width * _softplus(tw), height * _softplus(th)
+        return (width, self.stretch), (height, self.stretch)
 
-    def _encode(self, boxes: Planes, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        cx, cy, w, h = boxes
-        width, height = self.picture_size
-        cols, rows = _cell_indices(cx)
-        overhang = (self.stretch - 1) / 2
-        tx = _logit((cx / width * cx.shape[-1] - cols + overhang) / self.stretch, dtype)
-        ty = _logit((cy / height * cy.shape[-2] - rows + overhang) / self.stretch, dtype)
-        return tx, ty, _inverse_softplus(w / width, dtype), _inverse_softplus(h / height, dtype)
+    @staticmethod
+    def decode_axis(
+        first: Tensor, second: Tensor, cell: Tensor, cells: float, side: float, stretch: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `AxisDecoder`."""
+        overhang = (stretch - 1) / 2
+        return (cell + (stretch * sigmoid(first) - overhang)) / cells * side, side * softplus(second)
 
+    @staticmethod
+    def decode_slopes(
+        first: Tensor, second: Tensor, cell: Tensor, cells: float, side: float, stretch: float
+    ) -> tuple[Any, Any, Any, Any]:
+        """See `AxisDecoder`."""
+        return stretch * sigmoid_slope(first) / cells * side, 0.0, 0.0, side * softplus_slope(second)
 
-def _cell_indices(plane: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns (W,) and rows (H, 1) of the grid in the last two axes of `plane`, in its dtype."""
-    rows, cols = plane.shape[-2:]
-    return (
-        torch.arange(cols, dtype=plane.dtype, device=plane.device),
-        torch.arange(rows, dtype=plane.dtype, device=plane.device).unsqueeze(-1),
-    )
+    @staticmethod
+    def encode_axis(
+        centre: Tensor,
+        size: Tensor,
+        dtype: torch.dtype,
+        cell: Tensor,
+        cells: float,
+        side: float,
+        stretch: float,
+    ) -> tuple[Tensor, Tensor]:
+        """See `AxisDecoder`."""
+        overhang = (stretch - 1) / 2
+        offset = (centre / side * cells - cell + overhang) / stretch
+        return logit(offset, dtype), inverse_softplus(size / side, dtype)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._checks import check_choice, check_tensor
 from .boxes import convert
-from .decoders import Decoder, UnitSquareDecoder
+from .decoders import Decoder, UnitSquareDecoder, check_decoder
 
 _UNIT_SQUARE = UnitSquareDecoder()
 
@@ -82,8 +82,7 @@ class BoxHead(nn.Module):
             raise TypeError(f"in_features: got {type(in_features).__name__}, expected an int")
         if in_features < 1:
             raise ValueError(f"in_features: got {in_features}, expected at least 1")
-        if not isinstance(decoder, Decoder):
-            raise TypeError(f"decoder: got {decoder!r}, expected an instance of a Decoder")
+        check_decoder(decoder)
         check_choice("projection", projection, ("linear", "conv"))
         if projection == "linear" and decoder.needs_grid:
             raise ValueError(

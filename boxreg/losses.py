@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from ._checks import check_choice, check_number
 from ._dtypes import promote
 from .boxes import FORMATS, convert
+from .decoders import Decoder, check_decoder
 from .iou.backends import BACKENDS
 from .iou.family import VARIANTS
 from .iou.functional import OverlapOptions, overlap_loss, prepare
@@ -241,6 +243,39 @@ class OverlapLoss(nn.Module):
         check_choice("backend", backend, ("auto", *BACKENDS))
         self.fmt, self.reduction, self.loss_weight = fmt, reduction, loss_weight
         self.dim, self.backend = dim, backend
+        self.decoder: Decoder | None = None
+
+    def from_raw(self, decoder: Decoder, fmt: str = "cxcywh") -> Self:
+        """This loss with the decoder inside: of a head's raw numbers instead of its boxes.
+
+        The gradient is that of the raw numbers, found in the same pass as the loss. The loss is that of the
+        decoded boxes, which are never rounded to the dtype of raw numbers in half precision.
+
+        Args:
+            decoder: how the raw numbers stand for boxes.
+            fmt: format of the targets; the format that this loss was made with is for boxes.
+
+        Returns:
+            A copy of this loss that takes raw numbers, `decoder.channels` of them along `dim`.
+
+        Raises:
+            TypeError: if `decoder` is no `Decoder`.
+            ValueError: if `fmt` is not a format.
+
+        Example:
+            >>> import torch
+            >>> from boxreg import BoxHead, CIoULoss
+            >>> head = BoxHead(16, prior=(0.5, 0.5, 0.2, 0.3))
+            >>> criterion = CIoULoss(dim=head.dim).from_raw(head.decoder)
+            >>> features, target = torch.zeros(8, 16), torch.tensor([[0.5, 0.5, 0.2, 0.3]]).expand(8, 4)
+            >>> criterion(head.raw(features), target).round(decimals=4)
+            tensor(0., grad_fn=<RoundBackward1>)
+        """
+        check_decoder(decoder)
+        check_choice("fmt", fmt, FORMATS)
+        of_raw = copy.deepcopy(self)
+        of_raw.decoder, of_raw.fmt = decoder, fmt
+        return of_raw
 
     def forward(
         self,
@@ -249,7 +284,10 @@ class OverlapLoss(nn.Module):
         weight: Tensor | None = None,
         normalizer: Normalizer | None = None,
     ) -> Tensor:
-        """The loss of `pred` against `target`; arguments as in `boxreg.iou.overlap_loss`."""
+        """The loss of `pred` against `target`; arguments as in `boxreg.iou.overlap_loss`.
+
+        A loss made by `from_raw` takes raw numbers as `pred`.
+        """
         loss = overlap_loss(
             self.kind,
             pred,
@@ -260,14 +298,16 @@ class OverlapLoss(nn.Module):
             normalizer=normalizer,
             dim=self.dim,
             backend=self.backend,
+            decoder=self.decoder,
         )
         return loss * self.loss_weight
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""
-        return (
+        settings = (
             f"fmt={self.fmt!r}, reduction={self.reduction!r}, loss_weight={self.loss_weight}, dim={self.dim}"
         )
+        return settings if self.decoder is None else f"{settings}, decoder={self.decoder}"
 
 
 class IoULoss(OverlapLoss):

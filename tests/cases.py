@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxreg.boxes import FORMATS as FORMATS
+from boxreg.decoders import Decoder, GridCellDecoder, UnitSquareDecoder
 from boxreg.iou import backends
 from boxreg.iou.family import VARIANTS
 from boxreg.iou.functional import overlap_loss
@@ -25,6 +26,14 @@ BACKENDS = tuple(
     name for name, refusal in backends.BACKENDS.items() if name != "compile" and not refusal(_BOXES, _BOXES)
 )
 """The backends that compute on the CPU here; `compile` takes too long to be tried on everything."""
+
+DECODERS: dict[str, Decoder] = {
+    "unit_square": UnitSquareDecoder(),
+    "grid_cell": GridCellDecoder(),
+    "grid_cell_stretched": GridCellDecoder(stretch=1.2),
+    "grid_cell_pixels": GridCellDecoder(picture_size=(640.0, 480.0), stretch=1.1),
+}
+"""Every scheme, with settings that differ."""
 
 Pairs = tuple[Tensor, Tensor]
 

@@ -1,7 +1,8 @@
 """Copies of the shared maths for backends that do not compute with torch tensors.
 
-The functions of `family` and `boxes` are written with operators and a module called `xp`. A copy is the same
-code with other globals: another `xp`, and other versions of the few functions that a backend must replace.
+The functions of the modules in `SHARED`, and what a decoder states of an axis, are written with operators and
+a module called `xp`. A copy is the same code with other globals: another `xp`, and other versions of the few
+functions that a backend must replace.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-from .. import boxes
+from .. import _raw, boxes
 from . import family
 
-SHARED = (family, boxes)
+SHARED = (family, boxes, _raw)
 
 
 def copy_maths(
@@ -30,8 +31,16 @@ def copy_maths(
         names.update(vars(module))
     for name, value in list(names.items()):
         if isinstance(value, FunctionType) and value.__module__ in {module.__name__ for module in SHARED}:
-            copy = FunctionType(value.__code__, names, name, value.__defaults__, value.__closure__)
-            copy.__module__ = value.__module__
-            names[name] = wrap(copy)
+            names[name] = wrap(copied(value, names))
     names.update(replaced)
     return names
+
+
+def copied(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
+    """The same code with other globals."""
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__module__, copy.__qualname__ = function.__module__, function.__qualname__
+    return copy

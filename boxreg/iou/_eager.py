@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .._dtypes import promote
 from ..boxes import Planes, corners
+from ..decoders import decode_planes
+from ..reduction import reduce_loss
 from . import family
+from ._pass import Pass
 
 
-def eager(kind: str, pred: Tensor, target: Tensor, fmt: str, dim: int) -> Tensor:
-    """The loss per pair of a row of the family."""
-    a, b = planes(*promote(pred, target), fmt, dim)
+def eager(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Tensor:
+    """The loss of a row of the family."""
+    pred, target = promote(pred, target)
+    if wanted.scheme:
+        pred = torch.stack(decode_planes(wanted.scheme, wanted.settings, pred.unbind(dim)), dim)
+    a, b = planes(pred, target, wanted.pred_fmt, wanted.target_fmt, dim)
     pair = family.pair(*a, *b)
-    return family.loss(pair, family.VARIANTS[kind].penalty(pair))
+    loss = family.loss(pair, family.VARIANTS[wanted.kind].penalty(pair))
+    return reduce_loss(loss, wanted.reduction)
 
 
 def score(kind: str, a: Tensor, b: Tensor, fmt: str, dim: int) -> Tensor:
     """The score per pair of a row of the family, of boxes in one working dtype that broadcast."""
-    pred, target = planes(a, b, fmt, dim)
+    pred, target = planes(a, b, fmt, fmt, dim)
     pair = family.pair(*pred, *target)
     return family.score(pair, family.VARIANTS[kind].penalty(pair))
 
 
-def planes(pred: Tensor, target: Tensor, fmt: str, dim: int) -> tuple[Planes, Planes]:
+def planes(pred: Tensor, target: Tensor, pred_fmt: str, target_fmt: str, dim: int) -> tuple[Planes, Planes]:
     """The corners of both, scaled together where their lengths would overflow."""
     large = family.is_large(*pred.unbind(dim), *target.unbind(dim)).unsqueeze(dim)
     return (
-        corners(family.in_range(pred, large), fmt, dim),
-        corners(family.in_range(target, large), fmt, dim),
+        corners(family.in_range(pred, large), pred_fmt, dim),
+        corners(family.in_range(target, large), target_fmt, dim),
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..boxes import FORMATS
-from ._copies import copy_maths
+from ..decoders import SCHEMES, Settings, cell_indices
+from ..reduction import reduce_loss
+from ._copies import copied, copy_maths
 from ._libraries import TORCH, Array, Library, numpy_library
-from ._one_pass import Pass, as_planes
-from ._program import Program, Trace, half
+from ._one_pass import as_planes, divisor
+from ._pass import Pass, Result
+from ._program import Program, Term, Trace, half
 
 BLOCK = 2**16
 """Boxes computed at a time."""
@@ -27,9 +31,10 @@ ORDINARY_COORDINATE = 2.0**24
 
 @cache
 def program(wanted: Pass, ordinary: bool, library: Library) -> Program:
-    """The maths of a pass: from (first, second) of pred and of target, two axes each, to its results.
+    """The maths of a pass between boxes: from (first, second) of pred and of target, to its results.
 
-    Outputs: the loss, then the gradient of pred's first and second, then of target's, as `wanted` says.
+    Outputs: the loss per pair, then the gradient of pred's first and second, then of target's, as `wanted`
+    says.
 
     Args:
         wanted: what is computed.
@@ -40,28 +45,62 @@ def program(wanted: Pass, ordinary: bool, library: Library) -> Program:
     known = dict.fromkeys(("is_inverted", "is_zero", "is_negligible"), lambda *_: False) if ordinary else {}
     maths = copy_maths(xp=trace, hold=lambda value: value, both=trace.both, **known)
     penalty, slopes = (maths[function.__name__] for function in maths["VARIANTS"][wanted.kind])
-    to_ends, _, pull = (maths[function.__name__] for function in maths["FORMATS"][wanted.fmt])
+    (pred_ends, _, pull_pred), (target_ends, _, pull_target) = (
+        [maths[function.__name__] for function in FORMATS[fmt]]
+        for fmt in (wanted.pred_fmt, wanted.target_fmt)
+    )
 
     inputs = [trace.term("input", i, wide=True) for i in range(4)]
     planes = [half(term, axis) for term in inputs for axis in (0, 1)]
     large = False if ordinary else maths["is_large"](*planes)
     p1, p2, t1, t2 = (maths["in_range"](term, large) for term in inputs)
-    ends = (*to_ends(p1, p2), *to_ends(t1, t2))
+    ends = (*pred_ends(p1, p2), *target_ends(t1, t2))
     pair = maths["pair"](*(half(end, axis) for box in (ends[:2], ends[2:]) for end in box for axis in (0, 1)))
     results = [maths["loss"](pair, penalty(pair))]
     x1, y1, x2, y2, *of_target = maths["pullback"](pair, slopes(pair))
-    gradients = [*pull(trace.stack(x1, y1), trace.stack(x2, y2))] if wanted.of_pred else []
+    gradients = [*pull_pred(trace.stack(x1, y1), trace.stack(x2, y2))] if wanted.of_pred else []
     if wanted.of_target:
         x1, y1, x2, y2 = of_target
-        gradients += pull(trace.stack(x1, y1), trace.stack(x2, y2))
+        gradients += pull_target(trace.stack(x1, y1), trace.stack(x2, y2))
     # A coordinate that was scaled down moves the loss by as much less.
     return Program(library, inputs, results + [maths["in_range"](slope, large) for slope in gradients])
 
 
-def one_pass(
-    wanted: Pass, pred: Tensor, target: Tensor, dim: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss per pair and the gradients of its sum, in the working dtype; nothing is differentiable."""
+class Decoding(NamedTuple):
+    """The maths of a decoder, both axes in one term.
+
+    Attributes:
+        there: from raw first and second, and the grid's cells and their number if the scheme reads a grid,
+            to centre and size, and to those of their slopes that are not constant.
+        back: from slopes of the loss at centre and size, and these, to slopes at raw first and second.
+        slopes: how many slopes these are.
+    """
+
+    there: Program
+    back: Program
+    slopes: int
+
+
+@cache
+def decoding(scheme: str, settings: Settings, library: Library) -> Decoding:
+    """The programs of a decoder."""
+    decoder, trace = SCHEMES[scheme], Trace(weighs=False)
+    maths = copy_maths(xp=trace, sigmoid=trace.sigmoid, softplus=trace.softplus)
+    raw = [trace.term("input", i, wide=True) for i in range(4 if decoder.needs_grid else 2)]
+    arguments = (*raw, *map(trace.stack, *settings))
+    slopes = copied(decoder.decode_slopes, maths)(*arguments)
+    found = [slope for slope in slopes if isinstance(slope, Term)]
+    there = Program(library, raw, [*copied(decoder.decode_axis, maths)(*arguments), *found])
+
+    given = [trace.term("input", len(raw) + i, wide=True) for i in range(2 + len(found))]
+    centre, size, *known = given
+    known_of = dict(zip(found, known, strict=True))
+    back = maths["pull_to_raw"](centre, size, *(known_of.get(slope, slope) for slope in slopes))
+    return Decoding(there, Program(library, given, back), slopes=len(found))
+
+
+def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
+    """The loss and its gradients in the working dtype; nothing is differentiable."""
     dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
     loss = torch.empty(pred.select(dim, 0).shape, dtype=dtype, device=pred.device)
     gradients = [
@@ -71,17 +110,18 @@ def one_pass(
     boxes = [as_planes(side.detach(), dim) for side in (pred, target)]
     slopes = [as_planes(gradient, dim) for gradient in gradients if gradient is not None]
     losses = loss.view(boxes[0].shape[1:])
+    if wanted.scheme and SCHEMES[wanted.scheme].needs_grid:
+        boxes += _grid(loss, *losses.shape)
+    count = divisor(wanted, loss.numel())
     if 0 < loss.numel() <= SMALL and loss.is_cpu and numpy_library():
-        _small(wanted, [side.to(dtype) for side in boxes], losses, slopes)
-        return loss, gradients[0], gradients[1]
-    for rows, columns in blocks(*losses.shape):
-        _block(
-            wanted,
-            [side[:, rows, columns] for side in boxes],
-            losses[rows, columns],
-            [side[:, rows, columns] for side in slopes],
-        )
-    return loss, gradients[0], gradients[1]
+        _small(wanted, count, boxes, losses, slopes)
+    else:
+        for rows, columns in blocks(*losses.shape):
+            boxes_here, slopes_here = (
+                [side[:, rows, columns] for side in sides] for sides in (boxes, slopes)
+            )
+            _block(wanted, count, boxes_here, losses[rows, columns], slopes_here)
+    return reduce_loss(loss, wanted.reduction), gradients[0], gradients[1]
 
 
 def blocks(outer: int, inner: int) -> Iterator[tuple[slice, slice]]:
@@ -92,40 +132,89 @@ def blocks(outer: int, inner: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + rows), slice(column, column + BLOCK)
 
 
-def _small(wanted: Pass, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]) -> None:
+def _grid(plane: Tensor, outer: int, inner: int) -> list[Tensor]:
+    """Column and row of each place in a plane, and the number of either, as (2, outer, inner)."""
+    cells = torch.stack([part.expand(plane.shape[-2:]) for part in cell_indices(plane)])
+    counts = torch.stack([plane.new_full((), number) for number in plane.shape[:-3:-1]])
+    cells = cells.view(2, *[1] * (plane.ndim - 2), *plane.shape[-2:]).expand(2, *plane.shape)
+    return [cells.reshape(2, outer, inner), counts.view(2, 1, 1).expand(2, outer, inner)]
+
+
+def _small(wanted: Pass, count: int, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]) -> None:
     """Few boxes, by NumPy: with so many calls on so little, what a call costs is what it takes."""
     library, n = numpy_library(), loss.numel()
     assert library is not None
-    flat = [side.contiguous().numpy().reshape(4, n) for side in boxes]
-    found = [library.empty(flat[0], (4, n), False) for _ in slopes]
-    inputs = [part for side in flat for part in (side[:2], side[2:])]
-    outputs = [loss.numpy().reshape(n), *(part for side in found for part in (side[:2], side[2:]))]
+    pred, target, *place = (side.to(loss.dtype).contiguous().numpy().reshape(len(side), n) for side in boxes)
+    found = [library.empty(pred, (4, n), False) for _ in slopes]
     with library.silent():
-        ordinary = all(are_ordinary(side, wanted.fmt) for side in flat)
-        program(wanted, ordinary, library)(n, inputs, outputs)
-    for side, values in zip(slopes, found, strict=True):
-        side.numpy()[...] = values.reshape(side.shape)
+        _compute(library, wanted, [pred, target], place, loss.numpy().reshape(n), found)
+        for side, values in zip(slopes, found, strict=True):
+            side.numpy()[...] = (values if count == 1 else values / count).reshape(side.shape)
 
 
-def _block(wanted: Pass, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]) -> None:
-    n = loss.numel()
-    if all(side.dtype == loss.dtype and _is_flat(side) for side in boxes):
-        flat = [side[:, 0] for side in boxes]
+def _block(wanted: Pass, count: int, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]) -> None:
+    n, sides = loss.numel(), boxes[:2]
+    place = [part.reshape(2, n) for part in boxes[2:]]
+    if all(side.dtype == loss.dtype and _is_flat(side) for side in sides):
+        flat = [side[:, 0] for side in sides]
     else:
         # Stacked plane by plane: torch's own copy of a transposed tensor takes six times as long.
         both = loss.new_empty(2, 4, *loss.shape)
-        for side, planes in zip(boxes, both, strict=True):
+        for side, planes in zip(sides, both, strict=True):
             torch.stack(side.to(loss.dtype).unbind(), out=planes)
         flat = [both.view(2, 4, n)]
     found = [side[:, 0] if _is_flat(side) else side.new_empty(4, n) for side in slopes]
-    inputs = [part for side in flat for part in side.view(-1, 2, n).unbind()]
-    outputs = [loss.view(n), *(part for side in found for part in side.view(2, 2, n).unbind())]
-    # Elsewhere than on the CPU the answer would have to be waited for.
-    ordinary = loss.is_cpu and all(are_ordinary(side, wanted.fmt) for side in flat)
-    program(wanted, ordinary, TORCH)(n, inputs, outputs)
+    _compute(TORCH, wanted, flat, place, loss.view(n), found)
     for side, values in zip(slopes, found, strict=True):
+        if count > 1:
+            values /= count
         if not _is_flat(side):
             torch.stack(values.view(side.shape).unbind(), dim=-1, out=side.permute(1, 2, 0))
+
+
+def _compute(
+    library: Library,
+    wanted: Pass,
+    sides: list[Array],
+    place: list[Array],
+    loss: Array,
+    slopes: list[Array],
+) -> None:
+    """The loss per pair (n,) and its slopes (4, n), of pred and target, and of where raw numbers are.
+
+    Pred and target are two arrays (4, n) or one (2, 4, n); boxes made of raw numbers stay in the cache.
+    """
+    if not wanted.scheme:
+        return _between_boxes(library, wanted, sides, loss, slopes)
+    there, back, known = decoding(wanted.scheme, wanted.settings, library)
+    raw, target = sides if len(sides) == 2 else sides[0]
+    n = len(loss)
+    made = library.empty(raw, (2 + known, 2, n), False)
+    there(n, [*_halves(library, raw), *place], library.rows(made))
+    if not wanted.of_pred:
+        return _between_boxes(library, wanted, [made[:2].reshape(4, n), target], loss, slopes)
+    at_boxes = library.empty(raw, (4, n), False)
+    _between_boxes(library, wanted, [made[:2].reshape(4, n), target], loss, [at_boxes, *slopes[1:]])
+    back(n, [*_halves(library, at_boxes), *library.rows(made[2:])], _halves(library, slopes[0]))
+    return None
+
+
+def _between_boxes(
+    library: Library, wanted: Pass, boxes: list[Array], loss: Array, slopes: list[Array]
+) -> None:
+    # Elsewhere than on the CPU the answer would have to be waited for.
+    ordinary = getattr(loss, "is_cpu", True) and all(
+        are_ordinary(side, fmt)
+        for side, fmt in zip(boxes, (wanted.pred_fmt, wanted.target_fmt), strict=False)
+    )
+    inputs = [part for side in boxes for part in _halves(library, side)]
+    outputs = [part for side in slopes for part in _halves(library, side)]
+    program(wanted.of_pairs(), ordinary, library)(len(loss), inputs, [loss, *outputs])
+
+
+def _halves(library: Library, boxes: Array) -> Sequence[Array]:
+    """Of boxes (..., 4, n), the x and y of the first number and those of the second: (2, n) each."""
+    return library.rows(boxes.reshape(-1, 2, boxes.shape[-1]))
 
 
 def _is_flat(block: Tensor) -> bool:

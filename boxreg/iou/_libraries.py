@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._raw import SOFTPLUS_THRESHOLD
+
 Array = Any
 """A tensor, or a NumPy array."""
 
@@ -34,9 +36,14 @@ class Library(NamedTuple):
     silent: Callable[[], AbstractContextManager[Any]]
 
 
+def _softplus(t: Tensor, out: Tensor) -> None:
+    write: Any = torch._C._nn.softplus  # the public one cannot write into a tensor
+    write(t, 1, SOFTPLUS_THRESHOLD, out=out)
+
+
 def _torch_operation(name: str) -> Callable[..., Any]:
-    operation: Callable[..., Any] = Tensor.copy_ if name == "assign" else getattr(torch, name)
-    return operation
+    own: dict[str, Callable[..., Any]] = {"assign": Tensor.copy_, "softplus": _softplus}
+    return own[name] if name in own else getattr(torch, name)
 
 
 TORCH = Library(
@@ -61,13 +68,19 @@ def numpy_library() -> Library | None:
         numpy.copyto(out, other)
         numpy.copyto(out, chosen, where=condition)
 
-    def atan2(y: Array, x: Array, out: Array) -> None:
-        # NumPy takes arctangents one at a time, torch eight.
-        torch.atan2(torch.from_numpy(y), torch.from_numpy(x), out=torch.from_numpy(out))
+    def by_torch(name: str) -> Callable[..., Any]:
+        operation = _torch_operation(name)
+
+        def run(*arrays: Array, out: Array) -> None:
+            operation(*map(torch.from_numpy, arrays), out=torch.from_numpy(out))
+
+        return run
 
     names = {"sub": "subtract", "mul": "multiply", "div": "divide", "neg": "negative", "assign": "copyto"}
     names |= {"lt": "less", "gt": "greater", "le": "less_equal", "ge": "greater_equal", "eq": "equal"}
-    own: dict[str, Callable[..., Any]] = {"where": where, "atan2": atan2}
+    own: dict[str, Callable[..., Any]] = {"where": where}
+    # NumPy has no others of these; arctangents it takes one at a time, torch eight.
+    own |= {name: by_torch(name) for name in ("atan2", "sigmoid", "softplus")}
 
     def operation(name: str) -> Callable[..., Any]:
         found: Callable[..., Any] = own[name] if name in own else getattr(numpy, names.get(name, name))

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._eager import eager
-
-
-class Pass(NamedTuple):
-    """What is computed: the loss of a row between boxes of a format, and whose gradient."""
-
-    kind: str
-    fmt: str
-    of_pred: bool
-    of_target: bool
-
-
-Result = tuple[Tensor, Tensor | None, Tensor | None]
-"""The loss per pair, and the gradients of its sum: of pred and of target, where they were wanted."""
+from ._pass import Pass, Result
 
 Run = Callable[[Pass, Tensor, Tensor, int], Result]
 """A backend's pass over pred and target with their coordinate axis; nothing of it is differentiable."""
@@ -29,25 +18,27 @@ Run = Callable[[Pass, Tensor, Tensor, int], Result]
 RUNS: dict[str, Run] = {}
 """The passes by their backend's name."""
 
+MAY_KEEP = ContextVar("MAY_KEEP", default=True)
+"""Whether a run may keep memory for the next: not as an operator, whose memory may be a CUDA graph's."""
 
-def differentiable(
-    backend: str, again: bool, kind: str, pred: Tensor, target: Tensor, fmt: str, dim: int
-) -> Tensor:
-    """The loss per pair by one pass.
+
+def differentiable(backend: str, again: bool, wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Tensor:
+    """The loss by one pass.
 
     Args:
         backend: a name in `RUNS`.
         again: whether a second derivative is served, by the eager backend; it keeps the boxes alive.
-        kind: a row of the family.
-        pred: predicted boxes.
+        wanted: what is computed; the gradients are filled in here.
+        pred: predicted boxes, or their raw numbers.
         target: target boxes.
-        fmt: format of both.
         dim: the coordinate axis.
     """
     recorded = torch.is_grad_enabled()
-    wanted = Pass(kind, fmt, recorded and pred.requires_grad, recorded and target.requires_grad)
+    wanted = wanted._replace(
+        of_pred=recorded and pred.requires_grad, of_target=recorded and target.requires_grad
+    )
     if wanted.of_pred or wanted.of_target:
-        loss: Tensor = _OnePass.apply(pred, target, backend, dim, again, *wanted)
+        loss: Tensor = _OnePass.apply(pred, target, backend, dim, again, wanted)
         return loss
     return _run(backend, wanted, pred, target, dim)[0]
 
@@ -57,30 +48,32 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pred: Tensor, target: Tensor, backend: str, dim: int, again: bool, *wanted: Any
+        ctx: Any, pred: Tensor, target: Tensor, backend: str, dim: int, again: bool, wanted: Pass
     ) -> Tensor:
-        loss, *gradients = _run(backend, Pass(*wanted), pred, target, dim)
+        loss, *gradients = _run(backend, wanted, pred, target, dim)
         ctx.save_for_backward(*gradients, *((pred, target) if again else ()))
-        ctx.dtypes, ctx.dim, ctx.wanted = (pred.dtype, target.dtype), dim, Pass(*wanted)
+        ctx.dtypes, ctx.dim, ctx.wanted = (pred.dtype, target.dtype), dim, wanted
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         of_pred, of_target, *boxes = ctx.saved_tensors
         wanted: Pass = ctx.wanted
-        gradients: list[Tensor | None] = [None] * 9
+        gradients: list[Tensor | None] = [None] * 6
         differentiated_again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if differentiated_again and boxes:
-            loss = eager(wanted.kind, boxes[0], boxes[1], wanted.fmt, ctx.dim)
-            needed = [i for i, asked in enumerate(wanted[2:]) if asked]
+            loss = eager(wanted, boxes[0], boxes[1], ctx.dim)
+            needed = [i for i, asked in enumerate((wanted.of_pred, wanted.of_target)) if asked]
             again = torch.autograd.grad(loss, [boxes[i] for i in needed], upstream, create_graph=True)
             for i, gradient in zip(needed, again, strict=True):
                 gradients[i] = gradient
             return tuple(gradients)
         product = _refuse_to_go_on if differentiated_again else scaled
+        if wanted.reduction == "none":
+            upstream = upstream.unsqueeze(ctx.dim)
         for i, gradient in enumerate((of_pred, of_target)):
             if gradient is not None:
-                gradients[i] = product(gradient, upstream.unsqueeze(ctx.dim), ctx.dtypes[i])
+                gradients[i] = product(gradient, upstream, ctx.dtypes[i])
         return tuple(gradients)
 
 
@@ -113,29 +106,47 @@ def _run(backend: str, wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> 
     """The backend's pass; while torch.compile or a fake tensor mode looks on, as an operator of its own."""
     if not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()):
         return RUNS[backend](wanted, pred, target, dim)
-    loss, of_pred, of_target = torch.ops.boxreg.one_pass(pred, target, backend, dim, *wanted)
+    arguments = (pred, target, backend, dim, *as_arguments(wanted))
+    loss, of_pred, of_target = torch.ops.boxreg.one_pass(*arguments)
     return loss, of_pred if wanted.of_pred else None, of_target if wanted.of_target else None
 
 
 _LIBRARY = torch.library.Library("boxreg", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
-    "one_pass(Tensor pred, Tensor target, str backend, int dim, str kind, str fmt, "
-    "bool of_pred, bool of_target) -> (Tensor, Tensor, Tensor)"
+    "one_pass(Tensor pred, Tensor target, str backend, int dim, str kind, str pred_fmt, str target_fmt, "
+    "str reduction, str scheme, float[] settings, bool of_pred, bool of_target) -> (Tensor, Tensor, Tensor)"
 )
 
 
-def _operator(pred: Tensor, target: Tensor, backend: str, dim: int, *wanted: Any) -> tuple[Tensor, ...]:
+def as_arguments(wanted: Pass) -> tuple[Any, ...]:
+    """A pass as the operator takes it, its settings in one list."""
+    x, y = wanted.settings
+    return tuple(wanted._replace(settings=[*x, *y]))  # type: ignore[arg-type]
+
+
+def _from_arguments(*arguments: Any) -> Pass:
+    wanted = Pass(*arguments)
+    numbers: tuple[Any, ...] = tuple(wanted.settings)
+    middle = len(numbers) // 2
+    return wanted._replace(settings=(numbers[:middle], numbers[middle:]))
+
+
+def _operator(pred: Tensor, target: Tensor, backend: str, dim: int, *arguments: Any) -> tuple[Tensor, ...]:
     # An operator returns tensors: an empty one stands for a gradient that was not asked for.
-    results = RUNS[backend](Pass(*wanted), pred, target, dim)
+    kept = MAY_KEEP.set(False)
+    try:
+        results = RUNS[backend](_from_arguments(*arguments), pred, target, dim)
+    finally:
+        MAY_KEEP.reset(kept)
     return tuple(results[0].new_empty(0) if result is None else result for result in results)
 
 
-def _shapes(pred: Tensor, target: Tensor, backend: str, dim: int, *wanted: Any) -> tuple[Tensor, ...]:
+def _shapes(pred: Tensor, target: Tensor, backend: str, dim: int, *arguments: Any) -> tuple[Tensor, ...]:
     dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
-    loss = pred.new_empty(pred.select(dim, 0).shape, dtype=dtype)
-    asked = Pass(*wanted)
+    wanted = _from_arguments(*arguments)
+    loss = pred.new_empty(pred.select(dim, 0).shape if wanted.reduction == "none" else (), dtype=dtype)
     return loss, *(
-        loss.new_empty(pred.shape if wants else (0,)) for wants in (asked.of_pred, asked.of_target)
+        loss.new_empty(pred.shape if wants else (0,)) for wants in (wanted.of_pred, wanted.of_target)
     )
 
 
@@ -147,3 +158,8 @@ def as_planes(boxes: Tensor, dim: int) -> Tensor:
     """Boxes of any layout as (4, outer, inner): a view, or a copy where the strides allow none."""
     dim %= boxes.ndim
     return boxes.reshape(boxes.shape[:dim].numel(), 4, boxes.shape[dim + 1 :].numel()).movedim(1, 0)
+
+
+def divisor(wanted: Pass, pairs: int) -> int:
+    """What the sum of the loss over so many pairs is divided by."""
+    return max(pairs, 1) if wanted.reduction == "mean" else 1

@@ -6,21 +6,29 @@ Imported only when a tensor on a GPU asks for it. Under Triton's interpreter it 
 from __future__ import annotations
 
 import types
+from functools import cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..boxes import FORMATS
+from ..decoders import SCHEMES
 from . import family
-from ._copies import copy_maths
-from ._one_pass import Pass, as_planes
+from ._copies import copied, copy_maths
+from ._one_pass import MAY_KEEP, as_planes, divisor
+from ._pass import Pass, Result
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
 
 PAIRS = 512
 """Pairs a program computes."""
+
+CHUNK = 4096
+"""Partial sums that the last program adds at a time."""
 
 
 @triton.jit
@@ -72,6 +80,23 @@ def _atan2(y, x):
 
 
 @triton.jit
+def _sigmoid(t):
+    small = tl.exp(-tl.abs(t))
+    return tl.where(t > 0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
+def _softplus(t):
+    """max(t, 0) + log(1 + exp(-|t|)), to 2 ulp in float32."""
+    small = tl.exp(-tl.abs(t))
+    # log(1 + e) = 2 artanh(e / (2 + e)), at most 2 artanh(1 / 3), where seven terms of the series are enough.
+    z = small / (2.0 + small)
+    s = z * z
+    series = (((((s / 13 + 1 / 11) * s + 1 / 9) * s + 1 / 7) * s + 1 / 5) * s + 1 / 3) * s + 1.0
+    return tl.where(t > 0, t, 0.0) + 2.0 * z * series
+
+
+@triton.jit
 def _hold(value):
     return value
 
@@ -98,13 +123,36 @@ MATHS = copy_maths(
     xp=_OPERATIONS,
     hold=_hold,
     both=_both,
+    sigmoid=_sigmoid,
+    softplus=_softplus,
     tl=tl,
     Tensor=tl.constexpr(None),  # annotations are looked up
     **{name: tl.constexpr(value) for name, value in vars(family).items() if isinstance(value, float)},
 )
-_is_large, _in_range, _pair, _loss, _pullback = (
-    MATHS[name] for name in ("is_large", "in_range", "pair", "loss", "pullback")
+_is_large, _in_range, _pair, _loss, _pullback, _pull_to_raw = (
+    MATHS[name] for name in ("is_large", "in_range", "pair", "loss", "pullback", "pull_to_raw")
 )
+
+
+@cache
+def constants(wanted: Pass) -> dict[str, Any]:
+    """The constants of the kernel for a pass, its settings and reduction apart."""
+    variant, pred, target = family.VARIANTS[wanted.kind], FORMATS[wanted.pred_fmt], FORMATS[wanted.target_fmt]
+    decoder = SCHEMES.get(wanted.scheme)
+    return {
+        "PENALTY": MATHS[variant.penalty.__name__],
+        "SLOPES": MATHS[variant.slopes.__name__],
+        "PRED_ENDS": MATHS[pred.to_ends.__name__],
+        "PULL_PRED": MATHS[pred.pull.__name__],
+        "TARGET_ENDS": MATHS[target.to_ends.__name__],
+        "PULL_TARGET": MATHS[target.pull.__name__],
+        "DECODE": decoder and triton.jit(copied(decoder.decode_axis, MATHS)),
+        "DECODE_SLOPES": decoder and triton.jit(copied(decoder.decode_slopes, MATHS)),
+        "GRID": decoder is not None and decoder.needs_grid,
+        "OF_PRED": wanted.of_pred,
+        "OF_TARGET": wanted.of_target,
+        "REDUCED": wanted.reduction != "none",
+    }
 
 
 @triton.jit
@@ -152,12 +200,46 @@ def _store(
 
 
 @triton.jit
+def _decode(
+    first_x, first_y, second_x, second_y, number, columns, rows, settings_x, settings_y, FUNCTION, GRID
+):
+    """A decoder's function of either axis, for the places in a grid that come `number`th."""
+    if GRID:
+        column = (number % columns).to(tl.float32)
+        row = (number // columns % rows).to(tl.float32)
+        x = FUNCTION(first_x, second_x, column, columns * 1.0, *settings_x)
+        y = FUNCTION(first_y, second_y, row, rows * 1.0, *settings_y)
+    else:
+        x = FUNCTION(first_x, second_x, *settings_x)
+        y = FUNCTION(first_y, second_y, *settings_y)
+    return x, y
+
+
+@triton.jit
+def _add_up(part, partials, arrived, total, scale, CHUNK: tl.constexpr):
+    """The sum of all programs' parts, by the one that comes last, in an order that is always the same."""
+    programs = tl.num_programs(0)
+    tl.store(partials + tl.program_id(0), part)
+    tl.debug_barrier()
+    if tl.atomic_add(arrived, 1, sem="acq_rel") == programs - 1:
+        sums = tl.zeros((CHUNK,), tl.float32)
+        for start in range(0, programs, CHUNK):
+            place = start + tl.arange(0, CHUNK)
+            # Past the first cache, which does not see what other programs wrote.
+            sums += tl.load(partials + place, mask=place < programs, other=0.0, cache_modifier=".cg")
+        tl.store(total, tl.sum(sums) * scale)
+        tl.store(arrived, 0)  # for the next launch
+
+
+@triton.jit
 def one_pass_kernel(
     pred,  # four coordinates `step` apart, boxes `outer` and `inner` apart
     target,
-    loss,  # (outer, inner), contiguous
+    loss,  # (outer, inner), contiguous; a single number if REDUCED
     pred_slopes,  # as pred, contiguous in the boxes' own layout
     target_slopes,
+    partials,  # if REDUCED, one number a program
+    arrived,  # if REDUCED, how many programs have come to their end; 0 before and after
     pairs,
     columns,  # boxes along `inner`
     pred_step,
@@ -169,91 +251,124 @@ def one_pass_kernel(
     slope_step,
     slope_outer,
     slope_inner,
+    scale,  # if REDUCED, 1 or 1 / pairs
+    grid_columns,  # of a decoder that reads a grid
+    grid_rows,
+    settings_x,  # numbers of the decoder
+    settings_y,
     PENALTY: tl.constexpr,
     SLOPES: tl.constexpr,
-    TO_ENDS: tl.constexpr,
-    PULL: tl.constexpr,
+    PRED_ENDS: tl.constexpr,
+    PULL_PRED: tl.constexpr,
+    TARGET_ENDS: tl.constexpr,
+    PULL_TARGET: tl.constexpr,
+    DECODE: tl.constexpr,
+    DECODE_SLOPES: tl.constexpr,
+    GRID: tl.constexpr,
     OF_PRED: tl.constexpr,
     OF_TARGET: tl.constexpr,
+    REDUCED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """Loss and gradient of BLOCK pairs."""
     number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = number < pairs
     px1, py1, px2, py2 = _load(pred, number, columns, pred_step, pred_outer, pred_inner, mask, ROWS)
     tx1, ty1, tx2, ty2 = _load(target, number, columns, target_step, target_outer, target_inner, mask, ROWS)
+    if DECODE is not None:
+        at = (number, grid_columns, grid_rows, settings_x, settings_y)
+        raw_x, raw_y = _decode(px1, py1, px2, py2, *at, DECODE_SLOPES, GRID)
+        x, y = _decode(px1, py1, px2, py2, *at, DECODE, GRID)
+        px1, px2 = x
+        py1, py2 = y
 
     large = _is_large(px1, py1, px2, py2, tx1, ty1, tx2, ty2)
-    px1, px2 = TO_ENDS(_in_range(px1, large), _in_range(px2, large))
-    py1, py2 = TO_ENDS(_in_range(py1, large), _in_range(py2, large))
-    tx1, tx2 = TO_ENDS(_in_range(tx1, large), _in_range(tx2, large))
-    ty1, ty2 = TO_ENDS(_in_range(ty1, large), _in_range(ty2, large))
+    px1, px2 = PRED_ENDS(_in_range(px1, large), _in_range(px2, large))
+    py1, py2 = PRED_ENDS(_in_range(py1, large), _in_range(py2, large))
+    tx1, tx2 = TARGET_ENDS(_in_range(tx1, large), _in_range(tx2, large))
+    ty1, ty2 = TARGET_ENDS(_in_range(ty1, large), _in_range(ty2, large))
     pair = _pair(px1, py1, px2, py2, tx1, ty1, tx2, ty2)
-    tl.store(loss + number, _loss(pair, PENALTY(pair)), mask=mask)
+    losses = _loss(pair, PENALTY(pair))
+    if REDUCED:
+        _add_up(tl.sum(tl.where(mask, losses, 0.0)), partials, arrived, loss, scale, CHUNK)
+    else:
+        tl.store(loss + number, losses, mask=mask)
 
     if OF_PRED or OF_TARGET:
         px1, py1, px2, py2, tx1, ty1, tx2, ty2 = _pullback(pair, SLOPES(pair))
         # A coordinate that was scaled down moves the loss by as much less.
         if OF_PRED:
-            x1, x2 = PULL(_in_range(px1, large), _in_range(px2, large))
-            y1, y2 = PULL(_in_range(py1, large), _in_range(py2, large))
-            _store(
-                pred_slopes, number, columns, slope_step, slope_outer, slope_inner, mask, x1, y1, x2, y2, ROWS
-            )
+            x1, x2 = PULL_PRED(_in_range(px1, large), _in_range(px2, large))
+            y1, y2 = PULL_PRED(_in_range(py1, large), _in_range(py2, large))
+            if DECODE is not None:
+                x1, x2 = _pull_to_raw(x1, x2, *raw_x)
+                y1, y2 = _pull_to_raw(y1, y2, *raw_y)
+            place = (number, columns, slope_step, slope_outer, slope_inner, mask)
+            _store(pred_slopes, *place, x1 * scale, y1 * scale, x2 * scale, y2 * scale, ROWS)
         if OF_TARGET:
-            x1, x2 = PULL(_in_range(tx1, large), _in_range(tx2, large))
-            y1, y2 = PULL(_in_range(ty1, large), _in_range(ty2, large))
-            _store(
-                target_slopes,
-                number,
-                columns,
-                slope_step,
-                slope_outer,
-                slope_inner,
-                mask,
-                x1,
-                y1,
-                x2,
-                y2,
-                ROWS,
-            )
+            x1, x2 = PULL_TARGET(_in_range(tx1, large), _in_range(tx2, large))
+            y1, y2 = PULL_TARGET(_in_range(ty1, large), _in_range(ty2, large))
+            place = (number, columns, slope_step, slope_outer, slope_inner, mask)
+            _store(target_slopes, *place, x1 * scale, y1 * scale, x2 * scale, y2 * scale, ROWS)
 
 
-def one_pass(
-    wanted: Pass, pred: Tensor, target: Tensor, dim: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss per pair and the gradients of its sum, in float32; nothing is differentiable."""
-    loss = torch.empty(pred.select(dim, 0).shape, dtype=torch.float32, device=pred.device)
+def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
+    """The loss and its gradients in float32; nothing is differentiable."""
+    shape = pred.select(dim, 0).shape
+    count, device = shape.numel(), pred.device
     of_pred, of_target = (
-        torch.empty(pred.shape, dtype=torch.float32, device=pred.device) if asked else None
+        torch.empty(pred.shape, dtype=torch.float32, device=device) if asked else None
         for asked in (wanted.of_pred, wanted.of_target)
     )
-    if not loss.numel():
-        return loss, of_pred, of_target
+    reduced = wanted.reduction != "none"
+    if not count:
+        return torch.zeros(() if reduced else shape, device=device), of_pred, of_target
+    programs = triton.cdiv(count, PAIRS)
+    loss = torch.empty(() if reduced else shape, dtype=torch.float32, device=device)
+    partials = torch.empty(programs, dtype=torch.float32, device=device) if reduced else loss
     boxes, targets = (as_planes(side.detach(), dim) for side in (pred, target))
     # Contiguous tensors of one shape have one layout, whether they are there or not.
     slopes = as_planes(torch.empty(pred.shape, device="meta"), dim)
-    variant, form = family.VARIANTS[wanted.kind], MATHS["FORMATS"][wanted.fmt]
+    told = constants(wanted)
     with torch.cuda.device_of(loss):
-        one_pass_kernel[(triton.cdiv(loss.numel(), PAIRS),)](
+        one_pass_kernel[(programs,)](
             boxes,
             targets,
             loss,
             loss if of_pred is None else of_pred,
             loss if of_target is None else of_target,
-            loss.numel(),
+            partials,
+            _arrivals(device) if reduced else loss,
+            count,
             boxes.shape[2],
             *boxes.stride(),
             *targets.stride(),
             *slopes.stride(),
-            PENALTY=MATHS[variant.penalty.__name__],
-            SLOPES=MATHS[variant.slopes.__name__],
-            TO_ENDS=MATHS[form.to_ends.__name__],
-            PULL=MATHS[form.pull.__name__],
-            OF_PRED=wanted.of_pred,
-            OF_TARGET=wanted.of_target,
+            1.0 / divisor(wanted, count),
+            *(shape[:-3:-1] if told["GRID"] else (1, 1)),
+            *(tuple(map(float, numbers)) for numbers in wanted.settings),
+            **told,
             ROWS=all(side.shape[2] == 1 and side.stride()[:2] == (1, 4) for side in (boxes, targets)),
             BLOCK=PAIRS,
+            CHUNK=CHUNK,
         )
     return loss, of_pred, of_target
+
+
+_ARRIVALS: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _arrivals(device: torch.device) -> Tensor:
+    """A 0 to count programs with: one a stream, on which launches follow each other, for all of them.
+
+    Setting one to 0 would be a launch of its own. That it is, where the memory may be a CUDA graph's.
+    """
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if capturing or not MAY_KEEP.get():
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    if (device, stream) not in _ARRIVALS:
+        _ARRIVALS[device, stream] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _ARRIVALS[device, stream]

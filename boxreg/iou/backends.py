@@ -20,16 +20,17 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
 from .._dtypes import promote
-from ..boxes import FORMATS
+from .._raw import pull_to_raw
+from ..boxes import FORMATS, Planes
+from ..decoders import SCHEMES, axis_arguments, decode_planes
+from ..reduction import reduce_loss
 from . import _fused, family
-from ._eager import eager, planes
-from ._one_pass import RUNS, Pass, Result, differentiable
+from ._eager import eager
+from ._one_pass import RUNS, differentiable, divisor
+from ._pass import Backend, Pass, Result
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton is installed; it is not imported to find out."""
-
-Backend = Callable[[str, Tensor, Tensor, str, int], Tensor]
-"""Row, pred, target, format and coordinate axis in, a loss per pair out."""
 
 
 def pick(name: str, pred: Tensor, target: Tensor) -> Backend:
@@ -108,25 +109,50 @@ def _compiled_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Resu
 
 @cache
 def _compiled(wanted: Pass) -> Callable[[Tensor, Tensor, int], Result]:
-    variant, form = family.VARIANTS[wanted.kind], FORMATS[wanted.fmt]
+    variant = family.VARIANTS[wanted.kind]
 
     def one_pass(pred: Tensor, target: Tensor, dim: int) -> Result:
-        pred, target = promote(pred, target)
-        large = family.is_large(*pred.unbind(dim), *target.unbind(dim))
-        a, b = planes(pred, target, wanted.fmt, dim)
-        pair = family.pair(*a, *b)
+        raw, t = (side.unbind(dim) for side in promote(pred, target))
+        p = decode_planes(wanted.scheme, wanted.settings, raw) if wanted.scheme else raw
+        large = family.is_large(*p, *t)
+        pair = family.pair(*_corners(p, large, wanted.pred_fmt), *_corners(t, large, wanted.target_fmt))
+        loss = family.loss(pair, variant.penalty(pair))
         slopes = family.pullback(pair, variant.slopes(pair))
-
-        def gradient(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
-            (first_x, second_x), (first_y, second_y) = form.pull(x1, x2), form.pull(y1, y2)
-            parts = (family.in_range(part, large) for part in (first_x, first_y, second_x, second_y))
-            return torch.stack(tuple(parts), dim)
-
-        of_pred = gradient(*slopes[:4]) if wanted.of_pred else None
-        of_target = gradient(*slopes[4:]) if wanted.of_target else None
-        return family.loss(pair, variant.penalty(pair)), of_pred, of_target
+        count = divisor(wanted, loss.numel())
+        of_pred = of_target = None
+        if wanted.of_pred:
+            parts = _pulled(slopes[:4], large, wanted.pred_fmt)
+            parts = _pulled_to_raw(wanted, raw, parts) if wanted.scheme else parts
+            of_pred = torch.stack([part / count for part in parts], dim)
+        if wanted.of_target:
+            parts = _pulled(slopes[4:], large, wanted.target_fmt)
+            of_target = torch.stack([part / count for part in parts], dim)
+        return reduce_loss(loss, wanted.reduction), of_pred, of_target
 
     return torch.compile(one_pass, fullgraph=True, dynamic=True)
+
+
+def _corners(boxes: tuple[Tensor, ...], large: Tensor, fmt: str) -> Planes:
+    a, b, c, d = (family.in_range(plane, large) for plane in boxes)
+    (x1, x2), (y1, y2) = FORMATS[fmt].to_ends(a, c), FORMATS[fmt].to_ends(b, d)
+    return x1, y1, x2, y2
+
+
+def _pulled(at_corners: tuple[Tensor, ...], large: Tensor, fmt: str) -> tuple[Tensor, ...]:
+    """Slopes at corners to slopes at the numbers of a format; what was scaled down moves the loss by less."""
+    x1, y1, x2, y2 = (family.in_range(slope, large) for slope in at_corners)
+    (a, c), (b, d) = FORMATS[fmt].pull(x1, x2), FORMATS[fmt].pull(y1, y2)
+    return a, b, c, d
+
+
+def _pulled_to_raw(wanted: Pass, raw: tuple[Tensor, ...], slopes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Slopes at centre and size to slopes at a decoder's raw numbers."""
+    decode_slopes = SCHEMES[wanted.scheme].decode_slopes
+    (a, c), (b, d) = (
+        pull_to_raw(slopes[axis], slopes[axis + 2], *decode_slopes(*raw[axis::2], *arguments))
+        for axis, arguments in enumerate(axis_arguments(wanted.scheme, wanted.settings, raw[0]))
+    )
+    return a, b, c, d
 
 
 RUNS.update(fused=_fused.one_pass, triton=_triton_pass, compile=_compiled_pass)

@@ -11,9 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_boxes, check_choice, check_same_shape
 from .._dtypes import promote
-from ..boxes import FORMATS
-from ..reduction import Normalizer, check_weight, reduce_loss, without_ignored
+from ..boxes import FORMATS, convert
+from ..decoders import AxisDecoder, Decoder, check_decoder
+from ..reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
 from ._eager import score
+from ._pass import Pass
 from .backends import BACKENDS, pick
 from .family import VARIANTS
 
@@ -30,6 +32,7 @@ class OverlapOptions(TypedDict, total=False):
     normalizer: Normalizer | None
     dim: int
     backend: str
+    decoder: Decoder | None
 
 
 def overlap_loss(
@@ -43,6 +46,7 @@ def overlap_loss(
     normalizer: Normalizer | None = None,
     dim: int = -1,
     backend: str = "auto",
+    decoder: Decoder | None = None,
 ) -> Tensor:
     r"""The loss of a row of the family between predicted and target boxes, aligned.
 
@@ -56,9 +60,10 @@ def overlap_loss(
     Args:
         kind: a row of `boxreg.iou.family.VARIANTS`: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, `"eiou"`,
             `"siou"`.
-        pred: predicted boxes, four coordinates along `dim`, any shape and unit, floating.
+        pred: predicted boxes, four coordinates along `dim`, any shape and unit, floating; with a `decoder`,
+            its raw numbers.
         target: target boxes, the same shape and unit; nothing is broadcast.
-        fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both.
+        fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both; with a `decoder`, for `target` alone.
         reduction: `"none"`, `"mean"` or `"sum"`.
         weight: a factor per box, `pred`'s shape without `dim`; a box of weight 0 gives exactly 0 loss
             and 0 gradient, even if it holds NaN.
@@ -66,6 +71,8 @@ def overlap_loss(
             all ranks; 0 gives 0.
         dim: the coordinate axis: -1 for rows (N, 4), 1 for planes (B, 4, H, W).
         backend: `"auto"`, or a name in `boxreg.iou.backends.BACKENDS`, which says what each is for.
+        decoder: turns `pred` into boxes first. The loss and its gradient at the raw numbers are still
+            found in one pass if it is an `AxisDecoder`; any other decodes through autograd.
 
     Returns:
         A loss per box (`pred`'s shape without `dim`), or a scalar; float32, or float64 for float64 input.
@@ -84,26 +91,47 @@ def overlap_loss(
     """
     check_choice("kind", kind, VARIANTS)
     check_choice("backend", backend, ("auto", *BACKENDS))
-    pred, target = prepare(pred, target, weight, fmt, dim)
-    loss = pick(backend, pred, target)(kind, pred, target, fmt, dim)
-    return reduce_loss(loss, reduction, weight=weight, normalizer=normalizer)
+    check_choice("reduction", reduction, REDUCTIONS)
+    pred, target = prepare(pred, target, weight, fmt, dim, decoder)
+    # A backend reduces in the same pass; weights, and a divisor of the user's, come after it.
+    plain = weight is None and normalizer is None
+    within = reduction if plain else "sum" if weight is None else "none"
+    wanted = Pass(kind, fmt, fmt, within)
+    if isinstance(decoder, AxisDecoder):
+        wanted = wanted._replace(pred_fmt="cxcywh", scheme=decoder.scheme, settings=decoder.settings)
+    elif decoder is not None:
+        pred = convert(decoder.decode(promote(pred, target)[0], dim), "cxcywh", fmt, dim)
+    loss = pick(backend, pred, target)(wanted, pred, target, dim)
+    return loss if plain else reduce_loss(loss, reduction, weight=weight, normalizer=normalizer)
 
 
-def prepare(pred: Tensor, target: Tensor, weight: Tensor | None, fmt: str, dim: int) -> tuple[Tensor, Tensor]:
-    """Check a loss's boxes, and blank those of weight 0."""
+def prepare(
+    pred: Tensor, target: Tensor, weight: Tensor | None, fmt: str, dim: int, decoder: Decoder | None = None
+) -> tuple[Tensor, Tensor]:
+    """Check a loss's boxes, or the raw numbers of a decoder, and blank those of weight 0."""
     check_choice("fmt", fmt, FORMATS)
-    check_boxes("pred", pred, dim)
-    check_boxes("target", target, dim)
-    check_same_shape("pred", pred, "target", target)
+    if decoder is None:
+        check_boxes("pred", pred, dim)
+        check_boxes("target", target, dim)
+        check_same_shape("pred", pred, "target", target)
+    else:
+        check_decoder(decoder)
+        decoder.check_raw("pred", pred, dim)
+        check_boxes("target", target, dim)
+        within = f" without dim {dim}"
+        check_same_shape("pred" + within, pred.select(dim, 0), "target" + within, target.select(dim, 0))
     if weight is None:
         return pred, target
-    check_weight(weight, pred.select(dim, 0))
+    check_weight(weight, target.select(dim, 0))
     # In place of an ignored box, in any format, an ordinary one, made on the device.
     place = torch.arange(4, device=pred.device).view(
-        -1, *[1] * (-1 - dim if dim < 0 else pred.ndim - 1 - dim)
+        -1, *[1] * (-1 - dim if dim < 0 else target.ndim - 1 - dim)
     )
-    pred, target = (without_ignored(side, weight, dim, (place > 1).to(side.dtype)) for side in (pred, target))
-    return pred, target
+    ordinary = (place > 1).to(target.dtype)
+    return (
+        without_ignored(pred, weight, dim, ordinary.to(pred.dtype) if decoder is None else 0.0),
+        without_ignored(target, weight, dim, ordinary),
+    )
 
 
 def box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int = -1) -> Tensor:

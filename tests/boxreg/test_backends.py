@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from boxreg import CIoULoss
 from boxreg.boxes import convert
+from boxreg.decoders import Decoder, UnitSquareDecoder
 from boxreg.iou import _fused, backends
 from boxreg.iou._libraries import TORCH
-from boxreg.iou._one_pass import Pass
+from boxreg.iou._one_pass import as_arguments
+from boxreg.iou._pass import Pass
 from boxreg.iou.functional import overlap_loss
 from tests.cases import (
     BACKENDS,
@@ -152,8 +155,11 @@ class TestLimits:
 
     def test_an_operator_with_a_fake_that_tells_the_truth(self, backend: str) -> None:
         pred, target = (side.float() for side in pairs("random"))
-        for wanted in (Pass("ciou", "xyxy", True, True), Pass("giou", "cxcywh", True, False)):
-            arguments = (pred, target, backend, -1, *wanted)
+        for wanted in (
+            Pass("ciou", "xyxy", "xyxy", of_pred=True, of_target=True),
+            Pass("giou", "cxcywh", "cxcywh", reduction="mean", of_pred=True),
+        ):
+            arguments = (pred, target, backend, -1, *as_arguments(wanted))
             torch.library.opcheck(
                 torch.ops.boxreg.one_pass.default, arguments, test_utils=["test_schema", "test_faketensor"]
             )
@@ -165,6 +171,110 @@ class TestLimits:
             found = value_and_gradients("ciou", pred, target, backend=backend)
         for part, reference in zip(found, expected, strict=True):
             assert torch.equal(part, reference)
+
+
+@every_pass
+class TestReducedInThePass:
+    @every_kind
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    @pytest.mark.parametrize("count", [1, 512, 1300])
+    def test_same_as_reduced_afterwards(
+        self, kind: str, backend: str, reduction: str, count: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if backend == "triton":
+            monkeypatch.setattr(_triton(), "CHUNK", 2)  # so that the sums are added in several rounds
+        pred, target = (upright(seeded(seed), count).float() for seed in (1, 2))
+        found = value_and_gradients(kind, pred, target, reduction=reduction, backend=backend)
+        for part, again in zip(
+            found, value_and_gradients(kind, pred, target, reduction=reduction, backend=backend), strict=True
+        ):
+            assert torch.equal(part, again)
+        expected = value_and_gradients(
+            kind, pred.double(), target.double(), reduction=reduction, backend="eager"
+        )
+        upstream = torch.randn((), generator=seeded(9)), torch.randn((), generator=seeded(9)).double()
+        torch.testing.assert_close(found[0].double(), expected[0], rtol=4e-7, atol=4e-7)
+        for part, reference in zip(found[1:], expected[1:], strict=True):
+            part = part.double() / upstream[0].double() * upstream[1]
+            assert_near(part, reference, 64 * eps(torch.float32), part.dtype)
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)], ids=str)
+    def test_no_boxes_are_an_attached_zero(
+        self, backend: str, reduction: str, shape: tuple[int, ...]
+    ) -> None:
+        pred = torch.zeros(shape, requires_grad=True)
+        loss = overlap_loss("ciou", pred, torch.zeros(shape), reduction=reduction, backend=backend)
+        loss.backward()
+        assert (loss.item(), loss.shape, loss.requires_grad) == (0, (), True)
+        assert pred.grad is not None
+
+    def test_a_broken_pair_is_seen_and_taints_no_gradient(self, backend: str) -> None:
+        pred, target = (upright(seeded(seed), 600).float() for seed in (1, 2))
+        pred[7, 1] = float("nan")
+        loss, gradient, _ = value_and_gradients("ciou", pred, target, reduction="mean", backend=backend)
+        assert loss.isnan()
+        assert gradient.isnan().any(-1).nonzero().tolist() == [[7]]
+
+
+def _triton() -> ModuleType:
+    from boxreg.iou import _triton
+
+    return _triton
+
+
+def test_programs_leave_their_count_as_they_found_it() -> None:
+    pytest.importorskip("triton")
+    pred, target = (upright(seeded(seed), 1300).float() for seed in (1, 2))
+    overlap_loss("ciou", pred, target, reduction="sum", backend="triton")
+    assert [count.item() for count in _triton()._ARRIVALS.values()] == [0]
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("decoder", [None, UnitSquareDecoder()], ids=["boxes", "raw"])
+def test_two_launches_forward_and_backward(decoder: Decoder | None) -> None:
+    pred, target = (torch.rand(5000, 4, device="cuda") for _ in range(2))
+    pred.requires_grad_()
+
+    def step() -> None:
+        options = {"fmt": "cxcywh", "reduction": "mean", "backend": "triton"}
+        loss = overlap_loss("ciou", pred, target, decoder=decoder, **options)  # type: ignore[arg-type]
+        torch.autograd.grad(loss, pred, one)
+
+    one = torch.ones((), device="cuda")
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+    kernels = [event for event in profile.events() if event.device_type.name == "CUDA"]
+    assert len(kernels) == 2, [event.name for event in kernels]
+
+
+@needs_gpu
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reduced_in_a_cuda_graph_and_on_two_streams(reduction: str) -> None:
+    pred, target = (upright(seeded(seed), 100_000).float().cuda() for seed in (1, 2))
+    expected = overlap_loss("ciou", pred, target, reduction=reduction, backend="triton")
+    torch.testing.assert_close(
+        expected, overlap_loss("ciou", pred, target, reduction=reduction, backend="eager")
+    )
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    found = []
+    for _ in range(20):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append(overlap_loss("ciou", pred, target, reduction=reduction, backend="triton"))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = overlap_loss("ciou", pred, target, reduction=reduction, backend="triton")
+    for _ in range(3):
+        captured.zero_()
+        graph.replay()
+        found.append(captured.clone())
+    assert all(torch.equal(value, expected) for value in found)
 
 
 class TestAuto:
@@ -228,7 +338,7 @@ class TestFused:
         generator = seeded(7)
         pred, target = (convert(upright(generator, 500).to(dtype), "xyxy", fmt) for _ in range(2))
         target[::5] = pred[::5]  # ties
-        wanted = Pass(kind, fmt, True, True)
+        wanted = Pass(kind, fmt, fmt, of_pred=True, of_target=True)
         assert _fused.are_ordinary(pred.t(), fmt)
         short = _fused.one_pass(wanted, pred, target, -1)
         monkeypatch.setattr(_fused, "are_ordinary", lambda boxes, fmt: False)
@@ -253,10 +363,11 @@ class TestFused:
         self, block: int, dim: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pred, target = (side.reshape(5, 20, 4).movedim(-1, dim) for side in wild_pairs(100, torch.float64))
-        expected = _fused.one_pass(Pass("ciou", "xywh", True, True), pred, target, dim)
+        wanted = Pass("ciou", "xywh", "xywh", of_pred=True, of_target=True)
+        expected = _fused.one_pass(wanted, pred, target, dim)
         monkeypatch.setattr(_fused, "SMALL", 0)
         monkeypatch.setattr(_fused, "BLOCK", block)
-        found = _fused.one_pass(Pass("ciou", "xywh", True, True), pred, target, dim)
+        found = _fused.one_pass(wanted, pred, target, dim)
         for part, reference in zip(found, expected, strict=True):
             torch.testing.assert_close(part, reference, rtol=1e-12, atol=1e-12, equal_nan=True)
 
@@ -264,7 +375,7 @@ class TestFused:
     def test_few_boxes_come_to_what_they_are_among_many(
         self, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        wanted = Pass(kind, "cxcywh", True, True)
+        wanted = Pass(kind, "cxcywh", "cxcywh", of_pred=True, of_target=True)
         for pred, target in (
             wild_pairs(400, torch.float32),
             (upright(seeded(3), 99), upright(seeded(4), 99)),
@@ -279,13 +390,13 @@ class TestFused:
     def test_without_numpy_torch_computes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_fused, "numpy_library", lambda: None)
         pred = torch.tensor([[0.0, 0.0, 2.0, 1.0]])
-        loss, *_ = _fused.one_pass(
-            Pass("ciou", "xyxy", True, True), pred, torch.tensor([[0.0, 0.0, 1.0, 2.0]]), -1
-        )
+        wanted = Pass("ciou", "xyxy", "xyxy", of_pred=True, of_target=True)
+        loss, *_ = _fused.one_pass(wanted, pred, torch.tensor([[0.0, 0.0, 1.0, 2.0]]), -1)
         torch.testing.assert_close(loss, torch.tensor([0.7629]), rtol=0, atol=1e-4)
 
     def test_a_program_is_much_shorter_than_the_maths_it_was_traced_from(self) -> None:
-        lines = _fused.program(Pass("ciou", "xyxy", True, False), True, TORCH).text.splitlines()[1:]
+        wanted = Pass("ciou", "xyxy", "xyxy", of_pred=True)
+        lines = _fused.program(wanted, True, TORCH).text.splitlines()[1:]
         assert len(lines) < 120  # called as it stands, the maths makes 600 tensors
 
 
@@ -293,29 +404,37 @@ COMPILE = """
 import re, sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from boxreg.iou import _triton, family
+from boxreg import GridCellDecoder, UnitSquareDecoder
+from boxreg.iou import _triton
+from boxreg.iou._pass import Pass
+from boxreg.iou.family import VARIANTS
 
-kernel, maths = _triton.one_pass_kernel, _triton.MATHS
-pointers = ("pred", "target", "loss", "pred_slopes", "target_slopes")
-for kind, variant in family.VARIANTS.items():
+kernel = _triton.one_pass_kernel
+pointers = kernel.arg_names[:7]
+passes = [Pass(kind, "cxcywh", "xyxy", of_pred=True) for kind in VARIANTS]
+passes += [
+    Pass("ciou", "cxcywh", "xywh", "mean", decoder.scheme, decoder.settings, of_pred=True)
+    for decoder in (UnitSquareDecoder(), GridCellDecoder())
+]
+for wanted in passes:
     for dtype, rows in (("fp32", True), ("bf16", False)):
-        constants = {
-            "PENALTY": maths[variant.penalty.__name__], "SLOPES": maths[variant.slopes.__name__],
-            "TO_ENDS": maths["ends_of_centre_and_size"], "PULL": maths["pull_centre_and_size"],
-            "OF_PRED": True, "OF_TARGET": not rows, "ROWS": rows, "BLOCK": _triton.PAIRS,
-        }
+        constants = _triton.constants(wanted._replace(of_target=not rows))
+        constants |= {"ROWS": rows, "BLOCK": _triton.PAIRS, "CHUNK": _triton.CHUNK}
         signature = {name: "i64" for name in kernel.arg_names if name not in constants}
-        signature |= {"pred": f"*{dtype}", "target": f"*{dtype}"}
-        signature |= dict.fromkeys(pointers[2:], "*fp32")
+        signature |= dict.fromkeys(pointers[:2], f"*{dtype}") | dict.fromkeys(pointers[2:], "*fp32")
+        signature |= {"arrived": "*i32", "scale": "fp32"}
+        for name, numbers in zip(("settings_x", "settings_y"), wanted.settings):
+            signature[name] = ("fp32",) * len(numbers)
         aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers}
         source = ASTSource(kernel, signature, constants, aligned)
         for capability in (80, 90):
             ptx = compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
-            assert not re.search(r"(ld|st)\\.local", ptx), (kind, capability, "spills")
+            assert not re.search(r"(ld|st)\\.local", ptx), (wanted, capability, "spills")
             if rows:
-                loads = re.findall(r"ld\\.global\\S*", ptx)
-                assert loads and all("v4" in load for load in loads), (kind, capability, loads)
-            print(kind, dtype, capability)
+                # What is loaded past the first cache are the partial sums.
+                loads = re.findall(r"ld\\.global\\.(?!cg)\\S*", ptx)
+                assert loads and all("v4" in load for load in loads), (wanted, capability, loads)
+            print(wanted.kind, wanted.scheme, dtype, capability)
 """
 
 
@@ -329,4 +448,4 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == len(KINDS) * 4
+    assert len(done.stdout.splitlines()) == (len(KINDS) + 2) * 4

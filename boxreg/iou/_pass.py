@@ -1,0 +1,45 @@
+"""What a backend is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..decoders import Settings
+
+
+class Pass(NamedTuple):
+    """A loss of the family, and the gradients that are wanted with it.
+
+    Attributes:
+        kind: a row of the family.
+        pred_fmt: format of the predicted boxes.
+        target_fmt: format of the target boxes.
+        reduction: what is made of the loss per pair: `"none"`, `"mean"` or `"sum"`.
+        scheme: if `pred` holds raw numbers, how they stand for boxes: a key of `decoders.SCHEMES`; else "".
+        settings: the numbers of that scheme.
+        of_pred: whether the gradient of `pred` is wanted.
+        of_target: whether the gradient of `target` is wanted.
+    """
+
+    kind: str
+    pred_fmt: str
+    target_fmt: str
+    reduction: str = "none"
+    scheme: str = ""
+    settings: Settings = ((), ())
+    of_pred: bool = False
+    of_target: bool = False
+
+    def of_pairs(self) -> Pass:
+        """What is left between decoding and reducing: the loss per pair of boxes, and the same gradients."""
+        return self._replace(reduction="none", scheme="", settings=((), ()))
+
+
+Result = tuple[Tensor, Tensor | None, Tensor | None]
+"""The loss, and the gradients of it, or of its sum if it is not reduced: of pred and of target, as wanted."""
+
+Backend = Callable[[Pass, Tensor, Tensor, int], Tensor]
+"""A differentiable loss of pred and target with their coordinate axis."""
