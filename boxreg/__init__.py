@@ -7,6 +7,9 @@ from .decoders import GridCellDecoder as GridCellDecoder
 from .decoders import UnitSquareDecoder as UnitSquareDecoder
 from .dfl import DFLoss as DFLoss
 from .dfl import dfl_integral as dfl_integral
+from .grids import Level as Level
+from .grids import Points as Points
+from .grids import points_of as points_of
 from .heads import BoxHead as BoxHead
 from .iou import box_iou as box_iou
 from .iou import pairwise_box_iou as pairwise_box_iou

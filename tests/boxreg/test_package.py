@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "boxreg._gaussians": set(),
     "boxreg._raw": set(),
     "boxreg.boxes": {"boxreg._checks"},
+    "boxreg.grids": {"boxreg._checks"},
     "boxreg.reduction": {"boxreg._checks"},
     "boxreg.iou": LEAVES | {"boxreg._raw", "boxreg.decoders", "boxreg.iou"},
     "boxreg.losses": LEAVES | {"boxreg.decoders", "boxreg.iou"},
