@@ -1,6 +1,13 @@
 """Box-regression losses, heads, decoders and parameter groups for PyTorch."""
 
 from . import functional as functional
+from .assign import AnchorRatioAssigner as AnchorRatioAssigner
+from .assign import Assigner as Assigner
+from .assign import Assignment as Assignment
+from .assign import ResponsibleCellAssigner as ResponsibleCellAssigner
+from .assign import Targets as Targets
+from .assign import TaskAlignedAssigner as TaskAlignedAssigner
+from .assign import pad_targets as pad_targets
 from .boxes import convert as convert
 from .decoders import Decoder as Decoder
 from .decoders import GridCellDecoder as GridCellDecoder

@@ -62,6 +62,7 @@ MAY_IMPORT = {
     "boxreg.reduction": {"boxreg._checks"},
     "boxreg.iou": LEAVES | {"boxreg._raw", "boxreg.decoders", "boxreg.iou"},
     "boxreg.losses": LEAVES | {"boxreg.decoders", "boxreg.iou"},
+    "boxreg.assign": LEAVES | {"boxreg.iou", "boxreg.grids", "boxreg.assign"},
     "boxreg.rotated": LOSS_LEAVES | {"boxreg._gaussians"},
     "boxreg.dfl": LOSS_LEAVES,
     "boxreg.functional": {"boxreg.iou", "boxreg.losses", "boxreg.rotated", "boxreg.dfl"},
