@@ -33,7 +33,7 @@ from tests.assign_cases import (
     same,
 )
 from tests.assign_reference import reference
-from tests.cases import FORMATS, HALF_DTYPES, WAITING, Recorder, assert_all_finite, named, seeded
+from tests.cases import FORMATS, HALF_DTYPES, WAITING, Recorder, assert_all_finite, eps, named, seeded
 
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
@@ -278,4 +278,7 @@ def test_compiles_whole(scheme: str) -> None:
     targets = batch((4, 0, 7))
     boxes, scores = predictions(scheme, 3)
     compiled = torch.compile(assigner.__call__, fullgraph=True, backend="aot_eager")
-    same(compiled(boxes, targets, LEVELS, scores), assigner(boxes, targets, LEVELS, scores))
+    found, plain = compiled(boxes, targets, LEVELS, scores), assigner(boxes, targets, LEVELS, scores)
+    # The compiler may round a product and a sum once instead of twice; logarithms of t are up to 100.
+    torch.testing.assert_close(found.score, plain.score, rtol=1e3 * eps(torch.float64), atol=0)
+    same(found._replace(score=plain.score), plain)
