@@ -149,7 +149,7 @@ def _small(wanted: Pass, count: int, boxes: list[Tensor], loss: Tensor, slopes: 
     with library.silent():
         _compute(library, wanted, [pred, target], place, loss.numpy().reshape(n), found)
         for side, values in zip(slopes, found, strict=True):
-            side.numpy()[...] = (values if count == 1 else values / count).reshape(side.shape)
+            library.operation("div")(values.reshape(side.shape), count, out=side.numpy())
 
 
 def _block(wanted: Pass, count: int, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]) -> None:
