@@ -15,8 +15,8 @@ from ._dtypes import promote
 from .boxes import FORMATS, convert
 from .decoders import Decoder, check_decoder
 from .iou.backends import BACKENDS
-from .iou.family import VARIANTS
 from .iou.functional import OverlapOptions, overlap_loss, prepare
+from .iou.variants import VARIANTS
 from .reduction import REDUCTIONS, Normalizer, reduce_loss
 
 

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from boxreg.boxes import FORMATS as FORMATS
 from boxreg.decoders import Decoder, GridCellDecoder, UnitSquareDecoder
 from boxreg.iou import backends
-from boxreg.iou.family import VARIANTS
 from boxreg.iou.functional import overlap_loss
+from boxreg.iou.variants import VARIANTS
 
 KINDS = tuple(VARIANTS)
 WORKING_DTYPES = (torch.float32, torch.float64)

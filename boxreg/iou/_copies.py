@@ -12,9 +12,9 @@ from types import FunctionType
 from typing import Any
 
 from .. import _raw, boxes
-from . import family
+from . import family, penalties
 
-SHARED = (family, boxes, _raw)
+SHARED = (family, penalties, boxes, _raw)
 
 
 def copy_maths(

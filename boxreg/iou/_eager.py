@@ -11,6 +11,7 @@ from ..decoders import decode_planes
 from ..reduction import reduce_loss
 from . import family
 from ._pass import Pass
+from .variants import VARIANTS
 
 
 def eager(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Tensor:
@@ -20,7 +21,7 @@ def eager(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Tensor:
         pred = torch.stack(decode_planes(wanted.scheme, wanted.settings, pred.unbind(dim)), dim)
     a, b = planes(pred, target, wanted.pred_fmt, wanted.target_fmt, dim)
     pair = family.pair(*a, *b)
-    loss = family.loss(pair, family.VARIANTS[wanted.kind].penalty(pair))
+    loss = family.loss(pair, VARIANTS[wanted.kind].penalty(pair))
     return reduce_loss(loss, wanted.reduction)
 
 
@@ -28,7 +29,7 @@ def score(kind: str, a: Tensor, b: Tensor, fmt: str, dim: int) -> Tensor:
     """The score per pair of a row of the family, of boxes in one working dtype that broadcast."""
     pred, target = planes(a, b, fmt, fmt, dim)
     pair = family.pair(*pred, *target)
-    return family.score(pair, family.VARIANTS[kind].penalty(pair))
+    return family.score(pair, VARIANTS[kind].penalty(pair))
 
 
 def planes(pred: Tensor, target: Tensor, pred_fmt: str, target_fmt: str, dim: int) -> tuple[Planes, Planes]:

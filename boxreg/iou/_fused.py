@@ -17,6 +17,7 @@ from ._libraries import TORCH, Array, Library, numpy_library
 from ._one_pass import as_planes, divisor
 from ._pass import Pass, Result
 from ._program import Program, Term, Trace, half
+from .variants import VARIANTS
 
 BLOCK = 2**16
 """Boxes computed at a time."""
@@ -44,7 +45,7 @@ def program(wanted: Pass, ordinary: bool, library: Library) -> Program:
     trace = Trace(weighs=ordinary and library.weighs)
     known = dict.fromkeys(("is_inverted", "is_zero", "is_negligible"), lambda *_: False) if ordinary else {}
     maths = copy_maths(xp=trace, hold=lambda value: value, both=trace.both, **known)
-    penalty, slopes = (maths[function.__name__] for function in maths["VARIANTS"][wanted.kind])
+    penalty, slopes = (maths[function.__name__] for function in VARIANTS[wanted.kind])
     (pred_ends, _, pull_pred), (target_ends, _, pull_target) = (
         [maths[function.__name__] for function in FORMATS[fmt]]
         for fmt in (wanted.pred_fmt, wanted.target_fmt)

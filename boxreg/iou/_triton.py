@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..boxes import FORMATS
 from ..decoders import SCHEMES
-from . import family
-from ._copies import copied, copy_maths
+from ._copies import SHARED, copied, copy_maths
 from ._one_pass import MAY_KEEP, as_planes, divisor
 from ._pass import Pass, Result
+from .variants import VARIANTS
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -127,7 +127,12 @@ MATHS = copy_maths(
     softplus=_softplus,
     tl=tl,
     Tensor=tl.constexpr(None),  # annotations are looked up
-    **{name: tl.constexpr(value) for name, value in vars(family).items() if isinstance(value, float)},
+    **{
+        name: tl.constexpr(value)
+        for module in SHARED
+        for name, value in vars(module).items()
+        if isinstance(value, float)
+    },
 )
 _is_large, _in_range, _pair, _loss, _pullback, _pull_to_raw = (
     MATHS[name] for name in ("is_large", "in_range", "pair", "loss", "pullback", "pull_to_raw")
@@ -137,7 +142,7 @@ _is_large, _in_range, _pair, _loss, _pullback, _pull_to_raw = (
 @cache
 def constants(wanted: Pass) -> dict[str, Any]:
     """The constants of the kernel for a pass, its settings and reduction apart."""
-    variant, pred, target = family.VARIANTS[wanted.kind], FORMATS[wanted.pred_fmt], FORMATS[wanted.target_fmt]
+    variant, pred, target = VARIANTS[wanted.kind], FORMATS[wanted.pred_fmt], FORMATS[wanted.target_fmt]
     decoder = SCHEMES.get(wanted.scheme)
     return {
         "PENALTY": MATHS[variant.penalty.__name__],

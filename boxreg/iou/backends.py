@@ -28,6 +28,7 @@ from . import _fused, family
 from ._eager import eager
 from ._one_pass import RUNS, differentiable, divisor
 from ._pass import Backend, Pass, Result
+from .variants import VARIANTS
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton is installed; it is not imported to find out."""
@@ -109,7 +110,7 @@ def _compiled_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Resu
 
 @cache
 def _compiled(wanted: Pass) -> Callable[[Tensor, Tensor, int], Result]:
-    variant = family.VARIANTS[wanted.kind]
+    variant = VARIANTS[wanted.kind]
 
     def one_pass(pred: Tensor, target: Tensor, dim: int) -> Result:
         raw, t = (side.unbind(dim) for side in promote(pred, target))

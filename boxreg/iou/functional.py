@@ -17,7 +17,7 @@ from ..reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, witho
 from ._eager import score
 from ._pass import Pass
 from .backends import BACKENDS, pick
-from .family import VARIANTS
+from .variants import VARIANTS
 
 PAIRS_PER_BLOCK = 2**18
 """Pairwise work goes in blocks of this many pairs, so that temporaries do not grow with the output."""
@@ -58,7 +58,7 @@ def overlap_loss(
     1 / side and saturate below a side of 2^-100.
 
     Args:
-        kind: a row of `boxreg.iou.family.VARIANTS`: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, `"eiou"`,
+        kind: a row of `boxreg.iou.variants.VARIANTS`: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, `"eiou"`,
             `"siou"`.
         pred: predicted boxes, four coordinates along `dim`, any shape and unit, floating; with a `decoder`,
             its raw numbers.

@@ -407,7 +407,7 @@ from triton.compiler import ASTSource, compile
 from boxreg import GridCellDecoder, UnitSquareDecoder
 from boxreg.iou import _triton
 from boxreg.iou._pass import Pass
-from boxreg.iou.family import VARIANTS
+from boxreg.iou.variants import VARIANTS
 
 kernel = _triton.one_pass_kernel
 pointers = kernel.arg_names[:7]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from boxreg.iou import family
+from boxreg.iou import family, penalties
 from boxreg.iou.functional import overlap_loss
+from boxreg.iou.variants import VARIANTS
 from tests.cases import KINDS, REGIMES, SMOOTH, gradient, pairs, seeded, wild_pairs
 
 EPS = torch.finfo(torch.float64).eps
@@ -23,13 +24,13 @@ def leaves(boxes: Tensor) -> tuple[Tensor, ...]:
 
 def eager_loss(kind: str, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
     pair = family.pair(*pred, *target)
-    return family.loss(pair, family.VARIANTS[kind].penalty(pair))
+    return family.loss(pair, VARIANTS[kind].penalty(pair))
 
 
 def closed_form(kind: str, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
     with torch.no_grad():
         pair = family.pair(*pred, *target)
-        return torch.stack(family.pullback(pair, family.VARIANTS[kind].slopes(pair)), -1)
+        return torch.stack(family.pullback(pair, VARIANTS[kind].slopes(pair)), -1)
 
 
 class TestSlopes:
@@ -65,7 +66,7 @@ class TestSlopes:
     def test_slopes_of_no_penalty_are_zero(self) -> None:
         pred, target = pairs("random")
         pair = family.pair(*pred.unbind(-1), *target.unbind(-1))
-        assert family.no_slopes(pair) == family.Slopes(family.AxisSlopes(), family.AxisSlopes())
+        assert penalties.no_slopes(pair) == family.Slopes(family.AxisSlopes(), family.AxisSlopes())
 
 
 @pytest.fixture
@@ -74,9 +75,9 @@ def frozen_alpha(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor, Tensor], 
 
     def freeze(pred: Tensor, target: Tensor) -> None:
         pair = family.pair(*pred.unbind(-1), *target.unbind(-1))
-        angle = family.turn(pair)
-        alpha = family.aspect_weight(pair, (4 / math.pi**2) * angle * angle)
-        monkeypatch.setattr(family, "aspect_weight", lambda pair, aspect: alpha)
+        angle = penalties.turn(pair)
+        alpha = penalties.aspect_weight(pair, (4 / math.pi**2) * angle * angle)
+        monkeypatch.setattr(penalties, "aspect_weight", lambda pair, aspect: alpha)
 
     return freeze
 
