@@ -1,9 +1,10 @@
 r"""The IoU family, defined once: every backend runs these functions and no others.
 
-Every variant is `loss = 1 - iou + penalty(pair) + pair.inversion`. `pair` is the only geometry pass;
-a variant is a penalty and, beside it, the penalty's partial derivatives (slopes), in `penalties`;
-`pullback` takes slopes to the corners of both boxes. The eager backend lets autograd differentiate
-`loss`; a fused backend calls `loss`, slopes and `pullback` in one pass. `variants` has the table of rows.
+Every loss is `mode(overlap(pair), penalty(pair)) + pair.inversion`, and mostly 1 - iou + penalty. `pair`
+is the only geometry pass. An overlap (`overlaps`), a penalty (`penalties`) and a mode (`modes`) are each a
+value and, beside it, its partial derivatives (slopes); `combined` and `pullback` take slopes to the
+corners of both boxes. The eager backend lets autograd differentiate the loss; the others find it and its
+gradient in one pass. `variants` has the tables.
 
 How it stays finite and unbiased:
 
@@ -77,7 +78,7 @@ class Pair(NamedTuple):
 
 
 class AxisSlopes(NamedTuple):
-    """Partial derivatives of a penalty with respect to the lengths of one axis."""
+    """Partial derivatives with respect to the lengths of one axis."""
 
     size: Tensor | float = 0.0
     target_size: Tensor | float = 0.0
@@ -86,7 +87,7 @@ class AxisSlopes(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """Partial derivatives of a penalty with respect to the quantities of a pair."""
+    """Partial derivatives with respect to the quantities of a pair."""
 
     x: AxisSlopes
     y: AxisSlopes
@@ -229,14 +230,28 @@ def in_range(plane: Tensor, large: Tensor) -> Tensor:
     return xp.where(large, plane * SCALE_OF_LARGE, plane)
 
 
-def loss(pair: Pair, penalty: Tensor) -> Tensor:
-    """The loss of a pair: 1 - iou + penalty + inversion."""
-    return 1.0 - pair.iou + penalty + pair.inversion
+def combined_axis(
+    at_overlap: Tensor, overlap: AxisSlopes, at_penalty: Tensor, penalty: AxisSlopes
+) -> AxisSlopes:
+    """`combined` for one axis."""
+    return AxisSlopes(
+        at_overlap * overlap.size + at_penalty * penalty.size,
+        at_overlap * overlap.target_size + at_penalty * penalty.target_size,
+        at_overlap * overlap.span + at_penalty * penalty.span,
+        at_overlap * overlap.offset + at_penalty * penalty.offset,
+    )
 
 
-def score(pair: Pair, penalty: Tensor) -> Tensor:
-    """The score of a pair: iou - penalty, 1 for identical boxes."""
-    return pair.iou - penalty
+def combined(mode: tuple[Tensor, Tensor], overlap: Slopes, penalty: Slopes) -> Slopes:
+    """Slopes of a loss, from the mode's at overlap and penalty and from theirs at the pair."""
+    at_overlap, at_penalty = mode
+    x, y = both(
+        combined_axis,
+        (at_overlap, overlap.x, at_penalty, penalty.x),
+        (at_overlap, overlap.y, at_penalty, penalty.y),
+    )
+    iou = at_overlap * overlap.iou + at_penalty * penalty.iou
+    return Slopes(x, y, iou, at_overlap * overlap.fill + at_penalty * penalty.fill)
 
 
 def settle(first: Tensor, second: Tensor, larger: Tensor, smaller: Tensor) -> Tensor:
@@ -301,14 +316,13 @@ def pull_axis(axis: Axis, shares: ShareSlopes, own: AxisSlopes) -> tuple[Tensor,
 
 
 def pullback(pair: Pair, slopes: Slopes) -> tuple[Tensor, ...]:
-    """The gradient of `loss` with respect to all eight corners, in the order of `pair`'s arguments."""
+    """The gradient with respect to all eight corners, in the order of `pair`'s arguments, from slopes."""
     x, y = pair.x, pair.y
     per_union = 1.0 / floored(pair.union)
-    iou = slopes.iou - 1.0
     fill = xp.where(is_zero(x.span_share * y.span_share), 0.0, slopes.fill)
     per_area = xp.where(is_negligible(pair.union), 0.0, pair.iou * per_union)
-    intersection = iou * (per_union + per_area) - fill
-    area = fill - iou * per_area
+    intersection = slopes.iou * (per_union + per_area) - fill
+    area = fill - slopes.iou * per_area
     enclosing = -fill * pair.fill
     from_x = share_slopes(x, intersection, area, enclosing)
     from_y = share_slopes(y, intersection, area, enclosing)

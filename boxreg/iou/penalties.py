@@ -29,6 +29,9 @@ from .family import (
     unit_of,
 )
 
+FAR = 2.0**40
+"""MPDIoU's distances beyond this many diagonals of the picture (1e12) count as this: no square overflows."""
+
 
 def no_penalty(pair: Pair) -> Tensor:
     """IoU: 0."""
@@ -197,13 +200,18 @@ def mismatch(axis: Axis) -> tuple[Tensor, Unit]:
     return ratio(measure(xp.abs(axis.size - axis.target_size), unit), measure(whole, unit), 0.0), unit
 
 
-def distance_and_shape_cost(axis: Axis, gamma: Tensor) -> Tensor:
-    """SIoU's costs of one axis: 1 - exp(-gamma rho), and (1 - exp(-omega))^4."""
-    _, near = nearness(axis, gamma)
-    omega, _ = mismatch(axis)
+def unlikeness(omega: Tensor) -> Tensor:
+    """(1 - exp(-omega))^4."""
     unlike = 1.0 - xp.exp(-omega)
     squared = unlike * unlike
-    return (1.0 - near) + squared * squared
+    return squared * squared
+
+
+def distance_and_shape_cost(axis: Axis, gamma: Tensor) -> Tensor:
+    """SIoU's costs of one axis: 1 - exp(-gamma rho), and the unlikeness of the sizes."""
+    _, near = nearness(axis, gamma)
+    omega, _ = mismatch(axis)
+    return (1.0 - near) + unlikeness(omega)
 
 
 def distance_and_shape(pair: Pair) -> Tensor:
@@ -219,20 +227,26 @@ def nearness_weight(axis: Axis, gamma: Tensor) -> Tensor:
     return share * share * near
 
 
+def unlikeness_slopes(axis: Axis, weight: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Slopes of half the unlikeness of weight * omega, at the two sizes."""
+    omega, unit = mismatch(axis)
+    alike = xp.exp(-(weight * omega))
+    unlike = 1.0 - alike
+    # 0 where the sizes are equal, so that it does not matter there which one counts as larger.
+    shrink = 2.0 * weight * (unlike * unlike * unlike) * alike * unit.slope
+    grow = shrink * (1.0 - omega)
+    is_larger = axis.size > axis.target_size
+    return xp.where(is_larger, grow, -shrink), xp.where(is_larger, -shrink, grow)
+
+
 def costs_slopes(axis: Axis, gamma: Tensor, own: Tensor, other: Tensor, turned: Tensor) -> AxisSlopes:
     """Slopes of half the costs of one axis, and of gamma at this axis's part of the heading."""
     share, near = nearness(axis, gamma)
     pull = gamma * near * share * axis.unit.slope
-    omega, unit = mismatch(axis)
-    alike = xp.exp(-omega)
-    unlike = 1.0 - alike
-    # 0 where the sizes are equal, so that it does not matter there which one counts as larger.
-    shrink = 2.0 * (unlike * unlike * unlike) * alike * unit.slope
-    grow = shrink * (1.0 - omega)
-    is_larger = axis.size > axis.target_size
+    size, target_size = unlikeness_slopes(axis, 1.0)
     return AxisSlopes(
-        size=xp.where(is_larger, grow, -shrink),
-        target_size=xp.where(is_larger, -shrink, grow),
+        size=size,
+        target_size=target_size,
         span=-share * pull,
         offset=pull - turned * other * ((other - own) * (other + own)),
     )
@@ -251,4 +265,125 @@ def distance_and_shape_slopes(pair: Pair) -> Slopes:
     sign = xp.where(product > 0, 1.0, xp.where(product < 0, -1.0, 0.0))
     turned = (weight_x + weight_y) * sign / (way.squared * way.squared) * way.slope
     x, y = both(costs_slopes, (pair.x, gamma, way.x, way.y, turned), (pair.y, gamma, way.y, way.x, turned))
+    return Slopes(x=x, y=y)
+
+
+def held_diagonal(pair: Pair) -> Tensor:
+    """`squared_diagonal` as WIoU has it: a constant under differentiation."""
+    return hold(squared_diagonal(pair))
+
+
+def attention(pair: Pair) -> Tensor:
+    """WIoU's R = exp(rho^2 / c^2)."""
+    x, y = both(squared, (pair.x.offset, pair.unit), (pair.y.offset, pair.unit))
+    return xp.exp(ratio(x + y, held_diagonal(pair), 0.0))
+
+
+def attention_gain(pair: Pair) -> Tensor:
+    """WIoU: what R (1 - IoU) has more than 1 - IoU."""
+    return (attention(pair) - 1.0) * (1.0 - pair.iou)
+
+
+def offset_slopes(axis: Axis, unit: Unit, factor: Tensor) -> AxisSlopes:
+    """The offset in a unit times a factor."""
+    return AxisSlopes(offset=measure(axis.offset, unit) * factor)
+
+
+def attention_gain_slopes(pair: Pair) -> Slopes:
+    """Slopes of `attention_gain`: 1 - R at the IoU, R (1 - IoU) 2 d / c^2 at an offset."""
+    stress = attention(pair)
+    factor = stress * (1.0 - pair.iou) * ratio(2.0 * pair.unit.slope, held_diagonal(pair), 0.0)
+    x, y = both(offset_slopes, (pair.x, pair.unit, factor), (pair.y, pair.unit, factor))
+    return Slopes(x=x, y=y, iou=1.0 - stress)
+
+
+def in_pictures(length: Tensor, per_diagonal: float) -> Tensor:
+    """A length in diagonals of the picture; beyond FAR of them it counts as FAR."""
+    measured = length * per_diagonal
+    return xp.where(measured > FAR, FAR, xp.where(measured < -FAR, -FAR, measured))
+
+
+def corner_cost(axis: Axis, per_diagonal: float) -> Tensor:
+    """(x1 - xt1)^2 + (x2 - xt2)^2, which is 2 d^2 + (w - wt)^2 / 2, in diagonals of the picture."""
+    offset = in_pictures(axis.offset, per_diagonal)
+    gap = in_pictures(axis.size - axis.target_size, per_diagonal)
+    return 2.0 * offset * offset + 0.5 * gap * gap
+
+
+def corner_distance(pair: Pair, image_width: float, image_height: float) -> Tensor:
+    """MPDIoU: squared distances of the first and of the second corners, in the picture's diagonal."""
+    per_diagonal = (image_width * image_width + image_height * image_height) ** -0.5
+    x, y = both(corner_cost, (pair.x, per_diagonal), (pair.y, per_diagonal))
+    return x + y  # type: ignore[no-any-return]
+
+
+def corner_slopes(axis: Axis, per_diagonal: float) -> AxisSlopes:
+    """Slopes of `corner_cost`: 4 d and w - wt, none where they count as FAR."""
+    offset = in_pictures(axis.offset, per_diagonal)
+    gap = in_pictures(axis.size - axis.target_size, per_diagonal)
+    size = xp.where(xp.abs(gap) < FAR, gap * per_diagonal, 0.0)
+    return AxisSlopes(
+        size=size, target_size=-size, offset=xp.where(xp.abs(offset) < FAR, 4.0 * offset * per_diagonal, 0.0)
+    )
+
+
+def corner_distance_slopes(pair: Pair, image_width: float, image_height: float) -> Slopes:
+    """Slopes of `corner_distance`."""
+    per_diagonal = (image_width * image_width + image_height * image_height) ** -0.5
+    x, y = both(corner_slopes, (pair.x, per_diagonal), (pair.y, per_diagonal))
+    return Slopes(x=x, y=y)
+
+
+def shape_weights(pair: Pair, scale: float) -> tuple[Tensor, Tensor]:
+    """Shape-IoU's weights 2 ht^s / (wt^s + ht^s) of what lies along x, and along y; constants."""
+    w, h = direction(pair.x.target_size, pair.y.target_size)
+    # A side of length 0 has the power 1 where the exponent is 0.
+    wide = xp.exp(scale * xp.log(xp.where(w < SMALLEST, SMALLEST, hold(w))))
+    high = xp.exp(scale * xp.log(xp.where(h < SMALLEST, SMALLEST, hold(h))))
+    return 2.0 * high / (wide + high), 2.0 * wide / (wide + high)
+
+
+def weighed_square(axis: Axis, unit: Unit, weight: Tensor) -> Tensor:
+    """Of the offset in a unit, times its weight."""
+    return weight * squared(axis.offset, unit)
+
+
+def shape_distance(pair: Pair, x_weight: Tensor, y_weight: Tensor) -> Tensor:
+    """`centre_distance` with weights."""
+    x, y = both(weighed_square, (pair.x, pair.unit, x_weight), (pair.y, pair.unit, y_weight))
+    return ratio(x + y, squared_diagonal(pair), 0.0)
+
+
+def weighed_unlikeness(axis: Axis, weight: Tensor) -> Tensor:
+    """Shape-IoU's shape cost of one axis."""
+    omega, _ = mismatch(axis)
+    return unlikeness(weight * omega)
+
+
+def weighed_distance_and_shape(pair: Pair, scale: float) -> Tensor:
+    """Shape-IoU: the centre distance plus half the shape cost, both weighed by the target's shape."""
+    x_weight, y_weight = shape_weights(pair, scale)
+    x, y = both(weighed_unlikeness, (pair.x, x_weight), (pair.y, y_weight))
+    return shape_distance(pair, x_weight, y_weight) + 0.5 * (x + y)  # type: ignore[no-any-return]
+
+
+def weighed_axis_slopes(
+    axis: Axis, unit: Unit, weight: Tensor, factor: Tensor, distance: Tensor
+) -> AxisSlopes:
+    """Slopes of `weighed_distance_and_shape` on one axis; those of the distance as in `distance_slopes`."""
+    along = distance_slopes(axis, unit, factor, distance)
+    size, target_size = unlikeness_slopes(axis, weight)
+    return AxisSlopes(size, target_size, along.span, weight * along.offset)
+
+
+def weighed_distance_and_shape_slopes(pair: Pair, scale: float) -> Slopes:
+    """Slopes of `weighed_distance_and_shape`, the weights being constants."""
+    x_weight, y_weight = shape_weights(pair, scale)
+    factor = ratio(2.0 * pair.unit.slope, squared_diagonal(pair), 0.0)
+    distance = shape_distance(pair, x_weight, y_weight)
+    x, y = both(
+        weighed_axis_slopes,
+        (pair.x, pair.unit, x_weight, factor, distance),
+        (pair.y, pair.unit, y_weight, factor, distance),
+    )
     return Slopes(x=x, y=y)
