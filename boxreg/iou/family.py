@@ -242,9 +242,8 @@ def combined_axis(
     )
 
 
-def combined(mode: tuple[Tensor, Tensor], overlap: Slopes, penalty: Slopes) -> Slopes:
-    """Slopes of a loss, from the mode's at overlap and penalty and from theirs at the pair."""
-    at_overlap, at_penalty = mode
+def combined(at_overlap: Tensor, at_penalty: Tensor, overlap: Slopes, penalty: Slopes) -> Slopes:
+    """Slopes of a loss at the pair, from its own at overlap and penalty and from theirs."""
     x, y = both(
         combined_axis,
         (at_overlap, overlap.x, at_penalty, penalty.x),

@@ -227,13 +227,20 @@ def nearness_weight(axis: Axis, gamma: Tensor) -> Tensor:
     return share * share * near
 
 
-def unlikeness_slopes(axis: Axis, weight: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Slopes of half the unlikeness of weight * omega, at the two sizes."""
-    omega, unit = mismatch(axis)
-    alike = xp.exp(-(weight * omega))
+def unlikeness_slope(omega: Tensor) -> Tensor:
+    """Half of the slope of `unlikeness`: 2 (1 - exp(-omega))^3 exp(-omega)."""
+    alike = xp.exp(-omega)
     unlike = 1.0 - alike
-    # 0 where the sizes are equal, so that it does not matter there which one counts as larger.
-    shrink = 2.0 * weight * (unlike * unlike * unlike) * alike * unit.slope
+    return 2.0 * (unlike * unlike * unlike) * alike
+
+
+def mismatch_slopes(axis: Axis, at_omega: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes at the two sizes from the one at omega.
+
+    That must be 0 where the sizes are equal, so that it does not matter there which one counts as larger.
+    """
+    omega, unit = mismatch(axis)
+    shrink = at_omega * unit.slope
     grow = shrink * (1.0 - omega)
     is_larger = axis.size > axis.target_size
     return xp.where(is_larger, grow, -shrink), xp.where(is_larger, -shrink, grow)
@@ -243,7 +250,8 @@ def costs_slopes(axis: Axis, gamma: Tensor, own: Tensor, other: Tensor, turned: 
     """Slopes of half the costs of one axis, and of gamma at this axis's part of the heading."""
     share, near = nearness(axis, gamma)
     pull = gamma * near * share * axis.unit.slope
-    size, target_size = unlikeness_slopes(axis, 1.0)
+    omega, _ = mismatch(axis)
+    size, target_size = mismatch_slopes(axis, unlikeness_slope(omega))
     return AxisSlopes(
         size=size,
         target_size=target_size,
@@ -372,7 +380,8 @@ def weighed_axis_slopes(
 ) -> AxisSlopes:
     """Slopes of `weighed_distance_and_shape` on one axis; those of the distance as in `distance_slopes`."""
     along = distance_slopes(axis, unit, factor, distance)
-    size, target_size = unlikeness_slopes(axis, weight)
+    omega, _ = mismatch(axis)
+    size, target_size = mismatch_slopes(axis, weight * unlikeness_slope(weight * omega))
     return AxisSlopes(size, target_size, along.span, weight * along.offset)
 
 

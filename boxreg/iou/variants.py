@@ -197,7 +197,7 @@ class Formula:
         (overlap, of_overlap), (penalty, of_penalty), (mode, values) = self.overlap, self.penalty, self.mode
         slopes = self._call(
             combined,
-            self._call(mode.slopes, *self._values(pair), *values),
+            *self._call(mode.slopes, *self._values(pair), *values),
             self._call(overlap.slopes, pair, *of_overlap),
             self._call(penalty.slopes, pair, *of_penalty),
         )

@@ -179,7 +179,7 @@ def derivative(loss: Callable[[Box, Box, tuple[Box, Box]], mpf], b: Box, g: Box)
 
 
 def unit_of_regime(regime: str) -> float:
-    return float(regime.rpartition("-")[2]) if "-1e" in regime else 1.0
+    return float(regime.partition("-")[2]) if "-1e" in regime else 1.0
 
 
 def compare(
