@@ -8,6 +8,8 @@ from .assign import ResponsibleCellAssigner as ResponsibleCellAssigner
 from .assign import Targets as Targets
 from .assign import TaskAlignedAssigner as TaskAlignedAssigner
 from .assign import pad_targets as pad_targets
+from .box_loss import BoxLoss as BoxLoss
+from .box_loss import BoxLossTerms as BoxLossTerms
 from .boxes import convert as convert
 from .decoders import Decoder as Decoder
 from .decoders import GridCellDecoder as GridCellDecoder
@@ -20,19 +22,23 @@ from .grids import points_of as points_of
 from .heads import BoxHead as BoxHead
 from .iou import box_iou as box_iou
 from .iou import pairwise_box_iou as pairwise_box_iou
-from .losses import BoxLoss as BoxLoss
-from .losses import BoxLossTerms as BoxLossTerms
 from .losses import CIoULoss as CIoULoss
 from .losses import DIoULoss as DIoULoss
 from .losses import EIoULoss as EIoULoss
 from .losses import GIoULoss as GIoULoss
 from .losses import IoULoss as IoULoss
+from .losses import MPDIoULoss as MPDIoULoss
+from .losses import NWDLoss as NWDLoss
+from .losses import ShapeIoULoss as ShapeIoULoss
 from .losses import SIoULoss as SIoULoss
+from .losses import WIoULoss as WIoULoss
 from .param_groups import Rule as Rule
 from .param_groups import param_groups as param_groups
 from .param_groups import param_table as param_table
 from .rotated import GWDLoss as GWDLoss
 from .rotated import KLDLoss as KLDLoss
 from .rotated import ProbIoULoss as ProbIoULoss
+from .weighting import FocalWeighting as FocalWeighting
+from .weighting import WiseWeighting as WiseWeighting
 
 __version__ = "0.1.0"

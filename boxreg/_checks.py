@@ -20,15 +20,20 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, options))}{hint}")
 
 
-def check_number(name: str, value: object, *, minimum: float | None = None) -> None:
-    """Raise unless `value` is a finite Python number that is at least `minimum`."""
+def check_number(
+    name: str, value: object, *, minimum: float | None = None, maximum: float | None = None
+) -> None:
+    """Raise unless `value` is a finite Python number between `minimum` and `maximum`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
     # Python integers have no largest; floats do.
     finite = -sys.float_info.max <= value <= sys.float_info.max
-    if not finite or (minimum is not None and value < minimum):
-        bound = "" if minimum is None else f" of at least {minimum}"
-        raise ValueError(f"{name}: got {value}, expected a finite number{bound}")
+    if finite and (minimum is None or value >= minimum) and (maximum is None or value <= maximum):
+        return
+    bounds = [f"at least {minimum:.6g}"] if minimum is not None else []
+    bounds += [f"at most {maximum:.6g}"] if maximum is not None else []
+    expected = " of ".join(["a finite number", *([" and ".join(bounds)] if bounds else [])])
+    raise ValueError(f"{name}: got {value}, expected {expected}")
 
 
 def check_tensor(name: str, value: object, *, floating: bool, boolean: bool = False) -> None:

@@ -9,7 +9,11 @@ from .losses import diou_loss as diou_loss
 from .losses import eiou_loss as eiou_loss
 from .losses import giou_loss as giou_loss
 from .losses import iou_loss as iou_loss
+from .losses import mpdiou_loss as mpdiou_loss
+from .losses import nwd_loss as nwd_loss
+from .losses import shapeiou_loss as shapeiou_loss
 from .losses import siou_loss as siou_loss
+from .losses import wiou_loss as wiou_loss
 from .rotated import gwd_loss as gwd_loss
 from .rotated import kld_loss as kld_loss
 from .rotated import probiou_loss as probiou_loss

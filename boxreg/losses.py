@@ -1,23 +1,20 @@
-"""Box losses: each row of the IoU family as a function and as a module, and `BoxLoss` with its lambdas."""
+"""Box losses: each row of the IoU family as a function and as a module."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Self, Unpack
+from typing import ClassVar, Self, Unpack
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ._checks import check_choice, check_number
-from ._dtypes import promote
-from .boxes import FORMATS, convert
+from .boxes import FORMATS
 from .decoders import Decoder, check_decoder
 from .iou.backends import BACKENDS
-from .iou.family import VARIANTS
-from .iou.functional import OverlapOptions, overlap_loss, prepare
-from .reduction import REDUCTIONS, Normalizer, reduce_loss
+from .iou.functional import OverlapOptions, overlap_loss
+from .iou.variants import VARIANTS, form_of
+from .reduction import REDUCTIONS, Normalizer
+from .weighting import Weighting, check_weighting
 
 
 def iou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -> Tensor:
@@ -29,8 +26,8 @@ def iou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) ->
     Args:
         pred: predicted boxes, four coordinates along `dim`.
         target: target boxes of the same shape and unit.
-        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`:
-            see `boxreg.iou.overlap_loss`.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
 
     Returns:
         A loss per box in [0, 1] for upright boxes, or a scalar.
@@ -57,8 +54,8 @@ def giou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -
     Args:
         pred: predicted boxes, four coordinates along `dim`.
         target: target boxes of the same shape and unit.
-        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`:
-            see `boxreg.iou.overlap_loss`.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
 
     Returns:
         A loss per box in [0, 2] for upright boxes, or a scalar.
@@ -85,8 +82,8 @@ def diou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -
     Args:
         pred: predicted boxes, four coordinates along `dim`.
         target: target boxes of the same shape and unit.
-        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`:
-            see `boxreg.iou.overlap_loss`.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
 
     Returns:
         A loss per box in [0, 2] for upright boxes, or a scalar.
@@ -117,8 +114,8 @@ def ciou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -
     Args:
         pred: predicted boxes, four coordinates along `dim`.
         target: target boxes of the same shape and unit.
-        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`:
-            see `boxreg.iou.overlap_loss`.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
 
     Returns:
         A loss per box in [0, 3] for upright boxes, or a scalar.
@@ -149,8 +146,8 @@ def eiou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -
     Args:
         pred: predicted boxes, four coordinates along `dim`.
         target: target boxes of the same shape and unit.
-        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`:
-            see `boxreg.iou.overlap_loss`.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
 
     Returns:
         A loss per box in [0, 3.25] for upright boxes, or a scalar.
@@ -187,8 +184,8 @@ def siou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -
     Args:
         pred: predicted boxes, four coordinates along `dim`.
         target: target boxes of the same shape and unit.
-        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`:
-            see `boxreg.iou.overlap_loss`.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
 
     Returns:
         A loss per box in [0, 2.03] for upright boxes, or a scalar.
@@ -206,6 +203,158 @@ def siou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -
     return overlap_loss("siou", pred, target, **options)
 
 
+def wiou_loss(pred: Tensor, target: Tensor, **options: Unpack[OverlapOptions]) -> Tensor:
+    r"""WIoU loss, version 1: \( R\, (1 - \mathrm{IoU}) \) with \( R = e^{\rho^2 / c^2} \).
+
+    rho is the distance of the centres, c the diagonal of the smallest enclosing box. c^2 is a constant
+    under differentiation, as in the paper: the gradient through it would move boxes apart to enlarge the
+    enclosing box. Some implementations differentiate it. Tong et al. 2023, "Wise-IoU"
+    (arXiv:2301.10051). Its version 3 is `WIoULoss(weighting=WiseWeighting())`.
+
+    As a row it is a penalty of (R - 1) (1 - IoU), to which `mode` and `inner_ratio` apply as to any other.
+
+    Args:
+        pred: predicted boxes, four coordinates along `dim`.
+        target: target boxes of the same shape and unit.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
+
+    Returns:
+        A loss per box in [0, e] for upright boxes, or a scalar.
+
+    Raises:
+        TypeError: if a tensor is not floating.
+        ValueError: for an unknown name, or shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.functional import wiou_loss
+        >>> wiou_loss(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
+        tensor([1.6979])
+    """
+    return overlap_loss("wiou", pred, target, **options)
+
+
+def mpdiou_loss(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    image_width: float,
+    image_height: float,
+    **options: Unpack[OverlapOptions],
+) -> Tensor:
+    r"""MPDIoU loss, \( 1 - \mathrm{IoU} + (d_1^2 + d_2^2) / (W^2 + H^2) \).
+
+    d_1 is the distance of the first corners (x1, y1) of the two boxes, d_2 that of the second (x2, y2); W
+    and H are the sides of the picture. Ma and Xu 2023, "MPDIoU: A Loss for Efficient and Accurate Bounding
+    Box Regression" (arXiv:2307.07662).
+
+    Implementations differ in what they take for the picture: its size, a feature map's, or a constant.
+    Here it is the paper's, the network's input, in the unit of the boxes: 1 and 1 for fractions. The loss
+    has no bound; distances beyond 2^40 diagonals count as that.
+
+    Args:
+        pred: predicted boxes, four coordinates along `dim`.
+        target: target boxes of the same shape and unit.
+        image_width: W, from 2^-28 to 2^28.
+        image_height: H.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
+
+    Returns:
+        A loss per box, not negative, or a scalar.
+
+    Raises:
+        TypeError: if a tensor is not floating, or a parameter not a number.
+        ValueError: for an unknown name, a parameter out of its range, or shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.functional import mpdiou_loss
+        >>> pred, target = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0, 1.0]])
+        >>> mpdiou_loss(pred, target, image_width=4.0, image_height=2.0)
+        tensor([1.1000])
+    """
+    return overlap_loss("mpdiou", pred, target, image_width=image_width, image_height=image_height, **options)
+
+
+def shapeiou_loss(
+    pred: Tensor, target: Tensor, *, scale: float = 0.0, **options: Unpack[OverlapOptions]
+) -> Tensor:
+    r"""Shape-IoU loss: distance and shape costs weighed by the target's shape.
+
+    \[ 1 - \mathrm{IoU} + \frac{a d_x^2 + b d_y^2}{c^2}
+       + \frac{1}{2} \left( (1 - e^{-a \omega_w})^4 + (1 - e^{-b \omega_h})^4 \right) \]
+
+    \[ a = \frac{2 h_t^s}{w_t^s + h_t^s}, \qquad b = \frac{2 w_t^s}{w_t^s + h_t^s}, \qquad
+       \omega_w = \frac{|w - w_t|}{\max(w, w_t)}, \qquad \omega_h = \frac{|h - h_t|}{\max(h, h_t)} \]
+
+    d is the offset of the centres, c the diagonal of the smallest enclosing box, s the exponent `scale`.
+    Zhang and Zhang 2023, "Shape-IoU" (arXiv:2312.17663).
+
+    The weights are constants under differentiation: they hold nothing of the predicted box, and a gradient
+    at the target is that of distance and shape alone. With the authors' default, s = 0, they are 1.
+
+    Args:
+        pred: predicted boxes, four coordinates along `dim`.
+        target: target boxes of the same shape and unit.
+        scale: s, from 0 to 16; the paper relates it to the sizes of a data set's objects.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
+
+    Returns:
+        A loss per box in [0, 3.28] for upright boxes, or a scalar.
+
+    Raises:
+        TypeError: if a tensor is not floating, or a parameter not a number.
+        ValueError: for an unknown name, a parameter out of its range, or shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.functional import shapeiou_loss
+        >>> pred, target = torch.tensor([[1.0, 0.0, 3.0, 1.0]]), torch.tensor([[0.0, 0.0, 2.0, 1.0]])
+        >>> shapeiou_loss(pred, target), shapeiou_loss(pred, target, scale=1.0)
+        (tensor([0.7667]), tensor([0.7333]))
+    """
+    return overlap_loss("shapeiou", pred, target, scale=scale, **options)
+
+
+def nwd_loss(pred: Tensor, target: Tensor, *, constant: float, **options: Unpack[OverlapOptions]) -> Tensor:
+    r"""NWD loss, \( 1 - e^{-W_2 / C} \): the Wasserstein distance of the boxes as Gaussians.
+
+    \[ W_2^2 = d_x^2 + d_y^2 + \frac{(w - w_t)^2 + (h - h_t)^2}{4} \]
+
+    d is the offset of the centres: the Gaussians have the boxes' centres and half of their sizes. Wang et
+    al. 2021, "A Normalized Gaussian Wasserstein Distance for Tiny Object Detection" (arXiv:2110.13389).
+
+    There is no IoU in it: `mode` applies to the NWD in place of the IoU, and `inner_ratio` not at all. The
+    gradient of identical boxes, the tip of a cone, is 0.
+
+    Args:
+        pred: predicted boxes, four coordinates along `dim`.
+        target: target boxes of the same shape and unit.
+        constant: C, in the unit of the boxes, from 2^-28 to 2^28. The paper relates it to the sizes of a
+            data set's objects; a few constants away the loss is all but 1 and all but flat.
+        **options: `fmt`, `reduction` (default `"none"`), `weight`, `normalizer`, `dim`, `backend`, `mode`,
+            `alpha`, `inner_ratio`, `weighting`: see `boxreg.iou.overlap_loss`.
+
+    Returns:
+        A loss per box in [0, 1], but for inverted boxes, or a scalar.
+
+    Raises:
+        TypeError: if a tensor is not floating, or a parameter not a number.
+        ValueError: for an unknown name, a parameter out of its range, or shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.functional import nwd_loss
+        >>> pred, target = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[3.0, 4.0, 7.0, 8.0]])
+        >>> nwd_loss(pred, target, constant=10.0)
+        tensor([0.3935])
+    """
+    return overlap_loss("nwd", pred, target, constant=constant, **options)
+
+
 class OverlapLoss(nn.Module):
     """A row of the IoU family as a module; the subclasses name the row.
 
@@ -215,10 +364,16 @@ class OverlapLoss(nn.Module):
         loss_weight: the lambda that scales the result.
         dim: the coordinate axis: -1 for rows (N, 4), 1 for planes (B, 4, H, W).
         backend: `"auto"`, or a name in `boxreg.iou.backends.BACKENDS`.
+        mode: what becomes of IoU and penalty: `"linear"`, `"log"`, `"square"` or `"alpha"`.
+        inner_ratio: scale of the boxes between which the IoU is taken; None for the boxes themselves.
+        weighting: a factor per box from its IoU, such as `FocalWeighting()`; if it is a module, it is a
+            submodule of the loss.
+        **parameters: of the row and the mode, as of the row's function.
 
     Raises:
-        TypeError: if `loss_weight` is not a number.
-        ValueError: for an unknown name, or a negative or non-finite `loss_weight`.
+        TypeError: if a number is none, or `weighting` cannot be called.
+        ValueError: for an unknown name, a negative or non-finite `loss_weight`, or a parameter that is
+            missing or out of its range.
     """
 
     kind: ClassVar[str]
@@ -235,6 +390,10 @@ class OverlapLoss(nn.Module):
         loss_weight: float = 1.0,
         dim: int = -1,
         backend: str = "auto",
+        mode: str = "linear",
+        inner_ratio: float | None = None,
+        weighting: Weighting | None = None,
+        **parameters: float,
     ) -> None:
         super().__init__()
         check_choice("fmt", fmt, FORMATS)
@@ -242,7 +401,11 @@ class OverlapLoss(nn.Module):
         check_number("loss_weight", loss_weight, minimum=0)
         check_choice("backend", backend, ("auto", *BACKENDS))
         self.fmt, self.reduction, self.loss_weight = fmt, reduction, loss_weight
+        form_of(self.kind, mode, inner_ratio, parameters)
+        check_weighting(weighting)
         self.dim, self.backend = dim, backend
+        self.mode, self.inner_ratio, self.weighting = mode, inner_ratio, weighting
+        self.numbers = parameters
         self.decoder: Decoder | None = None
 
     def from_raw(self, decoder: Decoder, fmt: str = "cxcywh") -> Self:
@@ -299,15 +462,20 @@ class OverlapLoss(nn.Module):
             dim=self.dim,
             backend=self.backend,
             decoder=self.decoder,
+            mode=self.mode,
+            inner_ratio=self.inner_ratio,
+            weighting=self.weighting,
+            **self.numbers,
         )
         return loss * self.loss_weight
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""
-        settings = (
-            f"fmt={self.fmt!r}, reduction={self.reduction!r}, loss_weight={self.loss_weight}, dim={self.dim}"
-        )
-        return settings if self.decoder is None else f"{settings}, decoder={self.decoder}"
+        settings = {"fmt": self.fmt, "reduction": self.reduction, "loss_weight": self.loss_weight}
+        settings |= {"dim": self.dim, "mode": self.mode, **self.numbers}
+        settings |= {} if self.inner_ratio is None else {"inner_ratio": self.inner_ratio}
+        settings |= {} if self.decoder is None else {"decoder": self.decoder}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 class IoULoss(OverlapLoss):
@@ -378,146 +546,48 @@ class SIoULoss(OverlapLoss):
     """
 
 
-class BoxLossTerms(NamedTuple):
-    """What `BoxLoss` returns: the total, and its terms `coord`, `wh`, `iou` without and with their lambda.
-
-    Scalars, or with `reduction="none"` a number for each box.
-    """
-
-    total: Tensor
-    raw: dict[str, Tensor]
-    weighted: dict[str, Tensor]
-
-
-SMOOTH_L1_BETA = 1 / 9
-"""Where `"smooth_l1"` turns from a parabola into a line, in the unit of the boxes."""
-
-FARTHEST = 2.0**48
-"""Coordinates beyond this (3e14) count as this in the centre and size terms: no square can overflow."""
-
-ROOT_TANGENT = 1e-6
-"""Below this size (inverted boxes too) the square root goes on as its tangent: a slope of 500 at most."""
-
-
-def _near(boxes: Tensor) -> Tensor:
-    # An infinity is not far away, it is nowhere: infinity minus itself is NaN.
-    return boxes.clamp(-FARTHEST, FARTHEST) + (boxes - boxes)
-
-
-def _mse(difference: Tensor) -> Tensor:
-    return difference * difference
-
-
-def _smooth_l1(difference: Tensor) -> Tensor:
-    return F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none", beta=SMOOTH_L1_BETA)
-
-
-def _root(size: Tensor) -> Tensor:
-    small = size < ROOT_TANGENT
-    root = torch.where(small, ROOT_TANGENT, size).sqrt()
-    tangent = (size + ROOT_TANGENT) * (0.5 / ROOT_TANGENT**0.5)
-    return torch.where(small, tangent, root)
-
-
-DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {"mse": _mse, "smooth_l1": _smooth_l1, "l1": torch.abs}
-"""What `BoxLoss` may do with a difference of coordinates."""
-
-SIZES: dict[str, Callable[[Tensor], Tensor]] = {"wh": lambda size: size, "sqrt_wh": _root}
-"""What `BoxLoss` may compare sizes on."""
-
-
-class BoxLoss(nn.Module):
-    r"""Centre, size and overlap terms, each with its lambda.
-
-    \[ L = \lambda_{coord} \sum_{x,y} d(c - c_t) + \lambda_{wh} \sum_{w,h} d(s - s_t)
-         + \lambda_{iou} L_{overlap} \]
-
-    d is a squared, smooth-L1 or absolute difference; s is the size or, as in Redmon et al. 2016, "You
-    Only Look Once" (arXiv:1506.02640), its square root. The coordinate terms are in the unit of the
-    boxes: give fractions of the picture, or their lambdas mean something else. In them, coordinates
-    beyond `FARTHEST` count as that far, so that every finite box has a finite loss.
-
-    Args:
-        overlap: a row of the IoU family, `"iou"`, `"giou"`, `"diou"`, `"ciou"`, `"eiou"`, `"siou"`.
-        lambda_coord: factor of the centre term.
-        lambda_wh: factor of the size term.
-        lambda_iou: factor of the overlap term.
-        distance: `"mse"`, `"smooth_l1"` (beta 1/9) or `"l1"`, for centre and size.
-        size: `"wh"`, or `"sqrt_wh"` for square roots.
-        fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for predictions and targets.
-        reduction: `"none"`, `"mean"` or `"sum"` over boxes.
-        dim: the coordinate axis.
-        backend: as in `boxreg.iou.overlap_loss`.
-
-    Raises:
-        TypeError: if a lambda is not a number.
-        ValueError: for an unknown name, or a negative or non-finite lambda.
+class WIoULoss(OverlapLoss):
+    """`wiou_loss` as a module; with `weighting=WiseWeighting()` it is WIoU v3.
 
     Example:
         >>> import torch
-        >>> from boxreg import BoxLoss
-        >>> criterion = BoxLoss("iou", lambda_coord=5.0, lambda_wh=5.0, lambda_iou=1.0, fmt="cxcywh")
-        >>> pred, target = torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([[0.5, 0.5, 0.4, 0.2]])
-        >>> terms = criterion(pred, target)
-        >>> {name: round(value.item(), 4) for name, value in terms.weighted.items()}
-        {'coord': 0.0, 'wh': 0.2, 'iou': 0.5}
+        >>> from boxreg import WIoULoss
+        >>> WIoULoss()(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
+        tensor(1.6979)
     """
 
-    def __init__(
-        self,
-        overlap: str = "ciou",
-        lambda_coord: float = 5.0,
-        lambda_wh: float = 5.0,
-        lambda_iou: float = 1.0,
-        *,
-        distance: str = "mse",
-        size: str = "wh",
-        fmt: str = "xyxy",
-        reduction: str = "mean",
-        dim: int = -1,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        check_choice("overlap", overlap, VARIANTS)
-        check_choice("distance", distance, DISTANCES)
-        check_choice("size", size, SIZES)
-        check_choice("fmt", fmt, FORMATS)
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_choice("backend", backend, ("auto", *BACKENDS))
-        self.lambdas = {"coord": lambda_coord, "wh": lambda_wh, "iou": lambda_iou}
-        for name, value in self.lambdas.items():
-            check_number(f"lambda_{name}", value, minimum=0)
-        self.overlap, self.distance, self.size = overlap, distance, size
-        self.fmt, self.reduction, self.dim, self.backend = fmt, reduction, dim, backend
 
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        normalizer: Normalizer | None = None,
-    ) -> BoxLossTerms:
-        """The total and its terms; arguments, shapes and errors as in `boxreg.iou.overlap_loss`."""
-        pred, target = promote(*prepare(pred, target, weight, self.fmt, self.dim))
-        near, target_near = _near(pred), _near(target)
-        centre, size = convert(near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
-        target_centre, target_size = convert(target_near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
-        distance, shape = DISTANCES[self.distance], SIZES[self.size]
-        per_box = {
-            "coord": distance(centre - target_centre).sum(self.dim),
-            "wh": distance(shape(size) - shape(target_size)).sum(self.dim),
-            "iou": overlap_loss(self.overlap, pred, target, fmt=self.fmt, dim=self.dim, backend=self.backend),
-        }
-        raw = {
-            name: reduce_loss(loss, self.reduction, weight=weight, normalizer=normalizer)
-            for name, loss in per_box.items()
-        }
-        weighted = {name: self.lambdas[name] * value for name, value in raw.items()}
-        return BoxLossTerms(weighted["coord"] + weighted["wh"] + weighted["iou"], raw, weighted)
+class MPDIoULoss(OverlapLoss):
+    """`mpdiou_loss` as a module.
 
-    def extra_repr(self) -> str:
-        """The settings, for `print(model)`."""
-        lambdas = ", ".join(f"lambda_{name}={value}" for name, value in self.lambdas.items())
-        return (
-            f"{self.overlap!r}, {lambdas}, distance={self.distance!r}, size={self.size!r}, fmt={self.fmt!r}"
-        )
+    Example:
+        >>> import torch
+        >>> from boxreg import MPDIoULoss
+        >>> criterion = MPDIoULoss(image_width=4.0, image_height=2.0)
+        >>> criterion(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0, 1.0]]))
+        tensor(1.1000)
+    """
+
+
+class ShapeIoULoss(OverlapLoss):
+    """`shapeiou_loss` as a module.
+
+    Example:
+        >>> import torch
+        >>> from boxreg import ShapeIoULoss
+        >>> criterion = ShapeIoULoss(scale=1.0)
+        >>> criterion(torch.tensor([[1.0, 0.0, 3.0, 1.0]]), torch.tensor([[0.0, 0.0, 2.0, 1.0]]))
+        tensor(0.7333)
+    """
+
+
+class NWDLoss(OverlapLoss):
+    """`nwd_loss` as a module.
+
+    Example:
+        >>> import torch
+        >>> from boxreg import NWDLoss
+        >>> criterion = NWDLoss(constant=10.0)
+        >>> criterion(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[3.0, 4.0, 7.0, 8.0]]))
+        tensor(0.3935)
+    """

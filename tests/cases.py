@@ -11,11 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxreg.boxes import FORMATS as FORMATS
 from boxreg.decoders import Decoder, GridCellDecoder, UnitSquareDecoder
-from boxreg.iou import backends
-from boxreg.iou.family import VARIANTS
-from boxreg.iou.functional import overlap_loss
+from boxreg.iou import backends, functional
+from boxreg.iou.variants import LONGEST, VARIANTS, Form, Parameter, form_of
 
 KINDS = tuple(VARIANTS)
+PARAMETERS: dict[str, dict[str, float]] = {
+    "mpdiou": {"image_width": 4.0, "image_height": 3.0},
+    "shapeiou": {"scale": 0.75},
+    "nwd": {"constant": 1.5},
+}
+"""Of the rows that have any, for boxes of about one unit."""
 WORKING_DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF_DTYPES, *WORKING_DTYPES)
@@ -275,10 +280,50 @@ def eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
+def row_parameters(kind: str) -> list[Parameter]:
+    """The parameters that a row declares."""
+    variant = VARIANTS[kind]
+    return [*variant.overlap.parameters, *variant.penalty.parameters]
+
+
+def in_unit(kind: str, unit: float) -> dict[str, float]:
+    """The parameters of a row for boxes that are `unit` times as large: its lengths grow with them.
+
+    Skips the test where a length may not be as large or small as that.
+    """
+    lengths = {parameter.name for parameter in row_parameters(kind) if parameter.is_length}
+    scaled = {
+        name: value * unit if name in lengths else value for name, value in PARAMETERS.get(kind, {}).items()
+    }
+    if any(not 1 / LONGEST <= scaled[name] <= LONGEST for name in lengths):
+        pytest.skip(f"a length of {kind} may not be so large or small")
+    return scaled
+
+
+def form(kind: str, mode: str = "linear", inner_ratio: float | None = None) -> Form:
+    """A row with the parameters of the tests."""
+    return form_of(kind, mode, inner_ratio, PARAMETERS.get(kind))
+
+
+def overlap_loss(kind: str, pred: Tensor, target: Tensor, **options: object) -> Tensor:
+    """The loss of a row with the parameters of the tests, unless `options` holds others."""
+    return functional.overlap_loss(kind, pred, target, **PARAMETERS.get(kind, {}) | options)  # type: ignore[arg-type]
+
+
+def box_iou(a: Tensor, b: Tensor, kind: str = "iou", **options: object) -> Tensor:
+    """The score of a row with the parameters of the tests."""
+    return functional.box_iou(a, b, kind, **PARAMETERS.get(kind, {}) | options)  # type: ignore[arg-type]
+
+
+def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", **options: object) -> Tensor:
+    """The pairwise score of a row with the parameters of the tests."""
+    return functional.pairwise_box_iou(a, b, kind, **PARAMETERS.get(kind, {}) | options)  # type: ignore[arg-type]
+
+
 def value_and_gradients(kind: str, pred: Tensor, target: Tensor, **options: object) -> tuple[Tensor, ...]:
     """The loss a box, and the gradients of both sides under a random upstream gradient."""
     pred, target = pred.clone().requires_grad_(), target.clone().requires_grad_()
-    loss = overlap_loss(kind, pred, target, **options)  # type: ignore[arg-type]
+    loss = overlap_loss(kind, pred, target, **options)
     upstream = torch.randn(loss.shape, generator=seeded(9), dtype=loss.dtype)
     return loss.detach(), *torch.autograd.grad(loss, (pred, target), upstream)
 
@@ -286,5 +331,5 @@ def value_and_gradients(kind: str, pred: Tensor, target: Tensor, **options: obje
 def gradient(kind: str, pred: Tensor, target: Tensor, **options: object) -> Tensor:
     """The gradient of the summed loss at the prediction."""
     leaf = pred.clone().requires_grad_()
-    (slopes,) = torch.autograd.grad(overlap_loss(kind, leaf, target, **options).sum(), leaf)  # type: ignore[arg-type]
+    (slopes,) = torch.autograd.grad(overlap_loss(kind, leaf, target, **options).sum(), leaf)
     return slopes

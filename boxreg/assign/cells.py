@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._checks import check_choice, check_number
 from ..iou import box_iou
-from ..iou.family import VARIANTS
+from ..iou.variants import VARIANTS
 from .base import Assigner, Layout, Objects, contest
 
 

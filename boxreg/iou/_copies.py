@@ -12,9 +12,9 @@ from types import FunctionType
 from typing import Any
 
 from .. import _raw, boxes
-from . import family
+from . import family, modes, overlaps, penalties
 
-SHARED = (family, boxes, _raw)
+SHARED = (family, overlaps, penalties, modes, boxes, _raw)
 
 
 def copy_maths(

@@ -11,24 +11,22 @@ from ..decoders import decode_planes
 from ..reduction import reduce_loss
 from . import family
 from ._pass import Pass
+from .variants import Form, Formula
 
 
 def eager(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Tensor:
-    """The loss of a row of the family."""
+    """The loss by autograd."""
     pred, target = promote(pred, target)
     if wanted.scheme:
         pred = torch.stack(decode_planes(wanted.scheme, wanted.settings, pred.unbind(dim)), dim)
     a, b = planes(pred, target, wanted.pred_fmt, wanted.target_fmt, dim)
-    pair = family.pair(*a, *b)
-    loss = family.loss(pair, family.VARIANTS[wanted.kind].penalty(pair))
-    return reduce_loss(loss, wanted.reduction)
+    return reduce_loss(Formula(wanted.form).loss(family.pair(*a, *b)), wanted.reduction)
 
 
-def score(kind: str, a: Tensor, b: Tensor, fmt: str, dim: int) -> Tensor:
-    """The score per pair of a row of the family, of boxes in one working dtype that broadcast."""
+def score(form: Form, a: Tensor, b: Tensor, fmt: str, dim: int) -> Tensor:
+    """The score per pair, of boxes in one working dtype that broadcast."""
     pred, target = planes(a, b, fmt, fmt, dim)
-    pair = family.pair(*pred, *target)
-    return family.score(pair, family.VARIANTS[kind].penalty(pair))
+    return Formula(form).score(family.pair(*pred, *target))
 
 
 def planes(pred: Tensor, target: Tensor, pred_fmt: str, target_fmt: str, dim: int) -> tuple[Planes, Planes]:

@@ -17,6 +17,7 @@ from ._libraries import TORCH, Array, Library, numpy_library
 from ._one_pass import as_planes, divisor
 from ._pass import Pass, Result
 from ._program import Program, Term, Trace, half
+from .variants import Formula
 
 BLOCK = 2**16
 """Boxes computed at a time."""
@@ -44,7 +45,7 @@ def program(wanted: Pass, ordinary: bool, library: Library) -> Program:
     trace = Trace(weighs=ordinary and library.weighs)
     known = dict.fromkeys(("is_inverted", "is_zero", "is_negligible"), lambda *_: False) if ordinary else {}
     maths = copy_maths(xp=trace, hold=lambda value: value, both=trace.both, **known)
-    penalty, slopes = (maths[function.__name__] for function in maths["VARIANTS"][wanted.kind])
+    formula = Formula(wanted.form, maths)
     (pred_ends, _, pull_pred), (target_ends, _, pull_target) = (
         [maths[function.__name__] for function in FORMATS[fmt]]
         for fmt in (wanted.pred_fmt, wanted.target_fmt)
@@ -56,8 +57,8 @@ def program(wanted: Pass, ordinary: bool, library: Library) -> Program:
     p1, p2, t1, t2 = (maths["in_range"](term, large) for term in inputs)
     ends = (*pred_ends(p1, p2), *target_ends(t1, t2))
     pair = maths["pair"](*(half(end, axis) for box in (ends[:2], ends[2:]) for end in box for axis in (0, 1)))
-    results = [maths["loss"](pair, penalty(pair))]
-    x1, y1, x2, y2, *of_target = maths["pullback"](pair, slopes(pair))
+    results = [formula.loss(pair)]
+    x1, y1, x2, y2, *of_target = formula.gradient(pair)
     gradients = [*pull_pred(trace.stack(x1, y1), trace.stack(x2, y2))] if wanted.of_pred else []
     if wanted.of_target:
         x1, y1, x2, y2 = of_target

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._eager import eager
 from ._pass import Pass, Result
+from .variants import Form
 
 Run = Callable[[Pass, Tensor, Tensor, int], Result]
 """A backend's pass over pred and target with their coordinate axis; nothing of it is differentiable."""
@@ -113,19 +114,22 @@ def _run(backend: str, wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> 
 
 _LIBRARY = torch.library.Library("boxreg", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
-    "one_pass(Tensor pred, Tensor target, str backend, int dim, str kind, str pred_fmt, str target_fmt, "
-    "str reduction, str scheme, float[] settings, bool of_pred, bool of_target) -> (Tensor, Tensor, Tensor)"
+    "one_pass(Tensor pred, Tensor target, str backend, int dim, str kind, str mode, bool inner, "
+    "float[] values, str pred_fmt, str target_fmt, str reduction, str scheme, float[] settings, "
+    "bool of_pred, bool of_target) -> (Tensor, Tensor, Tensor)"
 )
 
 
 def as_arguments(wanted: Pass) -> tuple[Any, ...]:
-    """A pass as the operator takes it, its settings in one list."""
+    """A pass as the operator takes it: its form and its settings flat."""
     x, y = wanted.settings
-    return tuple(wanted._replace(settings=[*x, *y]))  # type: ignore[arg-type]
+    _, *others = wanted._replace(settings=[*x, *y])  # type: ignore[arg-type]
+    return *wanted.form, *others
 
 
 def _from_arguments(*arguments: Any) -> Pass:
-    wanted = Pass(*arguments)
+    kind, mode, inner, values, *others = arguments
+    wanted = Pass(Form(kind, mode, inner, tuple(values)), *others)
     numbers: tuple[Any, ...] = tuple(wanted.settings)
     middle = len(numbers) // 2
     return wanted._replace(settings=(numbers[:middle], numbers[middle:]))

@@ -8,13 +8,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..decoders import Settings
+from .variants import Form
 
 
 class Pass(NamedTuple):
     """A loss of the family, and the gradients that are wanted with it.
 
     Attributes:
-        kind: a row of the family.
+        form: how the loss of a pair is made.
         pred_fmt: format of the predicted boxes.
         target_fmt: format of the target boxes.
         reduction: what is made of the loss per pair: `"none"`, `"mean"` or `"sum"`.
@@ -24,7 +25,7 @@ class Pass(NamedTuple):
         of_target: whether the gradient of `target` is wanted.
     """
 
-    kind: str
+    form: Form
     pred_fmt: str
     target_fmt: str
     reduction: str = "none"

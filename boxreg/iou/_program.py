@@ -246,6 +246,8 @@ _ON_NUMBERS: dict[str, Callable[..., float | bool]] = {
     "abs": abs,
     "atan2": math.atan2,
     "exp": math.exp,
+    "log": math.log,
+    "sqrt": math.sqrt,
 }
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..boxes import FORMATS
 from ..decoders import SCHEMES
-from . import family
-from ._copies import copied, copy_maths
+from ._copies import SHARED, copied, copy_maths
 from ._one_pass import MAY_KEEP, as_planes, divisor
 from ._pass import Pass, Result
+from .variants import parts
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -44,6 +44,16 @@ def _abs(value):
 @triton.jit
 def _exp(value):
     return tl.exp(value)
+
+
+@triton.jit
+def _log(value):
+    return tl.log(value)
+
+
+@triton.jit
+def _sqrt(value):
+    return tl.sqrt_rn(value)
 
 
 @triton.jit
@@ -96,6 +106,15 @@ def _softplus(t):
     return tl.where(t > 0, t, 0.0) + 2.0 * z * series
 
 
+def _numbers(values, _semantic=None):
+    # Triton 3.6 hands on the numbers of a tuple, but not those of a constant that is one.
+    return values if INTERPRETED else tuple(map(tl.constexpr, values.value))
+
+
+if not INTERPRETED:
+    _numbers = tl.core.builtin(_numbers)
+
+
 @triton.jit
 def _hold(value):
     return value
@@ -112,6 +131,8 @@ vars(_OPERATIONS).update(
     where=_where,
     abs=_abs,
     exp=_exp,
+    log=_log,
+    sqrt=_sqrt,
     zeros_like=_zeros_like,
     maximum=_maximum,
     minimum=_minimum,
@@ -127,21 +148,28 @@ MATHS = copy_maths(
     softplus=_softplus,
     tl=tl,
     Tensor=tl.constexpr(None),  # annotations are looked up
-    **{name: tl.constexpr(value) for name, value in vars(family).items() if isinstance(value, float)},
+    **{
+        name: tl.constexpr(value)
+        for module in SHARED
+        for name, value in vars(module).items()
+        if isinstance(value, float)
+    },
 )
-_is_large, _in_range, _pair, _loss, _pullback, _pull_to_raw = (
-    MATHS[name] for name in ("is_large", "in_range", "pair", "loss", "pullback", "pull_to_raw")
+_is_large, _in_range, _pair, _combined, _pullback, _pull_to_raw = (
+    MATHS[name] for name in ("is_large", "in_range", "pair", "combined", "pullback", "pull_to_raw")
 )
 
 
 @cache
 def constants(wanted: Pass) -> dict[str, Any]:
     """The constants of the kernel for a pass, its settings and reduction apart."""
-    variant, pred, target = family.VARIANTS[wanted.kind], FORMATS[wanted.pred_fmt], FORMATS[wanted.target_fmt]
+    pred, target = FORMATS[wanted.pred_fmt], FORMATS[wanted.target_fmt]
     decoder = SCHEMES.get(wanted.scheme)
-    return {
-        "PENALTY": MATHS[variant.penalty.__name__],
-        "SLOPES": MATHS[variant.slopes.__name__],
+    terms: dict[str, Any] = {}
+    for name, (term, values) in zip(("OVERLAP", "PENALTY", "MODE"), parts(wanted.form), strict=True):
+        terms[name], terms[f"{name}_SLOPES"] = MATHS[term.value.__name__], MATHS[term.slopes.__name__]
+        terms[f"{name}_VALUES"] = values
+    return terms | {
         "PRED_ENDS": MATHS[pred.to_ends.__name__],
         "PULL_PRED": MATHS[pred.pull.__name__],
         "TARGET_ENDS": MATHS[target.to_ends.__name__],
@@ -256,8 +284,15 @@ def one_pass_kernel(
     grid_rows,
     settings_x,  # numbers of the decoder
     settings_y,
+    OVERLAP: tl.constexpr,  # three terms of the loss: a function, its slopes and the parameters of both
+    OVERLAP_SLOPES: tl.constexpr,
+    OVERLAP_VALUES: tl.constexpr,
     PENALTY: tl.constexpr,
-    SLOPES: tl.constexpr,
+    PENALTY_SLOPES: tl.constexpr,
+    PENALTY_VALUES: tl.constexpr,
+    MODE: tl.constexpr,
+    MODE_SLOPES: tl.constexpr,
+    MODE_VALUES: tl.constexpr,
     PRED_ENDS: tl.constexpr,
     PULL_PRED: tl.constexpr,
     TARGET_ENDS: tl.constexpr,
@@ -290,14 +325,19 @@ def one_pass_kernel(
     tx1, tx2 = TARGET_ENDS(_in_range(tx1, large), _in_range(tx2, large))
     ty1, ty2 = TARGET_ENDS(_in_range(ty1, large), _in_range(ty2, large))
     pair = _pair(px1, py1, px2, py2, tx1, ty1, tx2, ty2)
-    losses = _loss(pair, PENALTY(pair))
+    overlap, penalty = OVERLAP(pair, *_numbers(OVERLAP_VALUES)), PENALTY(pair, *_numbers(PENALTY_VALUES))
+    losses = MODE(overlap, penalty, *_numbers(MODE_VALUES)) + pair.inversion
     if REDUCED:
         _add_up(tl.sum(tl.where(mask, losses, 0.0)), partials, arrived, loss, scale, CHUNK)
     else:
         tl.store(loss + number, losses, mask=mask)
 
     if OF_PRED or OF_TARGET:
-        px1, py1, px2, py2, tx1, ty1, tx2, ty2 = _pullback(pair, SLOPES(pair))
+        at_overlap, at_penalty = MODE_SLOPES(overlap, penalty, *_numbers(MODE_VALUES))
+        of_overlap = OVERLAP_SLOPES(pair, *_numbers(OVERLAP_VALUES))
+        of_penalty = PENALTY_SLOPES(pair, *_numbers(PENALTY_VALUES))
+        slopes = _combined(at_overlap, at_penalty, of_overlap, of_penalty)
+        px1, py1, px2, py2, tx1, ty1, tx2, ty2 = _pullback(pair, slopes)
         # A coordinate that was scaled down moves the loss by as much less.
         if OF_PRED:
             x1, x2 = PULL_PRED(_in_range(px1, large), _in_range(px2, large))

@@ -28,6 +28,7 @@ from . import _fused, family
 from ._eager import eager
 from ._one_pass import RUNS, differentiable, divisor
 from ._pass import Backend, Pass, Result
+from .variants import Formula
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton is installed; it is not imported to find out."""
@@ -109,15 +110,14 @@ def _compiled_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Resu
 
 @cache
 def _compiled(wanted: Pass) -> Callable[[Tensor, Tensor, int], Result]:
-    variant = family.VARIANTS[wanted.kind]
+    formula = Formula(wanted.form)
 
     def one_pass(pred: Tensor, target: Tensor, dim: int) -> Result:
         raw, t = (side.unbind(dim) for side in promote(pred, target))
         p = decode_planes(wanted.scheme, wanted.settings, raw) if wanted.scheme else raw
         large = family.is_large(*p, *t)
         pair = family.pair(*_corners(p, large, wanted.pred_fmt), *_corners(t, large, wanted.target_fmt))
-        loss = family.loss(pair, variant.penalty(pair))
-        slopes = family.pullback(pair, variant.slopes(pair))
+        loss, slopes = formula.loss(pair), formula.gradient(pair)
         count = divisor(wanted, loss.numel())
         of_pred = of_target = None
         if wanted.of_pred:

@@ -1,9 +1,10 @@
 r"""The IoU family, defined once: every backend runs these functions and no others.
 
-Every variant is `loss = 1 - iou + penalty(pair) + pair.inversion`. `pair` is the only geometry pass;
-a variant is a penalty and, beside it, the penalty's partial derivatives (slopes); `pullback` takes
-slopes to the corners of both boxes. The eager backend lets autograd differentiate `loss`; a fused
-backend calls `loss`, slopes and `pullback` in one pass. `VARIANTS` is the table of rows.
+Every loss is `mode(overlap(pair), penalty(pair)) + pair.inversion`, and mostly 1 - iou + penalty. `pair`
+is the only geometry pass. An overlap (`overlaps`), a penalty (`penalties`) and a mode (`modes`) are each a
+value and, beside it, its partial derivatives (slopes); `combined` and `pullback` take slopes to the
+corners of both boxes. The eager backend lets autograd differentiate the loss; the others find it and its
+gradient in one pass. `variants` has the tables.
 
 How it stays finite and unbiased:
 
@@ -24,7 +25,6 @@ How it stays finite and unbiased:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ class Pair(NamedTuple):
 
 
 class AxisSlopes(NamedTuple):
-    """Partial derivatives of a penalty with respect to the lengths of one axis."""
+    """Partial derivatives with respect to the lengths of one axis."""
 
     size: Tensor | float = 0.0
     target_size: Tensor | float = 0.0
@@ -87,19 +87,12 @@ class AxisSlopes(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """Partial derivatives of a penalty with respect to the quantities of a pair."""
+    """Partial derivatives with respect to the quantities of a pair."""
 
     x: AxisSlopes
     y: AxisSlopes
     iou: Tensor | float = 0.0
     fill: Tensor | float = 0.0
-
-
-class Variant(NamedTuple):
-    """A row of the table: what is added to 1 - IoU, and its slopes."""
-
-    penalty: Callable[[Pair], Tensor]
-    slopes: Callable[[Pair], Slopes]
 
 
 def hold(value: Tensor) -> Tensor:
@@ -237,249 +230,27 @@ def in_range(plane: Tensor, large: Tensor) -> Tensor:
     return xp.where(large, plane * SCALE_OF_LARGE, plane)
 
 
-def no_penalty(pair: Pair) -> Tensor:
-    """IoU: 0."""
-    return xp.zeros_like(pair.iou)
-
-
-def no_slopes(pair: Pair) -> Slopes:
-    """IoU: nothing to differentiate."""
-    return Slopes(x=AxisSlopes(), y=AxisSlopes())
-
-
-def empty_share(pair: Pair) -> Tensor:
-    """GIoU: the share of the enclosing box that neither box covers, (C - U) / C."""
-    return 1.0 - pair.fill
-
-
-def empty_share_slopes(pair: Pair) -> Slopes:
-    """Slopes of `empty_share`."""
-    return Slopes(x=AxisSlopes(), y=AxisSlopes(), fill=-1.0)
-
-
-def squared(length: Tensor, unit: Unit) -> Tensor:
-    """The square of a length in a unit."""
-    measured = measure(length, unit)
-    return measured * measured
-
-
-def squared_diagonal(pair: Pair) -> Tensor:
-    """Of the enclosing box, in its unit."""
-    x, y = both(squared, (pair.x.span, pair.unit), (pair.y.span, pair.unit))
-    return x + y  # type: ignore[no-any-return]
-
-
-def centre_distance(pair: Pair) -> Tensor:
-    """DIoU: squared distance of the centres over the squared diagonal of the enclosing box."""
-    x, y = both(squared, (pair.x.offset, pair.unit), (pair.y.offset, pair.unit))
-    return ratio(x + y, squared_diagonal(pair), 0.0)
-
-
-def distance_slopes(axis: Axis, unit: Unit, factor: Tensor, distance: Tensor) -> AxisSlopes:
-    """Slopes of `centre_distance` on one axis."""
-    offset, span = measure(axis.offset, unit), measure(axis.span, unit)
-    return AxisSlopes(offset=offset * factor, span=-span * (distance * factor))
-
-
-def centre_distance_slopes(pair: Pair) -> Slopes:
-    """Slopes of `centre_distance`: 2 d / c^2 for an offset, -2 s rho^2 / c^4 for a span."""
-    factor = ratio(2.0 * pair.unit.slope, squared_diagonal(pair), 0.0)
-    distance = centre_distance(pair)
-    x, y = both(distance_slopes, (pair.x, pair.unit, factor, distance), (pair.y, pair.unit, factor, distance))
-    return Slopes(x=x, y=y)
-
-
-def direction(width: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
-    """Width and height in units of the longer of them; a point counts as a square."""
-    unit = unit_of(xp.maximum(width, height))
-    point = is_zero(xp.maximum(width, height))
-    return xp.where(point, 1.0, measure(width, unit)), xp.where(point, 1.0, measure(height, unit))
-
-
-def turn(pair: Pair) -> Tensor:
-    """atan(wt / ht) - atan(w / h), by one arctangent that no zero can divide."""
-    w, h = direction(pair.x.size, pair.y.size)
-    wt, ht = direction(pair.x.target_size, pair.y.target_size)
-    return xp.atan2(wt * h - w * ht, ht * h + wt * w)
-
-
-def aspect_weight(pair: Pair, aspect: Tensor) -> Tensor:
-    """CIoU's trade-off alpha = v / (1 - iou + v), a constant under differentiation as in the paper."""
-    total = hold(1.0 - pair.iou + aspect)
-    return hold(aspect) / xp.where(total == 0, 1.0, total)
-
-
-def aspect_and_distance(pair: Pair) -> Tensor:
-    """CIoU: the centre distance plus alpha v, v = 4 / pi^2 turn^2."""
-    angle = turn(pair)
-    aspect = (4.0 / math.pi**2) * angle * angle
-    return centre_distance(pair) + aspect_weight(pair, aspect) * aspect
-
-
-def turning(width: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes of atan(width / height): height / (w^2 + h^2) and -width / (w^2 + h^2)."""
-    w, h = direction(width, height)
-    per_length = unit_of(xp.maximum(width, height)).slope / (w * w + h * h)
-    return h * per_length, -w * per_length
-
-
-def aspect_and_distance_slopes(pair: Pair) -> Slopes:
-    """Slopes of `aspect_and_distance`; the turn grows with the target's angle and falls with the box's."""
-    angle = turn(pair)
-    factor = (8.0 / math.pi**2) * aspect_weight(pair, (4.0 / math.pi**2) * angle * angle) * angle
-    width, height = turning(pair.x.size, pair.y.size)
-    target_width, target_height = turning(pair.x.target_size, pair.y.target_size)
-    distance = centre_distance_slopes(pair)
-    return Slopes(
-        x=AxisSlopes(-width * factor, target_width * factor, distance.x.span, distance.x.offset),
-        y=AxisSlopes(-height * factor, target_height * factor, distance.y.span, distance.y.offset),
-    )
-
-
-def size_gap(axis: Axis) -> Tensor:
-    """The difference of the two sizes over the enclosing side, 0 without one."""
-    return ratio(measure(axis.size - axis.target_size, axis.unit), axis.span_share, 0.0)
-
-
-def squared_gap(axis: Axis) -> Tensor:
-    """The square of `size_gap`."""
-    gap = size_gap(axis)
-    return gap * gap
-
-
-def sizes_and_distance(pair: Pair) -> Tensor:
-    """EIoU: the centre distance plus, for either axis, the squared gap of the sizes."""
-    x, y = both(squared_gap, (pair.x,), (pair.y,))
-    return centre_distance(pair) + (x + y)  # type: ignore[no-any-return]
-
-
-def gap_slopes(axis: Axis, distance: AxisSlopes) -> AxisSlopes:
-    """Slopes of `squared_gap` on top of those of the centre distance: 2 gap / C, -2 gap^2 / C for a span."""
-    gap = size_gap(axis)
-    slope = 2.0 * gap * axis.unit.slope
-    return AxisSlopes(slope, -slope, distance.span - gap * slope, distance.offset)
-
-
-def sizes_and_distance_slopes(pair: Pair) -> Slopes:
-    """Slopes of `sizes_and_distance`."""
-    distance = centre_distance_slopes(pair)
-    x, y = both(gap_slopes, (pair.x, distance.x), (pair.y, distance.y))
-    return Slopes(x=x, y=y)
-
-
-class Heading(NamedTuple):
-    """The way from centre to centre, in units of the longer of its two parts; 0, 0 where they coincide."""
-
-    x: Tensor
-    y: Tensor
-    squared: Tensor
-    slope: Tensor
-
-
-def heading(pair: Pair) -> Heading:
-    """With its squared length (between 1 and 2; 1 where there is none) and the slope of its unit."""
-    apart = larger(pair.x.offset, pair.y.offset)
-    # Compared here, because the centres of ordinary boxes may coincide too.
-    unit = guarded_unit(apart, apart == 0, apart < SMALLEST)
-    x, y = both(measure, (pair.x.offset, unit), (pair.y.offset, unit))
-    squared = x * x + y * y
-    return Heading(x, y, xp.where(squared == 0, 1.0, squared), unit.slope)
-
-
-def steepness(way: Heading) -> Tensor:
-    """SIoU's gamma = 2 - Lambda; the angle cost Lambda is 0 along an axis and 1 on a diagonal."""
-    return 2.0 - 2.0 * xp.abs(way.x * way.y) / way.squared
-
-
-def nearness(axis: Axis, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """The offset over the enclosing side, 0 without one, and exp(-gamma rho), rho being its square."""
-    share = ratio(measure(axis.offset, axis.unit), axis.span_share, 0.0)
-    return share, xp.exp(-gamma * (share * share))
-
-
-def mismatch(axis: Axis) -> tuple[Tensor, Unit]:
-    """SIoU's omega, the difference of the sizes over the larger of them, and that as a unit."""
-    whole = xp.maximum(axis.size, axis.target_size)
-    unit = unit_of(whole)
-    return ratio(measure(xp.abs(axis.size - axis.target_size), unit), measure(whole, unit), 0.0), unit
-
-
-def distance_and_shape_cost(axis: Axis, gamma: Tensor) -> Tensor:
-    """SIoU's costs of one axis: 1 - exp(-gamma rho), and (1 - exp(-omega))^4."""
-    _, near = nearness(axis, gamma)
-    omega, _ = mismatch(axis)
-    unlike = 1.0 - xp.exp(-omega)
-    squared = unlike * unlike
-    return (1.0 - near) + squared * squared
-
-
-def distance_and_shape(pair: Pair) -> Tensor:
-    """SIoU: half the sum of the distance and shape costs."""
-    gamma = steepness(heading(pair))
-    x, y = both(distance_and_shape_cost, (pair.x, gamma), (pair.y, gamma))
-    return 0.5 * (x + y)  # type: ignore[no-any-return]
-
-
-def nearness_weight(axis: Axis, gamma: Tensor) -> Tensor:
-    """The slope of the distance cost at gamma: rho exp(-gamma rho)."""
-    share, near = nearness(axis, gamma)
-    return share * share * near
-
-
-def costs_slopes(axis: Axis, gamma: Tensor, own: Tensor, other: Tensor, turned: Tensor) -> AxisSlopes:
-    """Slopes of half the costs of one axis, and of gamma at this axis's part of the heading."""
-    share, near = nearness(axis, gamma)
-    pull = gamma * near * share * axis.unit.slope
-    omega, unit = mismatch(axis)
-    alike = xp.exp(-omega)
-    unlike = 1.0 - alike
-    # 0 where the sizes are equal, so that it does not matter there which one counts as larger.
-    shrink = 2.0 * (unlike * unlike * unlike) * alike * unit.slope
-    grow = shrink * (1.0 - omega)
-    is_larger = axis.size > axis.target_size
+def combined_axis(
+    at_overlap: Tensor, overlap: AxisSlopes, at_penalty: Tensor, penalty: AxisSlopes
+) -> AxisSlopes:
+    """`combined` for one axis."""
     return AxisSlopes(
-        size=xp.where(is_larger, grow, -shrink),
-        target_size=xp.where(is_larger, -shrink, grow),
-        span=-share * pull,
-        offset=pull - turned * other * ((other - own) * (other + own)),
+        at_overlap * overlap.size + at_penalty * penalty.size,
+        at_overlap * overlap.target_size + at_penalty * penalty.target_size,
+        at_overlap * overlap.span + at_penalty * penalty.span,
+        at_overlap * overlap.offset + at_penalty * penalty.offset,
     )
 
 
-def distance_and_shape_slopes(pair: Pair) -> Slopes:
-    """Slopes of `distance_and_shape`.
-
-    With the heading (a, b), the angle cost is 2 |a b| / (a^2 + b^2), and its slope at a is
-    2 sign(a b) b (b^2 - a^2) / (a^2 + b^2)^2; on an axis, where it has a kink, 0.
-    """
-    way = heading(pair)
-    gamma = steepness(way)
-    weight_x, weight_y = both(nearness_weight, (pair.x, gamma), (pair.y, gamma))
-    product = way.x * way.y
-    sign = xp.where(product > 0, 1.0, xp.where(product < 0, -1.0, 0.0))
-    turned = (weight_x + weight_y) * sign / (way.squared * way.squared) * way.slope
-    x, y = both(costs_slopes, (pair.x, gamma, way.x, way.y, turned), (pair.y, gamma, way.y, way.x, turned))
-    return Slopes(x=x, y=y)
-
-
-VARIANTS: dict[str, Variant] = {
-    "iou": Variant(no_penalty, no_slopes),
-    "giou": Variant(empty_share, empty_share_slopes),
-    "diou": Variant(centre_distance, centre_distance_slopes),
-    "ciou": Variant(aspect_and_distance, aspect_and_distance_slopes),
-    "eiou": Variant(sizes_and_distance, sizes_and_distance_slopes),
-    "siou": Variant(distance_and_shape, distance_and_shape_slopes),
-}
-"""The family: a name for `kind`, its penalty and its slopes."""
-
-
-def loss(pair: Pair, penalty: Tensor) -> Tensor:
-    """The loss of a pair: 1 - iou + penalty + inversion."""
-    return 1.0 - pair.iou + penalty + pair.inversion
-
-
-def score(pair: Pair, penalty: Tensor) -> Tensor:
-    """The score of a pair: iou - penalty, 1 for identical boxes."""
-    return pair.iou - penalty
+def combined(at_overlap: Tensor, at_penalty: Tensor, overlap: Slopes, penalty: Slopes) -> Slopes:
+    """Slopes of a loss at the pair, from its own at overlap and penalty and from theirs."""
+    x, y = both(
+        combined_axis,
+        (at_overlap, overlap.x, at_penalty, penalty.x),
+        (at_overlap, overlap.y, at_penalty, penalty.y),
+    )
+    iou = at_overlap * overlap.iou + at_penalty * penalty.iou
+    return Slopes(x, y, iou, at_overlap * overlap.fill + at_penalty * penalty.fill)
 
 
 def settle(first: Tensor, second: Tensor, larger: Tensor, smaller: Tensor) -> Tensor:
@@ -544,14 +315,13 @@ def pull_axis(axis: Axis, shares: ShareSlopes, own: AxisSlopes) -> tuple[Tensor,
 
 
 def pullback(pair: Pair, slopes: Slopes) -> tuple[Tensor, ...]:
-    """The gradient of `loss` with respect to all eight corners, in the order of `pair`'s arguments."""
+    """The gradient with respect to all eight corners, in the order of `pair`'s arguments, from slopes."""
     x, y = pair.x, pair.y
     per_union = 1.0 / floored(pair.union)
-    iou = slopes.iou - 1.0
     fill = xp.where(is_zero(x.span_share * y.span_share), 0.0, slopes.fill)
     per_area = xp.where(is_negligible(pair.union), 0.0, pair.iou * per_union)
-    intersection = iou * (per_union + per_area) - fill
-    area = fill - iou * per_area
+    intersection = slopes.iou * (per_union + per_area) - fill
+    area = fill - slopes.iou * per_area
     enclosing = -fill * pair.fill
     from_x = share_slopes(x, intersection, area, enclosing)
     from_y = share_slopes(y, intersection, area, enclosing)

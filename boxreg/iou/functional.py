@@ -14,10 +14,11 @@ from .._dtypes import promote
 from ..boxes import FORMATS, convert
 from ..decoders import AxisDecoder, Decoder, check_decoder
 from ..reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
+from ..weighting import Weighting, check_weighting
 from ._eager import score
 from ._pass import Pass
 from .backends import BACKENDS, pick
-from .family import VARIANTS
+from .variants import form_of
 
 PAIRS_PER_BLOCK = 2**18
 """Pairwise work goes in blocks of this many pairs, so that temporaries do not grow with the output."""
@@ -33,6 +34,10 @@ class OverlapOptions(TypedDict, total=False):
     dim: int
     backend: str
     decoder: Decoder | None
+    mode: str
+    alpha: float
+    inner_ratio: float | None
+    weighting: Weighting | None
 
 
 def overlap_loss(
@@ -47,10 +52,30 @@ def overlap_loss(
     dim: int = -1,
     backend: str = "auto",
     decoder: Decoder | None = None,
+    mode: str = "linear",
+    inner_ratio: float | None = None,
+    weighting: Weighting | None = None,
+    **parameters: float,
 ) -> Tensor:
     r"""The loss of a row of the family between predicted and target boxes, aligned.
 
     \[ L = 1 - \mathrm{IoU} + \mathrm{penalty} \]
+
+    `mode` says what becomes of IoU and penalty, of any row:
+
+    - `"linear"`: as above.
+    - `"log"`: \( -\log \mathrm{IoU} + \mathrm{penalty} \) (Yu et al. 2016, "UnitBox", arXiv:1608.01471).
+      Below an IoU of 2^-20 (1e-6) the logarithm goes on as its tangent, up to 14.9 where boxes do not meet.
+    - `"square"`: \( 1 - \mathrm{IoU}^2 + \mathrm{penalty} \).
+    - `"alpha"`: \( 1 - \mathrm{IoU}^\alpha + \mathrm{penalty}^\alpha \), with `alpha` (default 3) from 1 to
+      10 (He et al. 2021, "Alpha-IoU", arXiv:2110.13675). The power is that of the whole penalty, as the
+      paper writes its general form; in its CIoU, whose penalty is a sum, it raises each part by itself. The
+      whole is what every row has. A penalty above 4 (MPDIoU's, far off) goes on as the tangent. Boxes that
+      touch their targets from outside feel no pull of the IoU: its power is flat there.
+
+    `inner_ratio` takes the IoU between boxes scaled by this factor about their own centres; the penalty stays
+    that of the boxes (Zhang et al. 2023, "Inner-IoU", arXiv:2311.02877, with ratios from 0.5 to 1.5). Smaller
+    than 1, it pulls harder on boxes that nearly fit; larger, it reaches boxes that do not meet.
 
     Any finite input gives a finite loss and gradient, boxes without area and inverted boxes
     (x2 < x1) included: an inverted box never costs less than the same box with its corners sorted,
@@ -58,8 +83,7 @@ def overlap_loss(
     1 / side and saturate below a side of 2^-100.
 
     Args:
-        kind: a row of `boxreg.iou.family.VARIANTS`: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, `"eiou"`,
-            `"siou"`.
+        kind: a row of `boxreg.iou.variants.VARIANTS`, such as `"ciou"`.
         pred: predicted boxes, four coordinates along `dim`, any shape and unit, floating; with a `decoder`,
             its raw numbers.
         target: target boxes, the same shape and unit; nothing is broadcast.
@@ -73,13 +97,18 @@ def overlap_loss(
         backend: `"auto"`, or a name in `boxreg.iou.backends.BACKENDS`, which says what each is for.
         decoder: turns `pred` into boxes first. The loss and its gradient at the raw numbers are still
             found in one pass if it is an `AxisDecoder`; any other decodes through autograd.
+        mode: `"linear"`, `"log"`, `"square"` or `"alpha"`.
+        inner_ratio: from 0.1 to 10; None for the boxes themselves. NWD, which has no IoU, takes none.
+        weighting: a factor per box from its IoU, such as `FocalWeighting()`; it comes before `weight`.
+        **parameters: of the row (see its own function), and `alpha` of the mode.
 
     Returns:
         A loss per box (`pred`'s shape without `dim`), or a scalar; float32, or float64 for float64 input.
 
     Raises:
-        TypeError: if a tensor is not floating.
-        ValueError: for an unknown name, no axis of four coordinates, or shapes that differ.
+        TypeError: if a tensor is not floating, or a parameter not a number.
+        ValueError: for an unknown name, a parameter that is missing or out of its range, no axis of four
+            coordinates, or shapes that differ.
 
     Example:
         >>> import torch
@@ -88,21 +117,44 @@ def overlap_loss(
         >>> target = torch.tensor([[1.0, 0.0, 3.0, 2.0]])
         >>> overlap_loss("iou", pred, target)
         tensor([0.6667])
+        >>> overlap_loss("iou", pred, target, mode="log")
+        tensor([1.0986])
     """
-    check_choice("kind", kind, VARIANTS)
+    form = form_of(kind, mode, inner_ratio, parameters)
     check_choice("backend", backend, ("auto", *BACKENDS))
     check_choice("reduction", reduction, REDUCTIONS)
+    check_weighting(weighting)
     pred, target = prepare(pred, target, weight, fmt, dim, decoder)
     # A backend reduces in the same pass; weights, and a divisor of the user's, come after it.
-    plain = weight is None and normalizer is None
-    within = reduction if plain else "sum" if weight is None else "none"
-    wanted = Pass(kind, fmt, fmt, within)
+    by_box = weight is not None or weighting is not None
+    plain = not by_box and normalizer is None
+    wanted = Pass(form, fmt, fmt, reduction if plain else "none" if by_box else "sum")
+    factor = None if weighting is None else _factor(weighting, pred, target, weight, fmt, dim, decoder)
     if isinstance(decoder, AxisDecoder):
         wanted = wanted._replace(pred_fmt="cxcywh", scheme=decoder.scheme, settings=decoder.settings)
     elif decoder is not None:
-        pred = convert(decoder.decode(promote(pred, target)[0], dim), "cxcywh", fmt, dim)
+        pred = _decoded(decoder, pred, target, fmt, dim)
     loss = pick(backend, pred, target)(wanted, pred, target, dim)
+    loss = loss if factor is None else loss * factor.to(loss.dtype)
     return loss if plain else reduce_loss(loss, reduction, weight=weight, normalizer=normalizer)
+
+
+def _decoded(decoder: Decoder, raw: Tensor, target: Tensor, fmt: str, dim: int) -> Tensor:
+    return convert(decoder.decode(promote(raw, target)[0], dim), "cxcywh", fmt, dim)
+
+
+@torch.no_grad()
+def _factor(
+    weighting: Weighting,
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    fmt: str,
+    dim: int,
+    decoder: Decoder | None,
+) -> Tensor:
+    boxes = pred if decoder is None else _decoded(decoder, pred, target, fmt, dim)
+    return weighting(box_iou(boxes.detach(), target.detach(), fmt=fmt, dim=dim), weight)
 
 
 def prepare(
@@ -134,7 +186,9 @@ def prepare(
     )
 
 
-def box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int = -1) -> Tensor:
+def box_iou(
+    a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int = -1, **parameters: float
+) -> Tensor:
     r"""The IoU score of aligned boxes, box by box.
 
     \[ \mathrm{score} = \mathrm{IoU} - \mathrm{penalty} \]
@@ -142,9 +196,11 @@ def box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int
     Args:
         a: boxes, four coordinates along `dim`, any shape and unit; integers become float32.
         b: boxes of the same shape and unit.
-        kind: a row of the family; `"iou"` lies in [0, 1], a penalised kind may be negative.
+        kind: a row of the family; `"iou"` lies in [0, 1], a penalised kind may be negative, and `"nwd"` is
+            the NWD itself.
         fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both.
         dim: the coordinate axis.
+        **parameters: of the row, as for its loss.
 
     Returns:
         A score per pair, shape of `a` without `dim`; 0 IoU where both boxes have no area. float32, or
@@ -159,12 +215,15 @@ def box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int
         >>> box_iou(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[1, 1, 3, 3]]))
         tensor([0.1429])
     """
-    _check_metric(kind, fmt, a, b, dim)
+    form = form_of(kind, parameters=parameters)
+    _check_metric(fmt, a, b, dim)
     check_same_shape("a", a, "b", b)
-    return score(kind, *promote(a, b), fmt, dim)
+    return score(form, *promote(a, b), fmt, dim)
 
 
-def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy") -> Tensor:
+def pairwise_box_iou(
+    a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", **parameters: float
+) -> Tensor:
     """The IoU score of every box of `a` with every box of `b`.
 
     Works in blocks of rows, so that memory stays proportional to the output, also when a gradient is
@@ -175,6 +234,7 @@ def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy")
         b: boxes (..., M, 4) with the same leading axes and unit.
         kind: a row of the family, as in `box_iou`.
         fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both.
+        **parameters: of the row, as for its loss.
 
     Returns:
         Scores (..., N, M); float32, or float64 for float64 input.
@@ -190,7 +250,8 @@ def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy")
         >>> pairwise_box_iou(a, b)
         tensor([[1.0000, 0.3333, 0.0000]])
     """
-    _check_metric(kind, fmt, a, b, -1)
+    form = form_of(kind, parameters=parameters)
+    _check_metric(fmt, a, b, -1)
     if a.ndim < 2 or b.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
         raise ValueError(
             "a and b must be (..., N, 4) and (..., M, 4) with the same leading axes: "
@@ -199,7 +260,7 @@ def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy")
     a, b = promote(a, b)
 
     def block(rows: Tensor) -> Tensor:
-        return score(kind, rows.unsqueeze(-2), b.unsqueeze(-3), fmt, -1)
+        return score(form, rows.unsqueeze(-2), b.unsqueeze(-3), fmt, -1)
 
     pairs_per_row = max(b[..., 0].numel(), 1)
     rows_per_block = max(PAIRS_PER_BLOCK // pairs_per_row, 1)
@@ -218,8 +279,7 @@ def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy")
     return scores
 
 
-def _check_metric(kind: str, fmt: str, a: Tensor, b: Tensor, dim: int) -> None:
-    check_choice("kind", kind, VARIANTS)
+def _check_metric(fmt: str, a: Tensor, b: Tensor, dim: int) -> None:
     check_choice("fmt", fmt, FORMATS)
     check_boxes("a", a, dim, floating=False)
     check_boxes("b", b, dim, floating=False)

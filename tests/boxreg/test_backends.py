@@ -19,7 +19,7 @@ from boxreg.iou import _fused, backends
 from boxreg.iou._libraries import TORCH
 from boxreg.iou._one_pass import as_arguments
 from boxreg.iou._pass import Pass
-from boxreg.iou.functional import overlap_loss
+from boxreg.iou.variants import IOU, MODES, VARIANTS
 from tests.cases import (
     BACKENDS,
     DTYPES,
@@ -27,7 +27,9 @@ from tests.cases import (
     KINDS,
     REGIMES,
     eps,
+    form,
     named,
+    overlap_loss,
     pairs,
     seeded,
     to_planes,
@@ -47,10 +49,16 @@ def computes(backend: str, dtype: torch.dtype) -> None:
         pytest.skip("the kernel computes in float32")
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float, dtype: torch.dtype) -> None:
+def assert_near(
+    found: Tensor, expected: Tensor, tolerance: float, dtype: torch.dtype, least: float = 0.0
+) -> None:
     """Close, in units of the largest coordinate of each box's gradient (or of the loss, if above 1)."""
     expected = expected.double()
-    size = expected.abs().amax(-1, keepdim=True) if expected.ndim > 1 else expected.abs().clamp(min=1)
+    size = (
+        expected.abs().amax(-1, keepdim=True).clamp(min=least)
+        if expected.ndim > 1
+        else expected.abs().clamp(min=1)
+    )
     unit = torch.where((size == 0) | ~size.isfinite(), 1.0, size)
     largest = torch.finfo(dtype).max
     expected = expected.clamp(-largest, largest)
@@ -74,6 +82,20 @@ class TestSameAsEager:
         tolerance = 64 * eps(found[0].dtype) + 2 * eps(dtype)
         for part, reference in zip(found, expected, strict=True):
             assert_near(part, reference, tolerance, part.dtype)
+
+    @pytest.mark.parametrize("mode", ["log", "square", "alpha"])
+    @pytest.mark.parametrize("dtype", named((torch.float32, torch.float64)))
+    def test_modes_and_inner_boxes(self, kind: str, backend: str, mode: str, dtype: torch.dtype) -> None:
+        computes(backend, dtype)
+        inner = 0.7 if VARIANTS[kind].overlap is IOU else None
+        for regime in ("random", "identical", "nested", "touching", "point", "inverted-x", "tiny-1e-15"):
+            pred, target = pairs(regime, dtype)
+            for options in ({"mode": mode}, {"mode": mode, "inner_ratio": inner}):
+                found = value_and_gradients(kind, pred, target, backend=backend, **options)
+                expected = value_and_gradients(kind, pred, target, backend="eager", **options)
+                for part, reference in zip(found, expected, strict=True):
+                    # In some modes roundings are left of what cancels for identical boxes, of about one unit.
+                    assert_near(part, reference, 128 * eps(dtype), part.dtype, least=1.0)
 
     @pytest.mark.parametrize("fmt", FORMATS)
     def test_layouts(self, kind: str, backend: str, fmt: str) -> None:
@@ -156,8 +178,8 @@ class TestLimits:
     def test_an_operator_with_a_fake_that_tells_the_truth(self, backend: str) -> None:
         pred, target = (side.float() for side in pairs("random"))
         for wanted in (
-            Pass("ciou", "xyxy", "xyxy", of_pred=True, of_target=True),
-            Pass("giou", "cxcywh", "cxcywh", reduction="mean", of_pred=True),
+            Pass(form("nwd", "alpha"), "xyxy", "xyxy", of_pred=True, of_target=True),
+            Pass(form("giou"), "cxcywh", "cxcywh", reduction="mean", of_pred=True),
         ):
             arguments = (pred, target, backend, -1, *as_arguments(wanted))
             torch.library.opcheck(
@@ -338,7 +360,7 @@ class TestFused:
         generator = seeded(7)
         pred, target = (convert(upright(generator, 500).to(dtype), "xyxy", fmt) for _ in range(2))
         target[::5] = pred[::5]  # ties
-        wanted = Pass(kind, fmt, fmt, of_pred=True, of_target=True)
+        wanted = Pass(form(kind), fmt, fmt, of_pred=True, of_target=True)
         assert _fused.are_ordinary(pred.t(), fmt)
         short = _fused.one_pass(wanted, pred, target, -1)
         monkeypatch.setattr(_fused, "are_ordinary", lambda boxes, fmt: False)
@@ -363,7 +385,7 @@ class TestFused:
         self, block: int, dim: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pred, target = (side.reshape(5, 20, 4).movedim(-1, dim) for side in wild_pairs(100, torch.float64))
-        wanted = Pass("ciou", "xywh", "xywh", of_pred=True, of_target=True)
+        wanted = Pass(form("ciou"), "xywh", "xywh", of_pred=True, of_target=True)
         expected = _fused.one_pass(wanted, pred, target, dim)
         monkeypatch.setattr(_fused, "SMALL", 0)
         monkeypatch.setattr(_fused, "BLOCK", block)
@@ -375,7 +397,7 @@ class TestFused:
     def test_few_boxes_come_to_what_they_are_among_many(
         self, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        wanted = Pass(kind, "cxcywh", "cxcywh", of_pred=True, of_target=True)
+        wanted = Pass(form(kind), "cxcywh", "cxcywh", of_pred=True, of_target=True)
         for pred, target in (
             wild_pairs(400, torch.float32),
             (upright(seeded(3), 99), upright(seeded(4), 99)),
@@ -390,12 +412,12 @@ class TestFused:
     def test_without_numpy_torch_computes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_fused, "numpy_library", lambda: None)
         pred = torch.tensor([[0.0, 0.0, 2.0, 1.0]])
-        wanted = Pass("ciou", "xyxy", "xyxy", of_pred=True, of_target=True)
+        wanted = Pass(form("ciou"), "xyxy", "xyxy", of_pred=True, of_target=True)
         loss, *_ = _fused.one_pass(wanted, pred, torch.tensor([[0.0, 0.0, 1.0, 2.0]]), -1)
         torch.testing.assert_close(loss, torch.tensor([0.7629]), rtol=0, atol=1e-4)
 
     def test_a_program_is_much_shorter_than_the_maths_it_was_traced_from(self) -> None:
-        wanted = Pass("ciou", "xyxy", "xyxy", of_pred=True)
+        wanted = Pass(form("ciou"), "xyxy", "xyxy", of_pred=True)
         lines = _fused.program(wanted, True, TORCH).text.splitlines()[1:]
         assert len(lines) < 120  # called as it stands, the maths makes 600 tensors
 
@@ -407,13 +429,20 @@ from triton.compiler import ASTSource, compile
 from boxreg import GridCellDecoder, UnitSquareDecoder
 from boxreg.iou import _triton
 from boxreg.iou._pass import Pass
-from boxreg.iou.family import VARIANTS
+from boxreg.iou.variants import MODES, VARIANTS, form_of
 
 kernel = _triton.one_pass_kernel
 pointers = kernel.arg_names[:7]
-passes = [Pass(kind, "cxcywh", "xyxy", of_pred=True) for kind in VARIANTS]
+parameters = {
+    "mpdiou": {"image_width": 640.0, "image_height": 480.0},
+    "shapeiou": {"scale": 0.75},
+    "nwd": {"constant": 12.8},
+}
+forms = [form_of(kind, parameters=parameters.get(kind)) for kind in VARIANTS]
+forms += [form_of("ciou", mode) for mode in MODES if mode != "linear"] + [form_of("ciou", inner_ratio=0.7)]
+passes = [Pass(form, "cxcywh", "xyxy", of_pred=True) for form in forms]
 passes += [
-    Pass("ciou", "cxcywh", "xywh", "mean", decoder.scheme, decoder.settings, of_pred=True)
+    Pass(form_of("ciou"), "cxcywh", "xywh", "mean", decoder.scheme, decoder.settings, of_pred=True)
     for decoder in (UnitSquareDecoder(), GridCellDecoder())
 ]
 for wanted in passes:
@@ -448,4 +477,4 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == (len(KINDS) + 2) * 4
+    assert len(done.stdout.splitlines()) == (len(KINDS) + len(MODES) + 2) * 4

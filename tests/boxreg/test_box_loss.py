@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from boxreg import BoxLoss
+from boxreg.box_loss import DISTANCES, FARTHEST, SIZES
 from boxreg.boxes import convert
-from boxreg.iou.functional import overlap_loss
-from boxreg.losses import DISTANCES, FARTHEST, SIZES
 from tests.cases import (
     DTYPES,
     FORMATS,
     HALF_DTYPES,
     KINDS,
+    PARAMETERS,
     WAITING,
     Recorder,
     assert_all_finite,
     named,
+    overlap_loss,
     pairs,
     to_planes,
     wild_pairs,
@@ -74,7 +75,7 @@ class TestBoxLoss:
     def test_total_is_the_sum_of_the_weighted_terms(self, kind: str, reduction: str) -> None:
         pred, target = pairs("random", torch.float32)
         lambdas = {"coord": 3.0, "wh": 0.5, "iou": 7.0}
-        criterion = BoxLoss(kind, *lambdas.values(), reduction=reduction)
+        criterion = BoxLoss(kind, *lambdas.values(), reduction=reduction, **PARAMETERS.get(kind, {}))
         terms = criterion(pred, target)
         for name, factor in lambdas.items():
             assert torch.equal(terms.weighted[name], factor * terms.raw[name])

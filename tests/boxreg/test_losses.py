@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -14,17 +15,19 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 import boxreg
 from boxreg import functional
 from boxreg.boxes import convert
-from boxreg.iou.functional import overlap_loss
+from boxreg.iou.variants import IOU, VARIANTS
 from boxreg.losses import OverlapLoss
 from tests.cases import (
     FORMATS,
     KINDS,
+    PARAMETERS,
     REGIMES,
     SMOOTH,
     WAITING,
     Recorder,
     eps,
     gradient,
+    overlap_loss,
     pairs,
     seeded,
     to_planes,
@@ -45,13 +48,28 @@ MOST_PENALTY = {
     "eiou": 1 + 1 + 1 / 4,
     # Approached by a point and a flat box, both tiny beside an offset that is all but along an axis.
     "siou": (1 - math.exp(-2)) + (1 - math.exp(-1)) ** 4,
+    "wiou": math.e - 1,
+    "mpdiou": math.inf,
+    # A target so much higher than wide that all weight, which is 2, is on what lies along x.
+    "shapeiou": 2 + (1 - math.exp(-2)) ** 4 / 2,
+    "nwd": 0,
 }
-"""How far above 1 - IoU a loss of upright boxes may lie."""
+"""How far above 1 - overlap a loss of upright boxes may lie."""
 
 
-def module_of(kind: str) -> type[OverlapLoss]:
+def class_of(kind: str) -> type[OverlapLoss]:
     (name,) = [name for name in dir(boxreg) if name.lower() == f"{kind}loss"]
     return getattr(boxreg, name)  # type: ignore[no-any-return]
+
+
+def module_of(kind: str) -> Callable[..., OverlapLoss]:
+    """The module of a row, with the parameters of the tests."""
+    return partial(class_of(kind), **PARAMETERS.get(kind, {}))
+
+
+def function_of(kind: str) -> Callable[..., Tensor]:
+    """The function of a row, with the parameters of the tests."""
+    return partial(getattr(functional, f"{kind}_loss"), **PARAMETERS.get(kind, {}))
 
 
 class TestArguments:
@@ -255,23 +273,84 @@ class TestReductions:
         weight = torch.rand(pred[:, 0].shape, generator=seeded(2))
         normalizer = 5.0 if reduction == "mean" else None
         module = module_of(kind)(fmt=fmt, reduction=reduction, loss_weight=4.0, dim=1)
-        function = getattr(functional, f"{kind}_loss")
+        function = function_of(kind)
         options = {"fmt": fmt, "reduction": reduction, "weight": weight, "normalizer": normalizer, "dim": 1}
         assert torch.equal(module(pred, target, weight, normalizer), 4 * function(pred, target, **options))
 
     def test_functions_default_to_none_and_modules_to_mean(self, kind: str) -> None:
         pred, target = pairs("random", torch.float32)
-        loss = getattr(functional, f"{kind}_loss")(pred, target)
+        loss = function_of(kind)(pred, target)
         assert torch.equal(loss, overlap_loss(kind, pred, target))
         torch.testing.assert_close(module_of(kind)()(pred, target), loss.mean())
 
     def test_modules_can_be_copied_printed_and_subclassed(self, kind: str) -> None:
         pred, target = pairs("random", torch.float32)
         module = module_of(kind)(loss_weight=2.0)
-        mine = type("MyOwnLoss", (module_of(kind),), {})(loss_weight=2.0)
+        mine = type("MyOwnLoss", (class_of(kind),), {})(loss_weight=2.0, **PARAMETERS.get(kind, {}))
         for other in (copy.deepcopy(module), mine):
             assert torch.equal(other(pred, target), module(pred, target))
         assert "loss_weight=2.0" in repr(module)
+
+
+class TestParameters:
+    boxes = torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[0.5, 0, 1, 1]])
+
+    @pytest.mark.parametrize(
+        ("kind", "options", "message"),
+        [
+            ("mpdiou", {"image_width": 4}, "image_height: missing; 'mpdiou' has no default for it"),
+            ("nwd", {}, "constant: missing"),
+            ("nwd", {"constant": 0.0}, r"constant: got 0\.0, expected .* at least .* and at most"),
+            ("shapeiou", {"scale": -1}, "scale: got -1, expected a finite number of at least 0"),
+            ("ciou", {"scale": 1}, "scale: not a parameter of 'ciou' in mode 'linear', which takes none"),
+            (
+                "mpdiou",
+                {"image_width": 1, "image_height": 1, "width": 1},
+                "width: not a parameter .* takes image_width, image_height",
+            ),
+            ("ciou", {"alpha": 2}, "alpha: not a parameter of 'ciou' in mode 'linear'"),
+            ("ciou", {"mode": "alpha", "alpha": 0.5}, r"alpha: got 0\.5, expected .* at least 1"),
+            ("ciou", {"mode": "loga"}, "mode: got 'loga', expected one of .*; did you mean 'log'?"),
+            ("ciou", {"inner_ratio": 0}, "inner_ratio: got 0, expected"),
+            ("nwd", {"constant": 1, "inner_ratio": 0.7}, "inner_ratio: got 0.7, but 'nwd' has no IoU"),
+        ],
+        ids=lambda value: str(value) if isinstance(value, dict) else None,
+    )
+    def test_bad_ones_are_refused(self, kind: str, options: dict[str, object], message: str) -> None:
+        for refusing in (partial(getattr(functional, f"{kind}_loss"), *self.boxes), class_of(kind)):
+            if not (refusing is not class_of(kind) and "missing" in message):
+                with pytest.raises(ValueError, match=message):
+                    refusing(**options)
+
+    def test_the_wrong_type(self) -> None:
+        with pytest.raises(TypeError, match="constant: got str, expected a number"):
+            boxreg.NWDLoss(constant="12.8")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="weighting: got float, expected a weighting such as"):
+            boxreg.CIoULoss(weighting=0.5)  # type: ignore[arg-type]
+
+    def test_scores_take_them_and_refuse_them(self) -> None:
+        for score in (boxreg.box_iou, boxreg.pairwise_box_iou):
+            loss = functional.nwd_loss(*self.boxes, constant=2.0)
+            torch.testing.assert_close(score(*self.boxes, "nwd", constant=2.0).flatten(), 1 - loss)
+            with pytest.raises(ValueError, match="constant: missing"):
+                score(*self.boxes, "nwd")
+            with pytest.raises(ValueError, match="alpha: not a parameter of 'iou'"):
+                score(*self.boxes, alpha=2.0)
+
+    def test_modules_hand_them_on(self) -> None:
+        options = {"mode": "alpha", "alpha": 2.0, "inner_ratio": 0.7}
+        module = boxreg.CIoULoss(**options)  # type: ignore[arg-type]
+        expected = functional.ciou_loss(*self.boxes, reduction="mean", **options)  # type: ignore[arg-type]
+        assert torch.equal(module(*self.boxes), expected)
+        for setting in ("mode='alpha'", "alpha=2.0", "inner_ratio=0.7"):
+            assert setting in repr(module)
+
+    def test_box_loss_hands_them_on(self) -> None:
+        terms = boxreg.BoxLoss("nwd", constant=2.0)(*self.boxes)
+        expected = functional.nwd_loss(*self.boxes, reduction="mean", constant=2.0)
+        assert torch.equal(terms.raw["iou"], expected)
+        with pytest.raises(ValueError, match="image_width: missing"):
+            boxreg.BoxLoss("mpdiou")
 
 
 @every_kind
@@ -280,8 +359,8 @@ class TestBounds:
     def test_upright_losses_stay_in_their_range(self, kind: str, regime: str) -> None:
         pred, target = pairs(regime)
         loss = overlap_loss(kind, pred, target)
-        penalty = loss - overlap_loss("iou", pred, target)
-        for bounded, most in ((loss - penalty, 1.0), (penalty, MOST_PENALTY[kind])):
+        of_overlap = overlap_loss("iou", pred, target) if VARIANTS[kind].overlap is IOU else loss
+        for bounded, most in ((of_overlap, 1.0), (loss - of_overlap, MOST_PENALTY[kind])):
             assert (bounded >= -4 * eps(torch.float64)).all()
             assert (bounded <= most + 4 * eps(torch.float64)).all()
 

@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import boxreg
 from boxreg.boxes import convert
-from boxreg.iou.functional import overlap_loss
 from tests.cases import (
     BACKENDS,
     DTYPES,
@@ -20,9 +18,12 @@ from tests.cases import (
     REGIMES,
     WORKING_DTYPES,
     assert_all_finite,
+    box_iou,
     eps,
     gradient,
+    in_unit,
     named,
+    overlap_loss,
     pairs,
     seeded,
     sorted_corners,
@@ -105,7 +106,7 @@ class TestIdenticalBoxes:
 
     def test_small_normalised_boxes_lose_nothing_to_an_eps(self, kind: str) -> None:
         box = torch.tensor([[0.5, 0.5, 1e-4, 1e-4]])
-        assert boxreg.box_iou(box, box, kind=kind, fmt="cxcywh").item() == 1
+        assert box_iou(box, box, kind=kind, fmt="cxcywh").item() == 1
 
 
 @every_kind
@@ -117,19 +118,21 @@ class TestScale:
         pred, target = (torch.randn(500, 4, generator=generator) for _ in range(2))
         scale = 2.0**exponent
         expected = overlap_loss(kind, pred, target, fmt=fmt)
-        assert torch.equal(overlap_loss(kind, pred * scale, target * scale, fmt=fmt), expected)
+        found = overlap_loss(kind, pred * scale, target * scale, fmt=fmt, **in_unit(kind, scale))
+        assert torch.equal(found, expected)
 
     @pytest.mark.parametrize("exponent", [-60, -20, 20, 66])
     def test_gradient_is_divided_by_the_scale(self, kind: str, exponent: int) -> None:
         pred, target = pairs("random", torch.float32)
         scale = 2.0**exponent
         expected = gradient(kind, pred, target)
-        assert torch.equal(gradient(kind, pred * scale, target * scale) * scale, expected)
+        found = gradient(kind, pred * scale, target * scale, **in_unit(kind, scale))
+        assert torch.equal(found * scale, expected)
 
     @working_dtypes
     def test_coordinates_of_1e20_are_ordinary(self, kind: str, dtype: torch.dtype) -> None:
         pred, target = pairs("random", dtype)
-        found = overlap_loss(kind, (pred * 1e20), (target * 1e20))
+        found = overlap_loss(kind, (pred * 1e20), (target * 1e20), **in_unit(kind, 1e20))
         torch.testing.assert_close(found, overlap_loss(kind, pred, target), rtol=0, atol=64 * eps(dtype))
 
     def test_translation(self, kind: str) -> None:
@@ -143,8 +146,10 @@ class TestScale:
     @every_regime
     def test_symmetric(self, kind: str, regime: str) -> None:
         pred, target = pairs(regime)
-        ahead, back = overlap_loss(kind, pred, target), overlap_loss(kind, target, pred)
-        torch.testing.assert_close(ahead, back, rtol=0, atol=4 * eps(torch.float64))
+        # Shape-IoU's weights, those of the target, are 1 by default.
+        options = {"scale": 0.0} if kind == "shapeiou" else {}
+        ahead, back = overlap_loss(kind, pred, target, **options), overlap_loss(kind, target, pred, **options)
+        torch.testing.assert_close(ahead, back, rtol=4 * eps(torch.float64), atol=4 * eps(torch.float64))
 
 
 @every_kind
@@ -181,7 +186,7 @@ class TestInverted:
         for _ in range(200):
             pred = pred - 0.01 * gradient(kind, pred, target)
         assert (pred[0, 2] > pred[0, 0]).item()
-        assert boxreg.box_iou(pred, target).item() > 0
+        assert box_iou(pred, target).item() > 0
 
     def test_larger_and_inverted_is_not_free(self, kind: str) -> None:
         target = torch.tensor([[10.0, 10, 20, 20]])

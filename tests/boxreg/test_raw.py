@@ -18,7 +18,6 @@ from boxreg.iou import _fused
 from boxreg.iou._libraries import TORCH
 from boxreg.iou._one_pass import as_arguments
 from boxreg.iou._pass import Pass
-from boxreg.iou.functional import overlap_loss
 from boxreg.reduction import REDUCTIONS
 from tests.cases import (
     BACKENDS,
@@ -28,7 +27,9 @@ from tests.cases import (
     KINDS,
     assert_all_finite,
     eps,
+    form,
     named,
+    overlap_loss,
     seeded,
     uniform,
 )
@@ -276,7 +277,9 @@ class TestOnePass:
         decoder = GridCellDecoder(picture_size=(640, 480))
         raw, target = raw_and_target(decoder, torch.float32)
         for reduction in REDUCTIONS:
-            wanted = Pass("ciou", "cxcywh", "xyxy", reduction, decoder.scheme, decoder.settings, of_pred=True)
+            wanted = Pass(
+                form("ciou"), "cxcywh", "xyxy", reduction, decoder.scheme, decoder.settings, of_pred=True
+            )
             torch.library.opcheck(
                 torch.ops.boxreg.one_pass.default,
                 (raw, target, backend, 1, *as_arguments(wanted)),

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from boxreg import losses
-from boxreg.iou.family import VARIANTS
+from boxreg.iou.variants import VARIANTS
 from reference_trainer import model
 from reference_trainer.__main__ import COMMANDS, main
 from reference_trainer.config import PRESETS, LossConfig, ModelConfig, TrainConfig, load_config, save_config

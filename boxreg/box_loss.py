@@ -1,0 +1,175 @@
+"""`BoxLoss`: centre, size and overlap terms, each with its lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._checks import check_choice, check_number
+from ._dtypes import promote
+from .boxes import FORMATS, convert
+from .iou.backends import BACKENDS
+from .iou.functional import overlap_loss, prepare
+from .iou.variants import VARIANTS, form_of
+from .reduction import REDUCTIONS, Normalizer, reduce_loss
+
+
+class BoxLossTerms(NamedTuple):
+    """What `BoxLoss` returns: the total, and its terms `coord`, `wh`, `iou` without and with their lambda.
+
+    Scalars, or with `reduction="none"` a number for each box.
+    """
+
+    total: Tensor
+    raw: dict[str, Tensor]
+    weighted: dict[str, Tensor]
+
+
+SMOOTH_L1_BETA = 1 / 9
+"""Where `"smooth_l1"` turns from a parabola into a line, in the unit of the boxes."""
+
+FARTHEST = 2.0**48
+"""Coordinates beyond this (3e14) count as this in the centre and size terms: no square can overflow."""
+
+ROOT_TANGENT = 1e-6
+"""Below this size (inverted boxes too) the square root goes on as its tangent: a slope of 500 at most."""
+
+
+def _near(boxes: Tensor) -> Tensor:
+    # An infinity is not far away, it is nowhere: infinity minus itself is NaN.
+    return boxes.clamp(-FARTHEST, FARTHEST) + (boxes - boxes)
+
+
+def _mse(difference: Tensor) -> Tensor:
+    return difference * difference
+
+
+def _smooth_l1(difference: Tensor) -> Tensor:
+    return F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none", beta=SMOOTH_L1_BETA)
+
+
+def _root(size: Tensor) -> Tensor:
+    small = size < ROOT_TANGENT
+    root = torch.where(small, ROOT_TANGENT, size).sqrt()
+    tangent = (size + ROOT_TANGENT) * (0.5 / ROOT_TANGENT**0.5)
+    return torch.where(small, tangent, root)
+
+
+DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {"mse": _mse, "smooth_l1": _smooth_l1, "l1": torch.abs}
+"""What `BoxLoss` may do with a difference of coordinates."""
+
+SIZES: dict[str, Callable[[Tensor], Tensor]] = {"wh": lambda size: size, "sqrt_wh": _root}
+"""What `BoxLoss` may compare sizes on."""
+
+
+class BoxLoss(nn.Module):
+    r"""Centre, size and overlap terms, each with its lambda.
+
+    \[ L = \lambda_{coord} \sum_{x,y} d(c - c_t) + \lambda_{wh} \sum_{w,h} d(s - s_t)
+         + \lambda_{iou} L_{overlap} \]
+
+    d is a squared, smooth-L1 or absolute difference; s is the size or, as in Redmon et al. 2016, "You
+    Only Look Once" (arXiv:1506.02640), its square root. The coordinate terms are in the unit of the
+    boxes: give fractions of the picture, or their lambdas mean something else. In them, coordinates
+    beyond `FARTHEST` count as that far, so that every finite box has a finite loss.
+
+    Args:
+        overlap: a row of the IoU family, such as `"ciou"`.
+        lambda_coord: factor of the centre term.
+        lambda_wh: factor of the size term.
+        lambda_iou: factor of the overlap term.
+        distance: `"mse"`, `"smooth_l1"` (beta 1/9) or `"l1"`, for centre and size.
+        size: `"wh"`, or `"sqrt_wh"` for square roots.
+        fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for predictions and targets.
+        reduction: `"none"`, `"mean"` or `"sum"` over boxes.
+        dim: the coordinate axis.
+        backend: as in `boxreg.iou.overlap_loss`.
+        **parameters: of the row, such as `image_width`.
+
+    Raises:
+        TypeError: if a lambda or a parameter is not a number.
+        ValueError: for an unknown name, a negative or non-finite lambda, or a parameter that is missing or
+            out of its range.
+
+    Example:
+        >>> import torch
+        >>> from boxreg import BoxLoss
+        >>> criterion = BoxLoss("iou", lambda_coord=5.0, lambda_wh=5.0, lambda_iou=1.0, fmt="cxcywh")
+        >>> pred, target = torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([[0.5, 0.5, 0.4, 0.2]])
+        >>> terms = criterion(pred, target)
+        >>> {name: round(value.item(), 4) for name, value in terms.weighted.items()}
+        {'coord': 0.0, 'wh': 0.2, 'iou': 0.5}
+    """
+
+    def __init__(
+        self,
+        overlap: str = "ciou",
+        lambda_coord: float = 5.0,
+        lambda_wh: float = 5.0,
+        lambda_iou: float = 1.0,
+        *,
+        distance: str = "mse",
+        size: str = "wh",
+        fmt: str = "xyxy",
+        reduction: str = "mean",
+        dim: int = -1,
+        backend: str = "auto",
+        **parameters: float,
+    ) -> None:
+        super().__init__()
+        check_choice("overlap", overlap, VARIANTS)
+        form_of(overlap, parameters=parameters)
+        check_choice("distance", distance, DISTANCES)
+        check_choice("size", size, SIZES)
+        check_choice("fmt", fmt, FORMATS)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("backend", backend, ("auto", *BACKENDS))
+        self.lambdas = {"coord": lambda_coord, "wh": lambda_wh, "iou": lambda_iou}
+        for name, value in self.lambdas.items():
+            check_number(f"lambda_{name}", value, minimum=0)
+        self.overlap, self.numbers, self.distance, self.size = overlap, parameters, distance, size
+        self.fmt, self.reduction, self.dim, self.backend = fmt, reduction, dim, backend
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> BoxLossTerms:
+        """The total and its terms; arguments, shapes and errors as in `boxreg.iou.overlap_loss`."""
+        pred, target = promote(*prepare(pred, target, weight, self.fmt, self.dim))
+        near, target_near = _near(pred), _near(target)
+        centre, size = convert(near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
+        target_centre, target_size = convert(target_near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
+        distance, shape = DISTANCES[self.distance], SIZES[self.size]
+        per_box = {
+            "coord": distance(centre - target_centre).sum(self.dim),
+            "wh": distance(shape(size) - shape(target_size)).sum(self.dim),
+            "iou": overlap_loss(
+                self.overlap,
+                pred,
+                target,
+                fmt=self.fmt,
+                dim=self.dim,
+                backend=self.backend,
+                **self.numbers,  # type: ignore[arg-type]
+            ),
+        }
+        raw = {
+            name: reduce_loss(loss, self.reduction, weight=weight, normalizer=normalizer)
+            for name, loss in per_box.items()
+        }
+        weighted = {name: self.lambdas[name] * value for name, value in raw.items()}
+        return BoxLossTerms(weighted["coord"] + weighted["wh"] + weighted["iou"], raw, weighted)
+
+    def extra_repr(self) -> str:
+        """The settings, for `print(model)`."""
+        lambdas = ", ".join(f"lambda_{name}={value}" for name, value in self.lambdas.items())
+        return (
+            f"{self.overlap!r}, {lambdas}, distance={self.distance!r}, size={self.size!r}, fmt={self.fmt!r}"
+        )
