@@ -157,7 +157,8 @@ class TestGraphs:
         torch._dynamo.reset()
         compiled = torch.compile(step(kind), fullgraph=True, backend="aot_eager")
         loss, expected = compiled(pred, target, weight), step(kind)(pred, target, weight)
-        assert torch.equal(loss, expected)
+        # One pass adds up in blocks, a compiled graph all at once.
+        torch.testing.assert_close(loss, expected, rtol=8 * eps(torch.float32), atol=0)
         (found,), (slopes,) = torch.autograd.grad(loss, pred), torch.autograd.grad(expected, pred)
         torch.testing.assert_close(
             found, slopes, rtol=0, atol=8 * eps(torch.float32) * slopes.abs().max().item()
