@@ -251,10 +251,13 @@ def _add_up(part, partials, arrived, total, scale, CHUNK: tl.constexpr):
     tl.debug_barrier()
     if tl.atomic_add(arrived, 1, sem="acq_rel") == programs - 1:
         sums = tl.zeros((CHUNK,), tl.float32)
-        for start in range(0, programs, CHUNK):
+        start = 0
+        # The interpreter of Triton 3.6 has no `range` up to a number that is not constant.
+        while start < programs:
             place = start + tl.arange(0, CHUNK)
             # Past the first cache, which does not see what other programs wrote.
             sums += tl.load(partials + place, mask=place < programs, other=0.0, cache_modifier=".cg")
+            start += CHUNK
         tl.store(total, tl.sum(sums) * scale)
         tl.store(arrived, 0)  # for the next launch
 
