@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxreg import CIoULoss, EIoULoss, FocalWeighting, IoULoss, WIoULoss, WiseWeighting
+from boxreg import (
+    CIoULoss,
+    EIoULoss,
+    FocalWeighting,
+    IoULoss,
+    UnitSquareDecoder,
+    WIoULoss,
+    WiseWeighting,
+)
+from boxreg.boxes import convert
 from boxreg.functional import iou_loss
 from tests.cases import (
     BACKENDS,
@@ -21,7 +30,9 @@ from tests.cases import (
     gradient,
     overlap_loss,
     pairs,
+    seeded,
     to_planes,
+    upright,
     wild_pairs,
 )
 
@@ -91,6 +102,14 @@ class TestAny:
         assert torch.equal(found, expected)
         for one, other in zip(*(loss.state_dict().values() for loss in losses), strict=True):
             assert torch.equal(one, other)
+
+    def test_of_raw_numbers_it_is_that_of_their_boxes(self, name: str) -> None:
+        raw = torch.randn(20, 4, generator=seeded(1), dtype=torch.float64)
+        target = convert(upright(seeded(2), 20), "xyxy", "cxcywh")
+        decoder = UnitSquareDecoder()
+        found = CIoULoss(weighting=WEIGHTINGS[name]()).from_raw(decoder)(raw, target)
+        expected = CIoULoss(fmt="cxcywh", weighting=WEIGHTINGS[name]())(decoder.decode(raw), target)
+        torch.testing.assert_close(found, expected)
 
     def test_no_boxes(self, name: str) -> None:
         pred = torch.zeros(0, 4, requires_grad=True)
