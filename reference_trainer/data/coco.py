@@ -240,13 +240,12 @@ def _picture_folder(names: Sequence[str], root: Path, file: Path) -> Path | None
 def _whole(value: dict[str, Any], key: str) -> int:
     """A whole number that fits 64 bits; COCO's own ids are, and arrays hold them."""
     number = value.get(key)
-    if not _is_number(number) or not float(number).is_integer() or abs(number) >= 2**63:
+    # NaN is not below anything.
+    if not _is_number(number) or not abs(number) < 2**63 or number != int(number):
         raise ValueError(f"{key}: expected a whole number: {short(number)}")
     return int(number)
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether it is a number that a float can hold, be it infinite."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) < _TOO_LARGE
-    return isinstance(value, float)
+    """Whether it is a number, and not too large for a float; NaN and infinity are."""
+    return type(value) is float or (type(value) is int and abs(value) < _TOO_LARGE)

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[^\]}])")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -123,6 +124,8 @@ class JsonElements:
 
     def _next(self, at: int, end: str) -> int:
         """Go to the next element, or stay before the mark that ends the list."""
+        if comma := _COMMA.match(self._text, at):  # nearly always
+            return comma.end()
         at = self._skip(at)
         if self._text[at : at + 1] == end:
             return at

@@ -34,14 +34,14 @@ class VocFolder:
         path: the folder, or its `Annotations`.
 
     Raises:
-        DataError: if no XML file is to train on or to validate.
+        DataError: if no XML file is to train on or to validate, or if there are several data sets.
     """
 
     kind = "VOC"
     looked_for = "Annotations/*.xml (or other folders with .xml files of annotations)"
 
     def __init__(self, path: Path) -> None:
-        self.root = path.parent if path.name.lower() == "annotations" else path
+        self.root = _with_lists(path.parent if path.name.lower() == "annotations" else path)
         self._problems: list[Problem] = []
         self._xmls = self._listed() or self._by_folder()
         self.splits = sorted(self._xmls)
@@ -115,6 +115,17 @@ class VocFolder:
         for files in found.values():
             files.sort(key=_unlikeliness)
         return dict(found)
+
+
+def _with_lists(folder: Path) -> Path:
+    """The folder that holds ImageSets, which may be VOCdevkit/VOC2012 in what an archive unpacks to."""
+    found = [
+        each.parents[1] for depth in ("", "*/", "*/*/") for each in folder.glob(f"{depth}ImageSets/Main")
+    ]
+    if len(found) > 1:
+        several = ", ".join(map(str, sorted(found)))
+        raise DataError(f"{folder}: several data sets; give the path of one of them ({several})")
+    return found[0] if found else folder
 
 
 def _unlikeliness(file: str) -> tuple[bool, bool, str]:
