@@ -119,13 +119,12 @@ class VocFolder:
 
 def _with_lists(folder: Path) -> Path:
     """The folder that holds ImageSets, which may be VOCdevkit/VOC2012 in what an archive unpacks to."""
-    found = [
-        each.parents[1] for depth in ("", "*/", "*/*/") for each in folder.glob(f"{depth}ImageSets/Main")
-    ]
+    patterns = [f"{below}ImageSets/Main" for below in ("", "*/", "VOCdevkit/*/")]
+    found = {lists.parents[1] for pattern in patterns for lists in folder.glob(pattern)}
     if len(found) > 1:
         several = ", ".join(map(str, sorted(found)))
         raise DataError(f"{folder}: several data sets; give the path of one of them ({several})")
-    return found[0] if found else folder
+    return found.pop() if found else folder
 
 
 def _unlikeliness(file: str) -> tuple[bool, bool, str]:

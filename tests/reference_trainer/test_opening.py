@@ -49,12 +49,9 @@ def write_voc(splits: dict[str, ToyPictures], root: Path) -> None:
         names = []
         for index in range(len(source)):
             picture, name = source[index], f"{split}_{index:04d}"
-            objects = [
-                voc_object((int(x1) + 1, int(y1) + 1, int(x2), int(y2)), source.names[label])
-                for (x1, y1, x2, y2), label in zip(
-                    picture.boxes.tolist(), picture.labels.tolist(), strict=True
-                )
-            ]
+            boxes = (picture.boxes.int() + torch.tensor([1, 1, 0, 0])).tolist()
+            labels = [source.names[label] for label in picture.labels]
+            objects = [voc_object(box, label) for box, label in zip(boxes, labels, strict=True)]
             add_voc(root, name, *objects, size=(SIDE, SIDE))
             save(picture.image, root / f"JPEGImages/{name}.png")
             names.append(name)
