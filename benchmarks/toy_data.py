@@ -35,9 +35,8 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {platform.system()} {platform.release()}")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}")
     median = statistics.median(rates)
-    print(
-        f"side {args.side}, up to {args.objects} objects: {median:.0f} pictures/s (slowest {rates[0]:.0f}, fastest {rates[-1]:.0f})"
-    )
+    what = f"side {args.side}, up to {args.objects} objects"
+    print(f"{what}: {median:.0f} pictures/s (slowest {rates[0]:.0f}, fastest {rates[-1]:.0f})")
 
 
 if __name__ == "__main__":

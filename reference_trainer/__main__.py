@@ -33,6 +33,8 @@ COMMAND --help lists a command's options. The last line on standard output is on
 """
 
 DATA_DESCRIPTION = """\
+usage: reference_trainer data check|write
+
   reference_trainer data check PATH     list all that is wrong with a data set: YOLO, COCO or Pascal VOC
   reference_trainer data write FOLDER   write the toy pictures as a YOLO folder
 
