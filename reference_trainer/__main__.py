@@ -22,13 +22,23 @@ DESCRIPTION = """\
 Train a box regressor and show what came of it.
 
   reference_trainer train                      the toy task, nothing needed
-  reference_trainer train --data FOLDER        your pictures, a YOLO folder
+  reference_trainer train --data PATH          your pictures: YOLO, COCO or Pascal VOC
   reference_trainer train --preset baseline    the set-up that got stuck
   reference_trainer evaluate RUN
   reference_trainer predict RUN PICTURE ...
-  reference_trainer data FOLDER                write the toy pictures as a YOLO folder
+  reference_trainer data check PATH            list all that is wrong with your pictures and labels
+  reference_trainer data write FOLDER          write the toy pictures as a YOLO folder
 
 COMMAND --help lists a command's options. The last line on standard output is one JSON object.
+"""
+
+DATA_DESCRIPTION = """\
+usage: reference_trainer data check|write
+
+  reference_trainer data check PATH     list all that is wrong with a data set: YOLO, COCO or Pascal VOC
+  reference_trainer data write FOLDER   write the toy pictures as a YOLO folder
+
+data check --help and data write --help list their options.
 """
 
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
@@ -52,7 +62,7 @@ class EvaluateOptions:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     data: Path | None = None
-    """Another YOLO folder to score on, instead of the one trained on."""
+    """Another data set to score on, instead of the one trained on."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA where there is one."""
 
@@ -72,7 +82,15 @@ class PredictOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class CheckOptions:
+    """List all that is wrong with a data set; every picture is decoded. Ends with 1 if anything is."""
+
+    path: tyro.conf.Positional[Path]
+    """YOLO (a folder with data.yaml), COCO (a JSON file or its folder) or Pascal VOC (a folder)."""
+
+
+@dataclass(frozen=True)
+class WriteOptions:
     """Write the toy pictures as a YOLO folder with a data.yaml."""
 
     path: tyro.conf.Positional[Path]
@@ -83,6 +101,8 @@ class DataOptions:
     """Side of a picture in pixels."""
     seed: int = 0
     """Decides the pictures."""
+    objects: int = 1
+    """Most objects in a picture; above 1, one picture in twenty has none."""
 
 
 def train(arguments: list[str]) -> int:
@@ -134,18 +154,40 @@ def predict(arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
-    """The command `data`."""
-    options = tyro.cli(DataOptions, args=arguments, prog="reference_trainer data")
+    """The command `data`: its first argument says what about it."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(DATA_DESCRIPTION, end="")
+        return 0
+    return choose(arguments[0], DATA_COMMANDS, "data ")(arguments[1:])
+
+
+def check(arguments: list[str]) -> int:
+    """The command `data check`."""
+    options = tyro.cli(CheckOptions, args=arguments, prog="reference_trainer data check")
+
+    from .data.checking import check_data
+    from .report import print_result
+
+    result, lines = check_data(options.path)
+    for line in lines:
+        print(line)
+    print_result(result)
+    return 1 if result["problems"] else 0
+
+
+def write(arguments: list[str]) -> int:
+    """The command `data write`."""
+    options = tyro.cli(WriteOptions, args=arguments, prog="reference_trainer data write")
 
     from .data import toy_splits, write_yolo_folder
     from .data.toy import MIN_SIDE
     from .report import print_result
 
-    for name, least in (("pictures", 5), ("size", MIN_SIDE)):
+    for name, least in (("pictures", 5), ("size", MIN_SIDE), ("objects", 1)):
         if getattr(options, name) < least:
             raise UserError(f"{name}: got {getattr(options, name)}, expected at least {least}")
     try:
-        splits = toy_splits(options.pictures, options.size, options.seed)
+        splits = toy_splits(options.pictures, options.size, options.seed, options.objects)
         write_yolo_folder(splits, options.path)
     except (FileExistsError, ValueError) as error:
         raise UserError(str(error)) from error
@@ -153,12 +195,29 @@ def data(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
+Command = Callable[[list[str]], int]
+
+DATA_COMMANDS: dict[str, Command] = {"check": check, "write": write}
+
+COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "data": data,
 }
+
+
+def choose(name: str, commands: dict[str, Command], prefix: str = "") -> Command:
+    """The command of a name.
+
+    Raises:
+        UserError: if there is none; it says which one may be meant.
+    """
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(commands)}"
+        raise UserError(f"unknown command {prefix + name!r}; {hint}")
+    return commands[name]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,20 +227,16 @@ def main(arguments: list[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(DESCRIPTION, end="")
         return 0
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
-        print(f"reference_trainer: unknown command {command!r}; {hint}", file=sys.stderr)
-        return 2
     # A wrong value is named with what was expected; pydantic's web page about it says no more.
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     try:
-        return COMMANDS[command](arguments[1:])
+        return choose(command, COMMANDS)(arguments[1:])
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return STOPPED["SIGINT"]
     except (UserError, OSError) as error:
-        print(f"reference_trainer {command}: {error}", file=sys.stderr)
+        known = f" {command}" if command in COMMANDS else ""
+        print(f"reference_trainer{known}: {error}", file=sys.stderr)
         return 2
 
 

@@ -35,7 +35,10 @@ class DataConfig(Settings):
     """Where the pictures come from and how large they are."""
 
     path: Annotated[Path | None, tyro.conf.arg(aliases=["--data"], metavar="PATH")] = None
-    """A YOLO folder (or its data.yaml); without one the toy pictures are generated."""
+    """YOLO (a folder with data.yaml), COCO (a JSON file or its folder) or Pascal VOC (a folder); without one
+    the toy pictures are generated. One picture in five is validated on if the data does not say which."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """stop: list all that is wrong with the data, train nothing; skip: leave out each bad box or picture."""
     size: Annotated[int, Field(ge=32)] = 128
     """Side of the square that pictures are letterboxed to, in pixels; a multiple of 16."""
     pictures: Annotated[int, Field(ge=5)] = 1200
@@ -59,6 +62,8 @@ class DataConfig(Settings):
     def _pictures_are_toys(self) -> Self:
         if self.path is not None:
             self.refuse_unused("pictures", f"none is generated: they come from {self.path}")
+        else:
+            self.refuse_unused("on_error", "generated pictures have no errors")
         return self
 
 

@@ -53,16 +53,18 @@ def evaluate(model: nn.Module, loader: Batches, device: torch.device) -> Scores:
 
 
 def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str, Any]:
-    """Score a run on its own validation pictures, or on those of another YOLO folder.
+    """Score a run on its own validation pictures, or on those of another data set.
 
     Raises:
         UserError: if the run, its data or the device cannot be used.
     """
     config, model, _ = load_run(folder)
     device = pick_device(device_name)
-    where = DataConfig(path=data, size=config.data.size) if data else config.data
-    sources, _ = open_sources(where, config.seed, splits=["val"])
-    validation = val_loader(Squares(sources["val"], config.data.size))
+    where = config.data
+    if data:
+        where = DataConfig(path=data, size=where.size, on_error=where.on_error)
+    opened = open_sources(where, config.seed, splits=["val"])
+    validation = val_loader(Squares(opened.splits["val"], config.data.size))
     started = time.perf_counter()
     scores = evaluate(model.to(device), validation, device)
     if not scores.iou.isfinite().all():

@@ -64,12 +64,19 @@ class RunReport:
             transient=True,
         )
 
-    def start(self, model: nn.Module, pictures: dict[str, Squares], left_out: dict[str, LeftOut]) -> None:
-        """Say what is about to be trained, and on what."""
-        self._data: dict[str, dict[str, Any]] = {
+    def start(
+        self,
+        model: nn.Module,
+        pictures: dict[str, Squares],
+        left_out: dict[str, LeftOut],
+        problems: Sequence[str],
+    ) -> None:
+        """Say what is about to be trained, on what, and what of it was skipped."""
+        self._data: dict[str, Any] = {
             "pictures": {split: len(squares) for split, squares in pictures.items()},
             "left_out": {split: left._asdict() for split, left in left_out.items()},
             "clipped_boxes": {split: squares.source.clipped for split, squares in pictures.items()},
+            "data_problems": len(problems),
         }
         parameters = sum(parameter.numel() for parameter in model.parameters())
         counts = ", ".join(f"{len(squares)} {split}" for split, squares in pictures.items())
@@ -78,6 +85,10 @@ class RunReport:
             f"{self.epochs} epochs of {self.steps_per_epoch} steps; run {self.folder}",
             soft_wrap=True,
         )
+        if problems:
+            listing = self.folder / "data_problems.txt"
+            listing.write_text("".join(f"{problem}\n" for problem in problems))
+            console.print(f"skipped {len(problems)} bad boxes or pictures; see {listing}", soft_wrap=True)
         for split, left in left_out.items():
             if any(left):
                 several, none = left.several_boxes, left.no_box

@@ -93,7 +93,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     criterion = Criterion(config.loss)
 
-    sources, left_out = open_sources(config.data, config.seed)
+    sources, left_out, problems = open_sources(config.data, config.seed)
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
     loader, batches = train_loader(pictures["train"], config)
     validation = val_loader(pictures["val"])
@@ -106,7 +106,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     learner = build_learner(config, pictures["train"].prior(), criterion, total_steps, device)
     report = RunReport(config, task_name(config.data.path), len(loader))
     save_config(config, report.folder / CONFIG)
-    report.start(learner.model, pictures, left_out)
+    report.start(learner.model, pictures, left_out, problems)
 
     stopping = EarlyStopping(config.patience)
     best: Scores | None = None

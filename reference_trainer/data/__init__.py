@@ -1,5 +1,7 @@
-"""Data sets: one interface, generated toy pictures, YOLO folders."""
+"""Data sets: one interface, generated toy pictures, YOLO, COCO and VOC files."""
 
+from .opening import OpenedData as OpenedData
+from .opening import open_data as open_data
 from .sample import DataError as DataError
 from .sample import LeftOut as LeftOut
 from .sample import Letterbox as Letterbox
@@ -11,6 +13,4 @@ from .sample import letterbox as letterbox
 from .sample import one_box_only as one_box_only
 from .toy import ToyPictures as ToyPictures
 from .toy import toy_splits as toy_splits
-from .yolo import YoloFolder as YoloFolder
-from .yolo import open_yolo_splits as open_yolo_splits
-from .yolo import write_yolo_folder as write_yolo_folder
+from .writing import write_yolo_folder as write_yolo_folder

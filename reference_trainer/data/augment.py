@@ -16,6 +16,9 @@ from ..config import AugmentConfig
 WINDOW_DRAWS = 7
 """Random numbers that decide one picture's window: crop, zoom, shift in x and y, three flips."""
 
+LEAST_SHARE, LEAST_SIDE = 0.25, 2.0
+"""An object is removed if less than this share of its box is left, or less than so many pixels either way."""
+
 
 class Window(NamedTuple):
     """The part of each picture that becomes the new picture.
@@ -30,15 +33,14 @@ class Window(NamedTuple):
     diagonal: Tensor
     side: float
 
-    def boxes(self, boxes: Tensor) -> Tensor:
-        """Boxes (B, 4), xyxy in pixels, as they lie in the new pictures."""
-        low, high = ((end - self.start) * (self.side / self.window) for end in boxes.chunk(2, dim=1))
-        low, high = (
-            torch.where(self.mirrored, self.side - high, low),
-            torch.where(self.mirrored, self.side - low, high),
-        )
-        low, high = (torch.where(self.diagonal, end.flip(1), end) for end in (low, high))
-        return torch.cat([low, high], dim=1).clamp(0.0, self.side)
+    def boxes(self, boxes: Tensor, owner: Tensor) -> Tensor:
+        """Boxes (K, 4), xyxy in pixels, of the pictures `owner` (K,), as they lie in the new ones, uncut."""
+        start, scale = self.start[owner], self.side / self.window[owner]
+        mirrored, diagonal = self.mirrored[owner], self.diagonal[owner]
+        low, high = ((end - start) * scale for end in boxes.chunk(2, dim=1))
+        low, high = torch.where(mirrored, self.side - high, low), torch.where(mirrored, self.side - low, high)
+        low, high = (torch.where(diagonal, end.flip(1), end) for end in (low, high))
+        return torch.cat([low, high], dim=1)
 
     def pictures(self, images: Tensor) -> Tensor:
         """The new pictures, uint8 (B, 3, S, S), all in one resampling."""
@@ -57,27 +59,30 @@ class Window(NamedTuple):
         return moved.round_().to(images.dtype)
 
 
-def draw_window(boxes: Tensor, side: float, draws: Tensor, config: AugmentConfig) -> Window:
-    """Flip, zoom, shift and crop, each picture in its own way; every object stays whole.
+def draw_window(kept: Tensor, reach: Tensor, side: float, draws: Tensor, config: AugmentConfig) -> Window:
+    """Flip, zoom, shift and crop, each picture in its own way; one object of each stays whole.
 
     Args:
-        boxes: one box a picture (B, 4), xyxy in pixels.
+        kept: the box of that object (B, 4), xyxy in pixels.
+        reach: of all objects of a picture together, the box (B, 4), xyxy in pixels.
         side: of the pictures in pixels.
         draws: (B, WINDOW_DRAWS), uniform in [0, 1).
         config: the strengths.
     """
-    low, high = boxes.chunk(2, dim=1)
-    kept = config.crop + (1.0 - config.crop) * draws[:, 0:1]
-    window = side * kept / (1.0 + config.scale * (2.0 * draws[:, 1:2] - 1.0))
-    extent = (high - low).amax(1, keepdim=True)
-    window = torch.where(extent < side, torch.maximum(window, extent), side)
+    low, high = kept.chunk(2, dim=1)
+    nearest, farthest = reach.chunk(2, dim=1)
+    share = config.crop + (1.0 - config.crop) * draws[:, 0:1]
+    window = side * share / (1.0 + config.scale * (2.0 * draws[:, 1:2] - 1.0))
+    window = torch.maximum(window, (high - low).amax(1, keepdim=True))
+    across = ((nearest <= 0) & (farthest >= side)).any(1, keepdim=True)
+    window = torch.where(across, window.clamp(max=side), window)
 
-    play = (0.5 * (1.0 - kept) + config.translate) * side
+    play = (0.5 * (1.0 - share) + config.translate) * side
     start = 0.5 * (side - window) + play * (2.0 * draws[:, 2:4] - 1.0)
-    # All of the object in the window, and no window past an edge that the object touches: repeated beyond
+    # All of the object in the window, and no window past an edge that an object touches: repeated beyond
     # the edge, the object would outgrow its box.
-    first = torch.where(low > 0, high - window, 0.0)
-    last = torch.where(high < side, low, side - window)
+    first = torch.where(nearest > 0, high - window, (high - window).clamp(min=0.0))
+    last = torch.where(farthest < side, low, torch.minimum(low, side - window))
     start = torch.minimum(torch.maximum(start, first), last)
     mirrored = draws[:, 4:6] < torch.tensor([config.hflip, config.vflip])
     return Window(start, window, mirrored, draws[:, 6:7] < config.dflip, side)
@@ -102,10 +107,14 @@ class Augmentation:
             (config.hflip, config.vflip, config.dflip, config.scale, config.translate, config.crop < 1)
         )
 
-    def __call__(self, images: Tensor, boxes: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Augment pictures uint8 (B, 3, S, S) with a box each (B, 4), xyxy in pixels.
+    def __call__(
+        self, images: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], seeds: Sequence[int]
+    ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+        """Augment pictures uint8 (B, 3, S, S), each with boxes (K, 4), xyxy in pixels, and labels (K,).
 
-        What happens to a picture depends on its own seed alone.
+        What happens to a picture depends on its own seed alone. One of its objects, drawn by lot, stays
+        whole, so that a picture does not lose all it has. The others are cut at the new edges, and removed
+        with their labels if less than a quarter is left of them, or less than 2 pixels either way.
         """
         drawn, coloured = [], []
         for image, seed in zip(images, seeds, strict=True):
@@ -115,9 +124,31 @@ class Augmentation:
             drawn.append(draws)
         images = torch.stack(coloured)
         if not self.moves:
-            return images, boxes
-        window = draw_window(boxes, float(images.shape[-1]), torch.tensor(drawn), self.config)
-        return window.pictures(images), window.boxes(boxes)
+            return images, boxes, labels
+        side, counts = float(images.shape[-1]), torch.tensor([len(each) for each in boxes])
+        owner, flat = torch.arange(len(counts)).repeat_interleave(counts), torch.cat(list(boxes))
+        lot = torch.tensor([seed % max(len(each), 1) for each, seed in zip(boxes, seeds, strict=True)])
+        whole = (counts.cumsum(0) - counts + lot)[counts > 0]
+        kept = torch.full((len(counts), 4), side / 2)
+        kept[counts > 0] = flat[whole]
+        window = draw_window(kept, _reach(flat, owner, kept), side, torch.tensor(drawn), self.config)
+
+        moved = window.boxes(flat, owner)
+        cut = moved.clamp(0.0, side)
+        size, size_before = cut[:, 2:] - cut[:, :2], moved[:, 2:] - moved[:, :2]
+        stays = (size >= LEAST_SIDE).all(1) & (size.prod(1) >= LEAST_SHARE * size_before.prod(1))
+        stays[whole] = True
+        left: list[int] = torch.bincount(owner[stays], minlength=len(counts)).tolist()
+        boxes, labels = (torch.split(rows[stays], left) for rows in (cut, torch.cat(list(labels))))
+        return window.pictures(images), boxes, labels
+
+
+def _reach(boxes: Tensor, owner: Tensor, start: Tensor) -> Tensor:
+    """The box (B, 4) around all boxes of a picture and `start` (B, 4); `owner` (K,) says whose each is."""
+    rows = owner[:, None].expand(-1, 2)
+    low = start[:, :2].scatter_reduce(0, rows, boxes[:, :2], "amin")
+    high = start[:, 2:].scatter_reduce(0, rows, boxes[:, 2:], "amax")
+    return torch.cat([low, high], dim=1)
 
 
 @contextmanager

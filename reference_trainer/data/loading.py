@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from mmap import mmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,19 +19,26 @@ from boxreg import BoxHead, convert
 
 from ..config import DataConfig, TrainConfig
 from .augment import Augmentation
-from .sample import DataError, LeftOut, PictureSource, letterbox, one_box_only
+from .opening import open_data
+from .sample import Counts, DataError, LeftOut, PictureSource, letterbox, one_box_only
 from .toy import toy_splits
-from .yolo import open_yolo_splits
 
 MEMORY_BUDGET = 2**30
 """Letterboxed pictures are kept in memory up to this many bytes; a larger set is decoded as it is used."""
-
 
 CORES_OF_A_STEP, MOST_WORKERS = 2, 4
 """On two cores a worker takes more from the step than it saves; beyond them it comes for free."""
 
 PRIOR_PICTURES = 1000
 """The prior box is the median of at most this many boxes."""
+
+
+class Sample(NamedTuple):
+    """A square picture uint8 (3, S, S) with boxes (K, 4), xyxy in its pixels, and labels (K,)."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
 
 
 class Batch(NamedTuple):
@@ -39,64 +48,121 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-Batches = DataLoader[tuple[Tensor, Tensor]]
-"""A loader that yields a `Batch` for each batch of samples."""
+class ObjectBatch(NamedTuple):
+    """Pictures uint8 (B, 3, S, S), and each one's boxes (K, 4), xyxy in pixels, and labels (K,)."""
+
+    images: Tensor
+    boxes: list[Tensor]
+    labels: list[Tensor]
 
 
-class Squares(Dataset[tuple[Tensor, Tensor]]):
-    """The pictures of a source, one box each, letterboxed to one size.
+Batches = DataLoader[Sample]
+"""A loader that yields a `Batch` for each batch of samples, or an `ObjectBatch`."""
+
+Collate = Callable[[list[Sample]], Batch | ObjectBatch]
+
+
+class Squares(Dataset[Sample]):
+    """The pictures of a source, letterboxed to one size.
+
+    Each is decoded when it is first asked for. A set that fits into the memory budget is kept from then on,
+    in memory that forked workers share.
 
     Args:
-        source: pictures with exactly one box.
+        source: the pictures.
         size: side of the square in pixels.
     """
 
     def __init__(self, source: PictureSource, size: int) -> None:
         self.source, self.size = source, size
         fits = len(source) * 3 * size * size <= MEMORY_BUDGET
-        self.kept = [self._load(index) for index in range(len(source))] if fits else None
+        self.kept = KeptSamples(source.box_counts, size) if fits and len(source) else None
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Picture uint8 (3, S, S) and box (4,), xyxy in pixels of the square."""
-        return self._load(index) if self.kept is None else self.kept[index]
+    def __getitem__(self, index: int) -> Sample:
+        """A picture with its boxes; what it holds is not to be changed."""
+        if self.kept is None:
+            return self._load(index)
+        if not self.kept.filled[index]:
+            self.kept.put(index, self._load(index))
+        return self.kept.get(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is not forked cannot share the memory; it decodes as it goes.
+        return self.__dict__ | {"kept": None}
 
     def prior(self) -> tuple[float, float, float, float]:
         """The median box (cx, cy, w, h) of the first pictures, as fractions of the square."""
-        boxes = torch.stack([self[index][1] for index in range(min(len(self), PRIOR_PICTURES))])
+        boxes = torch.cat([self[index].boxes for index in range(min(len(self), PRIOR_PICTURES))])
         return BoxHead.prior_from(boxes / self.size, fmt="xyxy")
 
-    def _load(self, index: int) -> tuple[Tensor, Tensor]:
+    def _load(self, index: int) -> Sample:
         picture = self.source[index]
         image, boxes, _ = letterbox(picture.image, picture.boxes, self.size)
-        return image, boxes[0]
+        return Sample(image, boxes, picture.labels)
 
 
-class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
+class KeptSamples:
+    """Room for samples in memory that is shared with the processes forked later.
+
+    Two processes that put the same sample write the same bytes.
+
+    Args:
+        box_counts: the number of boxes of each sample.
+        size: side of the pictures in pixels.
+    """
+
+    def __init__(self, box_counts: Counts, size: int) -> None:
+        count, self._starts = len(box_counts), np.concatenate([[0], np.cumsum(box_counts)])
+        boxes = int(self._starts[-1])
+        self.filled = _shared(torch.bool, count)
+        self._images = _shared(torch.uint8, count, 3, size, size)
+        self._boxes, self._labels = _shared(torch.float32, boxes, 4), _shared(torch.int64, boxes)
+
+    def put(self, index: int, sample: Sample) -> None:
+        """Keep a sample."""
+        rows = slice(self._starts[index], self._starts[index + 1])
+        self._images[index], self._boxes[rows], self._labels[rows] = sample
+        self.filled[index] = True
+
+    def get(self, index: int) -> Sample:
+        """A sample that was put before."""
+        rows = slice(self._starts[index], self._starts[index + 1])
+        return Sample(self._images[index], self._boxes[rows], self._labels[rows])
+
+
+def _shared(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Zeros in memory that forked processes share; unlike /dev/shm it has no limit of its own."""
+    size = math.prod(shape)
+    memory = mmap(-1, max(size, 1) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype, count=max(size, 1))[:size].view(shape)
+
+
+class TrainingSamples(Dataset[Sample]):
     """Augmented squares; what is drawn depends on (seed, epoch, index) alone, not on workers or order.
 
     Args:
         squares: the pictures.
-        augmentation: applied to picture and box together.
+        augmentation: applied to picture and boxes together.
         seed: of the run.
     """
 
     def __init__(self, squares: Squares, augmentation: Augmentation, seed: int) -> None:
         self.squares, self.augmentation, self.seed = squares, augmentation, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         (sample,) = self.__getitems__([key])
         return sample
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
         """The samples of a batch: a DataLoader asks for them together."""
-        images, boxes = zip(*(self.squares[index] for _, index in keys), strict=True)
+        images, boxes, labels = zip(*(self.squares[index] for _, index in keys), strict=True)
         # Python hashes integers, and tuples of them, the same way in every process.
         seeds = [hash((self.seed, *key)) % 2**63 for key in keys]
-        augmented = self.augmentation(torch.stack(images), torch.stack(boxes), seeds)
-        return list(zip(*augmented, strict=True))
+        augmented = self.augmentation(torch.stack(images), boxes, labels, seeds)
+        return list(map(Sample, *augmented))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -115,14 +181,22 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
 
 
-def to_batch(samples: list[tuple[Tensor, Tensor]]) -> Batch:
-    """Stack samples and bring their boxes to fractions of the square."""
-    images = torch.stack([image for image, _ in samples])
-    boxes = torch.stack([box for _, box in samples])
+def to_batch(samples: list[Sample]) -> Batch:
+    """Stack samples of one box each, and bring the boxes to fractions of the square."""
+    images = torch.stack([sample.image for sample in samples])
+    boxes = torch.cat([sample.boxes for sample in samples])
     return Batch(images, convert(boxes / images.shape[-1], "xyxy", "cxcywh"))
 
 
-def train_loader(squares: Squares, config: TrainConfig) -> tuple[Batches, EpochBatches]:
+def to_object_batch(samples: list[Sample]) -> ObjectBatch:
+    """Stack the pictures of samples with any number of boxes, and list their boxes and labels."""
+    images, boxes, labels = zip(*samples, strict=True)
+    return ObjectBatch(torch.stack(images), list(boxes), list(labels))
+
+
+def train_loader(
+    squares: Squares, config: TrainConfig, collate: Collate = to_batch
+) -> tuple[Batches, EpochBatches]:
     """Batches of augmented pictures, and the sampler that must be told the epoch."""
     sampler = EpochBatches(len(squares), config.batch_size, config.seed)
     samples = TrainingSamples(squares, Augmentation(config.augment), config.seed)
@@ -134,7 +208,7 @@ def train_loader(squares: Squares, config: TrainConfig) -> tuple[Batches, EpochB
         batch_sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=to_batch,
+        collate_fn=collate,
         worker_init_fn=_start_worker,
         # Its own: a loader draws from it, how often depends on the workers, and dropout must not notice.
         generator=torch.Generator(),
@@ -142,38 +216,45 @@ def train_loader(squares: Squares, config: TrainConfig) -> tuple[Batches, EpochB
     return loader, sampler
 
 
-def val_loader(squares: Squares) -> Batches:
+def val_loader(squares: Squares, collate: Collate = to_batch) -> Batches:
     """Batches of pictures as they are, in order."""
-    return DataLoader(squares, batch_size=64, collate_fn=to_batch)
+    return DataLoader(squares, batch_size=64, collate_fn=collate)
 
 
-def open_sources(
-    config: DataConfig, seed: int, splits: Sequence[str] = ("train", "val")
-) -> tuple[dict[str, PictureSource], dict[str, LeftOut]]:
-    """The splits with one-box pictures only, and what was left out of each.
+class Opened(NamedTuple):
+    """Pictures to train or validate on, what was left out of each split, and what was skipped as bad."""
+
+    splits: dict[str, PictureSource]
+    left_out: dict[str, LeftOut]
+    problems: list[str]
+
+
+def open_sources(config: DataConfig, seed: int, splits: Sequence[str] = ("train", "val")) -> Opened:
+    """The splits with one-box pictures only.
 
     Raises:
         DataError: if a folder, a label or a picture is broken, or a split has no one-box picture.
     """
     opened: Mapping[str, PictureSource]
+    problems: list[str] = []
     if config.path is None:
         opened = toy_splits(config.pictures, config.size, seed)
     else:
-        opened = open_yolo_splits(config.path, splits)
+        found = open_data(config.path, splits, skip_bad=config.on_error == "skip")
+        opened, problems = found.splits, found.problems
     chosen = {name: one_box_only(opened[name]) for name in splits}
     empty = [name for name, (subset, _) in chosen.items() if not len(subset)]
     if empty:
         raise DataError(*(f"{config.path}: {name}: no picture with exactly one box" for name in empty))
-    return {name: subset for name, (subset, _) in chosen.items()}, {
-        name: left_out for name, (_, left_out) in chosen.items()
-    }
+    kept: dict[str, PictureSource] = {name: subset for name, (subset, _) in chosen.items()}
+    return Opened(kept, {name: left_out for name, (_, left_out) in chosen.items()}, problems)
 
 
 def task_name(path: Path | None) -> str:
     """A short name of what is trained on: "toy", or the name of the folder."""
     if path is None:
         return "toy"
-    folder = path.parent if path.suffix in (".yaml", ".yml") else path
+    folder = path.parent if path.suffix in (".yaml", ".yml", ".json") else path
     return folder.resolve().name
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from io import BytesIO
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import SEEK_END, BytesIO
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -17,7 +19,12 @@ from ..errors import UserError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 GREY = 114
 
+Counts = npt.NDArray[np.int64]
+"""A number for each picture."""
+
 _SHOWN = 20
+_ORIENTATION = 0x0112
+_ON_THE_SIDE = (5, 6, 7, 8)
 
 
 class DataError(UserError):
@@ -65,7 +72,7 @@ class PictureSource(Protocol):
         ...
 
     @property
-    def box_counts(self) -> Sequence[int]:
+    def box_counts(self) -> Counts:
         """The number of boxes of each picture."""
         ...
 
@@ -87,9 +94,9 @@ class Subset:
         indices: which of them.
     """
 
-    def __init__(self, source: PictureSource, indices: Sequence[int]) -> None:
+    def __init__(self, source: PictureSource, indices: Sequence[int] | Counts) -> None:
         self.source = source
-        self.indices = list(indices)
+        self.indices = np.asarray(indices, dtype=np.int64)
 
     @property
     def names(self) -> list[str]:
@@ -97,10 +104,9 @@ class Subset:
         return self.source.names
 
     @property
-    def box_counts(self) -> Sequence[int]:
+    def box_counts(self) -> Counts:
         """The number of boxes of each picture."""
-        counts = self.source.box_counts
-        return [counts[index] for index in self.indices]
+        return self.source.box_counts[self.indices]
 
     @property
     def clipped(self) -> int:
@@ -111,7 +117,7 @@ class Subset:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Picture:
-        return self.source[self.indices[index]]
+        return self.source[int(self.indices[index])]
 
 
 class LeftOut(NamedTuple):
@@ -128,9 +134,8 @@ def one_box_only(source: PictureSource) -> tuple[Subset, LeftOut]:
         The pictures kept, in their order, and the counts of those left out.
     """
     counts = source.box_counts
-    kept = [index for index, count in enumerate(counts) if count == 1]
-    no_box = sum(count == 0 for count in counts)
-    return Subset(source, kept), LeftOut(no_box, len(counts) - len(kept) - no_box)
+    kept = np.flatnonzero(counts == 1)
+    return Subset(source, kept), LeftOut(int((counts == 0).sum()), int((counts > 1).sum()))
 
 
 class Letterbox(NamedTuple):
@@ -207,11 +212,8 @@ def decode_picture(path: Path) -> Tensor:
     Raises:
         DataError: if the file cannot be read, or is broken or truncated.
     """
-    try:
+    with _naming(path):
         data = BytesIO(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
         # Decoding stops when the pixels are complete; only verify looks at all of a PNG's checksums.
         Image.open(data, formats=FORMATS).verify()
         with Image.open(data, formats=FORMATS) as image:
@@ -220,9 +222,54 @@ def decode_picture(path: Path) -> Tensor:
             deep = image.mode.startswith("I")
             upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image
             pixels = np.array(upright.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def measure_picture(path: Path) -> tuple[int, int]:
+    """Width and height of a picture, from its header: a tenth of the time of decoding it, or less.
+
+    A file that is cut off is found too; other damage is not.
+
+    Raises:
+        DataError: if the file cannot be read, is no picture or is cut off.
+    """
+    with _naming(path), path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        width, height = image.size
+        # A PNG without EXIF in its header would be decoded to look for it behind the pixels.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        turned = exif.get(_ORIENTATION, 1) in _ON_THE_SIDE
+        whole = _ends_well(file, str(image.format))
+    if not whole:  # or only odd: decoding tells
+        _, height, width = decode_picture(path).shape
+        return width, height
+    return (height, width) if turned else (width, height)
+
+
+def _ends_well(file: BinaryIO, form: str) -> bool:
+    """Whether a picture file goes on to where its format says that it ends."""
+    length = file.seek(0, SEEK_END)
+    if form in ("JPEG", "PNG"):
+        file.seek(max(length - 64, 0))
+        return (b"\xff\xd9" if form == "JPEG" else b"IEND") in file.read()
+    file.seek(0)
+    head = file.read(8)
+    expected = head[2:6] if form == "BMP" else head[4:8]  # WebP counts from behind its first 8 bytes
+    return length >= int.from_bytes(expected, "little") + (0 if form == "BMP" else 8)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a picture is read becomes a `DataError` that names it."""
+    try:
+        yield
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
-        content = f"not {', '.join(FORMATS)}" if data.getbuffer().nbytes else "0 bytes"
+        content = f"not {', '.join(FORMATS)}" if path.stat().st_size else "0 bytes"
         raise DataError(f"{path}: broken picture: {content}") from error
+    except OSError as error:
+        if error.errno is None:  # Pillow's own
+            raise DataError(f"{path}: broken picture: {error}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # Pillow's decoders raise nearly every type there is.
         raise DataError(f"{path}: broken picture: {str(error) or type(error).__name__}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

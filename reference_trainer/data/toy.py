@@ -1,38 +1,96 @@
-"""Generated toy pictures: one rectangle, ellipse or triangle on a restless background.
+"""Generated toy pictures: rectangles, ellipses and triangles on a restless background.
 
-A picture is a pure function of (seed, index, side). Only element-wise arithmetic is used, no BLAS, so
-that the number of threads changes nothing.
+A picture is a pure function of (seed, index, side, most objects). Only element-wise arithmetic is used,
+no BLAS, so that the number of threads changes nothing.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Collection, Sequence
+from functools import cached_property, lru_cache
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from .sample import Picture
+from .sample import Counts, Picture
+from .shapes import SHAPES, Array, draw_shape, size_limits
 
-SHAPES = ("rectangle", "ellipse", "triangle")
 CONTRAST = 0.25
 NOISE = 0.08
 
 MIN_SIDE = 32
+WITHOUT_OBJECT = 0.05
+"""Share of pictures without an object, where there may be several."""
+MOST_OVERLAP = 0.3
+"""Greatest IoU of two boxes of a picture."""
+LEAST_SHOWN = 0.5
+"""Least share of an object that later ones leave to be seen."""
+
 _LINES = 3
 _CELLS = 4
-# Coverage is rounded to quarters. A sliver too thin to be seen beside the noise is then not drawn at
-# all, and with a contrast of 0.25 one step is 16 grey levels: a pixel covered is a pixel changed.
-_LEVELS = 4
-_SCANLINES = 8
 _COLOUR_TRIES = 32
+_PLACE_TRIES = 40
+# With a contrast of 0.25 this share of a pixel is 4 grey levels: what is seen is a pixel changed.
+_FAINTEST = 1 / 16
 
-Array = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Edges = tuple[float, float, float, float]
+Box = tuple[int, int, int, int]
+
+
+class ToyObject(NamedTuple):
+    """One object of a toy picture.
+
+    Attributes:
+        label: index into `SHAPES`.
+        left: first column of `coverage` in the picture.
+        top: first row of `coverage` in the picture.
+        coverage: float32 (h, w), how much of each pixel the object covers, in quarters.
+        shown: float32 (h, w), how much of each pixel is seen of it under the objects drawn later.
+        box: xyxy in whole pixels; the tight box of the pixels with `shown` above 0.
+    """
+
+    label: int
+    left: int
+    top: int
+    coverage: Array
+    shown: Array
+    box: Box
+
+    def paint(self, image: Array, colour: Array) -> None:
+        """Draw the object over (3, side, side), in place."""
+        height, width = self.coverage.shape
+        window = image[:, self.top : self.top + height, self.left : self.left + width]
+        window += self.coverage * (colour[:, None, None] - window)
+
+    def covered_by(self, later: ToyObject) -> ToyObject:
+        """The same object with another one drawn over it."""
+        x1, y1 = max(self.left, later.left), max(self.top, later.top)
+        x2 = min(self.left + self.shown.shape[1], later.left + later.coverage.shape[1])
+        y2 = min(self.top + self.shown.shape[0], later.top + later.coverage.shape[0])
+        if x1 >= x2 or y1 >= y2:
+            return self
+        shown = self.shown.copy()
+        cover = later.coverage[y1 - later.top : y2 - later.top, x1 - later.left : x2 - later.left]
+        shown[y1 - self.top : y2 - self.top, x1 - self.left : x2 - self.left] *= 1.0 - cover
+        rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+        if not len(rows):
+            return self._replace(shown=shown, box=(self.left, self.top, self.left, self.top))
+        box = (
+            self.left + int(columns[0]),
+            self.top + int(rows[0]),
+            self.left + int(columns[-1]) + 1,
+            self.top + int(rows[-1]) + 1,
+        )
+        return self._replace(shown=shown, box=box)
+
+    def is_seen(self, smallest: int) -> bool:
+        """Whether enough of it is seen, its box is large enough, and no pixel is too faint to tell."""
+        x1, y1, x2, y2 = self.box
+        faint = (self.shown > 0) & (self.shown < _FAINTEST)
+        enough = self.shown.sum() >= LEAST_SHOWN * self.coverage.sum()
+        return bool(min(x2 - x1, y2 - y1) >= smallest and enough and not faint.any())
 
 
 class Scene(NamedTuple):
@@ -40,27 +98,22 @@ class Scene(NamedTuple):
 
     Attributes:
         background: float32 (3, side, side), the lines included.
-        coverage: float32 (h, w), how much of each pixel of the box the object covers, in quarters.
-        colour: float32 (3,), the object's.
+        objects: in the order in which they are drawn.
+        colours: float32 (3,), one an object.
         noise: float32 (3, side, side), the sensor's, added to everything.
-        box: xyxy in whole pixels; the tight box of the pixels with coverage above 0.
-        label: index into `SHAPES`.
     """
 
     background: Array
-    coverage: Array
-    colour: Array
+    objects: list[ToyObject]
+    colours: list[Array]
     noise: Array
-    box: tuple[int, int, int, int]
-    label: int
 
-    def render(self, *, with_object: bool = True, with_noise: bool = True) -> npt.NDArray[np.uint8]:
-        """Draw the picture, uint8 (3, side, side), if asked without its object or its noise."""
+    def render(self, *, without: Collection[int] = (), with_noise: bool = True) -> npt.NDArray[np.uint8]:
+        """Draw the picture, uint8 (3, side, side), if asked without some objects or its noise."""
         image = self.background.copy()
-        if with_object:
-            x1, y1, x2, y2 = self.box
-            window = image[:, y1:y2, x1:x2]
-            window += self.coverage * (self.colour[:, None, None] - window)
+        for number, (each, colour) in enumerate(zip(self.objects, self.colours, strict=True)):
+            if number not in without:
+                each.paint(image, colour)
         if with_noise:
             image += self.noise
         np.clip(image, 0.0, 1.0, out=image)
@@ -71,40 +124,47 @@ class Scene(NamedTuple):
 class ToyPictures:
     """Toy pictures, drawn when asked for.
 
-    Each holds one object. Its box is the tight box of the pixels it covers, by an eighth or more; its
-    width and height are drawn independently, from 10 to 60 % of the side. At every pixel of the box and
-    of the ring one pixel wide around it, the object's colour differs from the background by at least
-    0.25 in at least one channel.
+    With `most` 1, the default, each holds one object. Otherwise one in twenty holds none, and the others 1
+    to `most`, each number as often. An object drawn later hides what lies under it.
+
+    The box of an object is the tight box of the pixels in which it is seen: those that it covers by an
+    eighth or more, less those that later objects hide. At least half of an object is seen, and no two boxes
+    overlap by an IoU above 0.3. Width and height of an object are drawn independently, from 10 to 60 % of
+    the side; what is seen of it is at least 10 % wide and high. Objects that do not fit are drawn again, so
+    that many objects are smaller ones. At every pixel of the object's rectangle and of the ring one pixel
+    wide around it, its colour differs from what it is drawn over by at least 0.25 in at least one channel.
 
     Args:
         indices: which pictures; or their number, for the first so many.
         side: of a picture in pixels, at least 32.
         seed: of the data set, at least 0.
+        most: objects in a picture, at least 1.
 
     Raises:
-        ValueError: if `side`, `seed` or an index is too small.
+        ValueError: if `side`, `seed`, `most` or an index is too small.
     """
 
-    def __init__(self, indices: int | Sequence[int], side: int = 128, seed: int = 0) -> None:
+    def __init__(self, indices: int | Sequence[int], side: int = 128, seed: int = 0, most: int = 1) -> None:
         self.indices: Sequence[int] = range(indices) if isinstance(indices, int) else indices
-        if side < MIN_SIDE:
-            raise ValueError(f"side: got {side}, expected at least {MIN_SIDE}")
-        if seed < 0:
-            raise ValueError(f"seed: got {seed}, expected at least 0")
+        for name, value, least in (("side", side, MIN_SIDE), ("seed", seed, 0), ("most", most, 1)):
+            if value < least:
+                raise ValueError(f"{name}: got {value}, expected at least {least}")
         if len(self.indices) and min(self.indices) < 0:
             raise ValueError(f"indices: got {min(self.indices)}, expected at least 0")
-        self.side = side
-        self.seed = seed
+        self.side, self.seed, self.most = side, seed, most
 
     @property
     def names(self) -> list[str]:
         """The shapes' names."""
         return list(SHAPES)
 
-    @property
-    def box_counts(self) -> Sequence[int]:
-        """One box in every picture."""
-        return [1] * len(self.indices)
+    @cached_property
+    def box_counts(self) -> Counts:
+        """The number of objects of each picture."""
+        if self.most == 1:
+            return np.ones(len(self.indices), dtype=np.int64)
+        generators = (_generator(self.seed, index, self.most) for index in self.indices)
+        return np.array([_object_count(rng, self.most) for rng in generators], dtype=np.int64)
 
     @property
     def clipped(self) -> int:
@@ -116,42 +176,105 @@ class ToyPictures:
 
     def __getitem__(self, index: int) -> Picture:
         number = self.indices[index]
-        scene = draw_scene(self.seed, number, self.side)
+        scene = draw_scene(self.seed, number, self.side, self.most)
         return Picture(
             image=torch.from_numpy(scene.render()),
-            boxes=torch.tensor([scene.box], dtype=torch.float32),
-            labels=torch.tensor([scene.label]),
+            boxes=torch.tensor([each.box for each in scene.objects], dtype=torch.float32).view(-1, 4),
+            labels=torch.tensor([each.label for each in scene.objects], dtype=torch.int64),
             source=f"toy picture {number} of seed {self.seed}",
         )
 
 
-def toy_splits(count: int = 1200, side: int = 128, seed: int = 0) -> dict[str, ToyPictures]:
+def toy_splits(count: int = 1200, side: int = 128, seed: int = 0, most: int = 1) -> dict[str, ToyPictures]:
     """The toy task: the first 80 % of `count` pictures to train, the rest to validate."""
     train = count * 4 // 5
     return {
-        "train": ToyPictures(range(train), side, seed),
-        "val": ToyPictures(range(train, count), side, seed),
+        "train": ToyPictures(range(train), side, seed, most),
+        "val": ToyPictures(range(train, count), side, seed, most),
     }
 
 
-def draw_scene(seed: int, index: int, side: int) -> Scene:
+def draw_scene(seed: int, index: int, side: int, most: int = 1) -> Scene:
     """Draw everything that picture `index` is made of."""
-    rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, index])))
-    label = int(rng.integers(len(SHAPES)))
-    coverage = _draw_object(rng, SHAPES[label], side)
-    height, width = coverage.shape
-    x1 = int(rng.integers(side - width, endpoint=True))
-    y1 = int(rng.integers(side - height, endpoint=True))
-    ring = np.s_[:, max(y1 - 1, 0) : y1 + height + 1, max(x1 - 1, 0) : x1 + width + 1]
+    rng = _generator(seed, index, most)
+    objects = _arrange(rng, _object_count(rng, most), side)
     while True:
         background = _background(rng, side)
-        colour = _contrasting_colour(rng, background[ring])
+        colours = _contrasting_colours(rng, background, objects)
         # Lines of many colours under one object can leave no colour at all: then the scene is redrawn.
-        if colour is not None:
+        if colours is not None:
             break
     noise = rng.standard_normal((3, side, side), dtype=np.float32)
     noise *= np.float32(NOISE)
-    return Scene(background, coverage, colour, noise, (x1, y1, x1 + width, y1 + height), label)
+    return Scene(background, objects, colours, noise)
+
+
+def _generator(seed: int, index: int, most: int) -> np.random.Generator:
+    key = [seed, index] if most == 1 else [seed, index, most]
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+
+
+def _object_count(rng: np.random.Generator, most: int) -> int:
+    """How many objects a picture holds; the first thing that is drawn."""
+    if most == 1:
+        return 1
+    return 0 if rng.random() < WITHOUT_OBJECT else int(rng.integers(1, most, endpoint=True))
+
+
+def _arrange(rng: np.random.Generator, count: int, side: int) -> list[ToyObject]:
+    """Place objects one by one, each where all of them can still be seen and told apart."""
+    smallest, _ = size_limits(side)
+    placed: list[ToyObject] = []
+    misses = 0
+    while len(placed) < count:
+        candidate = _random_object(rng, side)
+        below = [each.covered_by(candidate) for each in placed]
+        seen = all(new is old or new.is_seen(smallest) for new, old in zip(below, placed, strict=True))
+        pairs = combinations([*below, candidate], 2)
+        if seen and all(_iou(one.box, other.box) <= MOST_OVERLAP for one, other in pairs):
+            placed = [*below, candidate]
+        else:
+            misses += 1
+            if misses % _PLACE_TRIES == 0:  # large ones may leave no room: all of them anew
+                placed = []
+    return placed
+
+
+def _random_object(rng: np.random.Generator, side: int) -> ToyObject:
+    """An object of random shape, size and place, all of it seen."""
+    label = int(rng.integers(len(SHAPES)))
+    coverage = draw_shape(rng, SHAPES[label], side)
+    height, width = coverage.shape
+    left = int(rng.integers(side - width, endpoint=True))
+    top = int(rng.integers(side - height, endpoint=True))
+    return ToyObject(label, left, top, coverage, coverage, (left, top, left + width, top + height))
+
+
+def _iou(one: Box, other: Box) -> float:
+    """Of two boxes in whole pixels; `boxreg.box_iou` would take as long as the drawing."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(width, 0) * max(height, 0)
+    areas = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one, other))
+    return shared / (areas - shared)
+
+
+def _contrasting_colours(
+    rng: np.random.Generator, background: Array, objects: Sequence[ToyObject]
+) -> list[Array] | None:
+    """A colour for each object that stands out from what it is drawn over; None if one is not found."""
+    canvas = background.copy()
+    colours = []
+    for each in objects:
+        height, width = each.coverage.shape
+        rows = slice(max(each.top - 1, 0), each.top + height + 1)
+        columns = slice(max(each.left - 1, 0), each.left + width + 1)
+        colour = _contrasting_colour(rng, canvas[:, rows, columns])
+        if colour is None:
+            return None
+        each.paint(canvas, colour)
+        colours.append(colour)
+    return colours
 
 
 def _contrasting_colour(rng: np.random.Generator, surroundings: Array) -> Array | None:
@@ -201,80 +324,3 @@ def _draw_line(rng: np.random.Generator, image: Array) -> None:
     # One pixel of ramp is the anti-aliasing.
     alpha = np.clip(np.float32(half_width + 0.5) - distance, 0.0, min(1.0, 2.0 * half_width))
     image += alpha * (colour - image)
-
-
-def _draw_object(rng: np.random.Generator, shape: str, side: int) -> Array:
-    """Coverage (h, w) of a random object, cropped to the pixels covered, 10 to 60 % of `side` each way."""
-    smallest, largest = (side + 9) // 10, side * 6 // 10
-    while True:
-        width, height = rng.uniform(0.1, 0.6, 2) * side
-        left, top = rng.random(2)
-        coverage = _coverage(rng, shape, (left, top, left + width, top + height))
-        rows, columns = np.flatnonzero(coverage.any(axis=1)), np.flatnonzero(coverage.any(axis=0))
-        coverage = coverage[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        if smallest <= min(coverage.shape) and max(coverage.shape) <= largest:
-            return coverage
-
-
-def _coverage(rng: np.random.Generator, shape: str, edges: Edges) -> Array:
-    """How much of each pixel, from (0, 0) on, is covered by a shape that fills `edges`."""
-    height, width = math.ceil(edges[3]), math.ceil(edges[2])
-    if shape == "rectangle":
-        exact = np.outer(_overlap(edges[1], edges[3], height), _overlap(edges[0], edges[2], width))
-    elif shape == "ellipse":
-        exact = _scan(*_ellipse_spans(edges, height), width)
-    else:
-        exact = _scan(*_triangle_spans(rng, edges, height), width)
-    return (np.rint(exact * _LEVELS) / _LEVELS).astype(np.float32)
-
-
-def _overlap(start: float | Doubles, end: float | Doubles, count: int) -> Doubles:
-    """How much of each of `count` unit cells lies between `start` and `end`."""
-    cell = np.arange(count)
-    part: Doubles = np.minimum(end, cell + 1) - np.maximum(start, cell)
-    return part.clip(0.0, 1.0)
-
-
-def _scan(start: Doubles, end: Doubles, width: int) -> Doubles:
-    """Coverage (height, width) of a convex shape, from where it starts and ends on each scan line."""
-    lines = _overlap(start[:, None], end[:, None], width)
-    mean: Doubles = lines.reshape(-1, _SCANLINES, width).mean(axis=1)
-    return mean
-
-
-def _scanlines(height: int) -> Doubles:
-    return (np.arange(height * _SCANLINES) + 0.5) / _SCANLINES
-
-
-def _ellipse_spans(edges: Edges, height: int) -> tuple[Doubles, Doubles]:
-    """Start and end, on each scan line, of the ellipse that fills `edges` (xyxy)."""
-    x1, y1, x2, y2 = edges
-    offset = (2.0 * _scanlines(height) - y1 - y2) / (y2 - y1)
-    half = 0.5 * (x2 - x1) * np.sqrt(np.clip(1.0 - offset * offset, 0.0, None))
-    centre = 0.5 * (x1 + x2)
-    return centre - half, centre + half
-
-
-def _triangle_spans(rng: np.random.Generator, edges: Edges, height: int) -> tuple[Doubles, Doubles]:
-    """Start and end, on each scan line, of a random triangle that fills `edges` (xyxy)."""
-    x1, y1, x2, y2 = edges
-    corners = _unit_triangle(rng) * (x2 - x1, y2 - y1) + (x1, y1)
-    line = _scanlines(height)
-    start, end = np.full_like(line, np.inf), np.full_like(line, -np.inf)
-    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, 1, axis=0), strict=True):
-        crosses = (line > min(ay, by)) & (line < max(ay, by))
-        x = ax + (bx - ax) * (line[crosses] - ay) / (by - ay)
-        start[crosses] = np.minimum(start[crosses], x)
-        end[crosses] = np.maximum(end[crosses], x)
-    return start, end
-
-
-def _unit_triangle(rng: np.random.Generator) -> Doubles:
-    """Corners (3, 2) of a triangle that spans the unit square and fills three tenths of it or more."""
-    while True:
-        points = rng.random((3, 2))
-        points -= points.min(axis=0)
-        points /= points.max(axis=0)
-        (ax, ay), (bx, by) = points[1:] - points[0]
-        if abs(ax * by - ay * bx) >= 0.6:
-            return points

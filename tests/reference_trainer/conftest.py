@@ -32,6 +32,7 @@ def learned(folder: Path) -> Done:
 def yolo(folder: Path) -> Path:
     """The toy pictures of the small run as a YOLO folder."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert main(["data", str(folder / "toy-folder"), "--pictures", "40", "--size", str(SIZE)]) == 0
-    assert json.loads(out.getvalue()) == {"data": str(folder / "toy-folder"), "train": 32, "val": 8}
+        place = str(folder / "toy-folder")
+        assert main(["data", "write", place, "--pictures", "40", "--size", str(SIZE)]) == 0
+    assert json.loads(out.getvalue()) == {"data": place, "train": 32, "val": 8}
     return folder / "toy-folder"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from reference_trainer.config import NO_AUGMENTATION, AugmentConfig
-from reference_trainer.data.augment import Augmentation
-from reference_trainer.data.toy import draw_scene
+from reference_trainer.data.augment import LEAST_SHARE, LEAST_SIDE, Augmentation
+from reference_trainer.data.toy import ToyPictures, draw_scene
 
 SIDE = 96
 SEEDS = 25
@@ -49,7 +50,9 @@ class Augmented(NamedTuple):
 
 
 def augment(image: Tensor, box: tuple[float, ...], config: AugmentConfig, seed: int) -> Augmented:
-    images, boxes = Augmentation(config)(image[None], torch.tensor([box]).float(), [seed])
+    boxes, labels = torch.tensor([box]).float(), torch.zeros(1, dtype=torch.int64)
+    images, (boxes,), (labels,) = Augmentation(config)(image[None], [boxes], [labels], [seed])
+    assert labels.tolist() == [0]
     return Augmented(images[0], boxes[0])
 
 
@@ -112,13 +115,15 @@ def test_the_object_stays_whole_and_in_shape(place: str, strength: str) -> None:
 def test_the_object_stays_on_its_toy_picture_s_pixels() -> None:
     for index in range(40):
         scene = draw_scene(5, index, SIDE)
-        plain = scene._replace(
-            background=np.full_like(scene.background, 0.1), colour=np.full_like(scene.colour, 0.9)
-        )
+        (each,) = scene.objects
         # Where a pixel is covered by a quarter it counts, so that the toy box is the tight box.
-        solid = plain._replace(coverage=np.ceil(scene.coverage))
+        solid = scene._replace(
+            background=np.full_like(scene.background, 0.1),
+            objects=[each._replace(coverage=np.ceil(each.coverage))],
+            colours=[np.full(3, 0.9, dtype=np.float32)],
+        )
         image = torch.from_numpy(solid.render(with_noise=False))
-        augmented, box = augment(image, tuple(map(float, scene.box)), AugmentConfig(), index)
+        augmented, box = augment(image, tuple(map(float, each.box)), AugmentConfig(), index)
         torch.testing.assert_close(box, tight_box(bright(augmented)), rtol=0, atol=1.5)
 
 
@@ -171,14 +176,14 @@ def test_a_seed_decides_everything() -> None:
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
-    images = torch.stack([torch.from_numpy(draw_scene(0, index, SIDE).render()) for index in range(5)])
-    boxes = torch.tensor([draw_scene(0, index, SIDE).box for index in range(5)]).float()
-    augmentation = Augmentation(AugmentConfig())
-    together = augmentation(images, boxes, range(5))
-    for index in range(5):
-        alone = augmentation(images[index : index + 1], boxes[index : index + 1], [index])
-        torch.testing.assert_close(alone[0][0], together[0][index], rtol=0, atol=0)
-        torch.testing.assert_close(alone[1][0], together[1][index], rtol=0, atol=0)
+    pictures = ToyPictures(8, SIDE, seed=0, most=6)
+    images, boxes, labels, _ = zip(*(pictures[index] for index in range(8)), strict=True)
+    augmentation = Augmentation(STRENGTHS["strong"])
+    together = augmentation(torch.stack(images), boxes, labels, range(8))
+    for index in range(8):
+        alone = augmentation(images[index][None], [boxes[index]], [labels[index]], [index])
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], other[index], rtol=0, atol=0)
 
 
 def test_a_flip_moves_pixels_and_changes_none() -> None:
@@ -187,3 +192,56 @@ def test_a_flip_moves_pixels_and_changes_none() -> None:
     flipped = augment(image, box, config, seed=0)
     torch.testing.assert_close(flipped.image, image.flip(-1), rtol=0, atol=0)
     torch.testing.assert_close(flipped.box, torch.tensor([SIDE - 50.0, 30.0, SIDE - 20.0, 60.0]))
+
+
+MANY = {
+    "apart": ((8, 10, 30, 24), (40, 12, 80, 40), (12, 50, 34, 88), (50, 60, 84, 80)),
+    "at the edges": ((0, 30, 20, 60), (76, 20, SIDE, 50), (30, 0, 60, 20), (30, 80, 60, SIDE)),
+    "small and large": ((4, 4, 12, 12), (20, 20, 80, 90), (82, 4, 94, 13), (86, 50, 94, 60)),
+}
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("places", MANY)
+def test_the_boxes_of_several_objects_still_bound_their_pixels(places: str, strength: str) -> None:
+    # Each object is drawn alone on a picture of its own; all of them move in the same way.
+    images = torch.stack([rectangle(box) for box in MANY[places]])
+    given, numbers = torch.tensor(MANY[places]).float(), torch.arange(4)
+    for seed in range(SEEDS):
+        augmentation = Augmentation(STRENGTHS[strength])
+        moved, boxes, labels = augmentation(images, [given] * 4, [numbers] * 4, [seed] * 4)
+        assert all(torch.equal(one, other) for each in (boxes, labels) for one, other in pairwise(each))
+        assert seed % 4 in labels[0], "the one that the lot fell on stays"
+        for box, label in zip(boxes[0], labels[0].tolist(), strict=True):
+            tight = tight_box(bright(moved[label]))
+            torch.testing.assert_close(box, tight, **PIXEL, msg=lambda text, s=seed: f"seed {s}: {text}")
+
+
+def test_objects_that_leave_or_get_too_small_are_removed_with_their_labels() -> None:
+    given = torch.tensor([[44.0, 44, 52, 52], [2, 2, 22, 22], [60, 40, 62, 60], [90, 90, 91, 96]])
+    image = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
+    config = STRENGTHS["strong"].model_copy(update={"hflip": 0, "vflip": 0, "dflip": 0})
+    part_kept, part_gone, width_kept, width_gone = [], [], [], []
+    for seed in range(0, 2000, 4):  # the lot falls on the first, which shows where all others went
+        _, (boxes,), (labels,) = Augmentation(config)(image, [given], [torch.arange(4)], [seed])
+        zoom = float(boxes[0, 2] - boxes[0, 0]) / 8
+        moved = given * zoom + (boxes[0, :2] - given[0, :2] * zoom).repeat(2)
+        cut = moved.clamp(0, SIDE)
+        torch.testing.assert_close(boxes, cut[labels], rtol=0, atol=1e-3)
+        part = (cut[:, 2:] - cut[:, :2]).prod(1) / (moved[:, 2:] - moved[:, :2]).prod(1)
+        (part_kept if 1 in labels else part_gone).append(float(part[1]))
+        if part[2] == 1:  # in sight, so that its width alone decides
+            (width_kept if 2 in labels else width_gone).append(2 * zoom)
+    assert 0.3 > min(part_kept) >= LEAST_SHARE > max(part_gone) > 0.2
+    assert 2.1 > min(width_kept) >= LEAST_SIDE > max(width_gone) > 1.9
+
+
+def test_pictures_without_an_object_are_augmented_too() -> None:
+    image = torch.from_numpy(draw_scene(0, 2, SIDE).render())
+    none = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
+    images, boxes, labels = Augmentation(AugmentConfig())(
+        torch.stack([image, image]), [none[0], none[0]], [none[1], none[1]], [1, 2]
+    )
+    assert [tuple(each.shape) for each in (*boxes, *labels)] == [(0, 4), (0, 4), (0,), (0,)]
+    assert not torch.equal(images[0], image)
+    assert not torch.equal(images[0], images[1])

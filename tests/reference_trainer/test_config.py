@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from boxreg import losses
 from boxreg.iou.variants import VARIANTS
 from reference_trainer import model
-from reference_trainer.__main__ import COMMANDS, main
+from reference_trainer.__main__ import COMMANDS, DATA_COMMANDS, main
 from reference_trainer.config import PRESETS, LossConfig, ModelConfig, TrainConfig, load_config, save_config
 from reference_trainer.errors import ConfigError
 
@@ -290,7 +290,10 @@ def test_an_unknown_command_is_refused_with_a_suggestion(
     assert refusal([command], capsys, monkeypatch).endswith(f"unknown command {command!r}; {hint}")
 
 
-@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=lambda a: " ".join(a) or "-")
+NAMES = [[], *([name] for name in COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
+
+
+@pytest.mark.parametrize("arguments", NAMES, ids=lambda names: " ".join(names) or "-")
 def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
     program = """if True:
         import sys

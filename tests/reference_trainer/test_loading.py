@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +18,24 @@ from reference_trainer.config import AugmentConfig, DataConfig, ModelConfig, Tra
 from reference_trainer.data import loading
 from reference_trainer.data.augment import Augmentation
 from reference_trainer.data.loading import (
+    Batch,
     EpochBatches,
+    Sample,
     Squares,
     TrainingSamples,
     open_sources,
     task_name,
     to_batch,
+    to_object_batch,
     train_loader,
     val_loader,
 )
 from reference_trainer.data.sample import DataError, Picture
 from reference_trainer.data.toy import ToyPictures
-from reference_trainer.data.yolo import write_yolo_folder
+from reference_trainer.data.writing import write_yolo_folder
 from tests.reference_trainer.pictures import RACCOONS
 
 SIDE = 32
-
-Sample = tuple[Tensor, Tensor]
 
 
 def squares_of(count: int = 12) -> Squares:
@@ -43,16 +46,16 @@ def samples_of(squares: Squares, seed: int = 0) -> TrainingSamples:
     return TrainingSamples(squares, Augmentation(AugmentConfig()), seed)
 
 
-def same(one: Sample, other: Sample) -> bool:
+def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def epoch_of(workers: int, epoch: int, seed: int = 0) -> list[Sample]:
+def epoch_of(workers: int, epoch: int, seed: int = 0) -> list[Batch]:
     """The batches of an epoch, as a run of `workers` gets them."""
     config = TrainConfig(seed=seed, batch_size=5, data=DataConfig(size=SIDE, workers=workers))
     loader, sampler = train_loader(squares_of(), config)
     sampler.epoch = epoch
-    return [(batch.images, batch.targets) for batch in loader]
+    return list(loader)
 
 
 def test_a_sample_does_not_depend_on_what_came_before() -> None:
@@ -79,7 +82,7 @@ def test_seed_epoch_and_index_each_make_another_sample() -> None:
 
 def test_augmentation_leaves_the_pictures_and_the_global_generators_alone() -> None:
     squares = squares_of()
-    before = [(image.clone(), box.clone()) for image, box in (squares[i] for i in range(12))]
+    before = [[part.clone() for part in squares[index]] for index in range(12)]
 
     def after_seeding(*, draw: bool) -> tuple[float, float, float]:
         torch.manual_seed(1)
@@ -151,7 +154,8 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_targets_are_centres_and_sizes_as_fractions() -> None:
     boxes = torch.tensor([[0.0, 8.0, 16.0, 32.0], [4.0, 4.0, 8.0, 12.0]])
-    batch = to_batch([(torch.zeros(3, SIDE, SIDE, dtype=torch.uint8), box) for box in boxes])
+    image, label = torch.zeros(3, SIDE, SIDE, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    batch = to_batch([Sample(image, box[None], label) for box in boxes])
     assert batch.images.shape == (2, 3, SIDE, SIDE)
     torch.testing.assert_close(
         batch.targets, torch.tensor([[0.25, 0.625, 0.5, 0.75], [0.1875, 0.25, 0.125, 0.25]])
@@ -163,9 +167,8 @@ def test_validation_keeps_order_and_pictures() -> None:
     images, targets = zip(*val_loader(squares), strict=True)
     assert [len(part) for part in targets] == [64, 6]
     for index in range(70):
-        image, box = squares[index]
-        torch.testing.assert_close(torch.cat(images)[index], image, rtol=0, atol=0)
-        (expected,) = to_batch([(image, box)]).targets
+        torch.testing.assert_close(torch.cat(images)[index], squares[index].image, rtol=0, atol=0)
+        (expected,) = to_batch([squares[index]]).targets
         torch.testing.assert_close(torch.cat(targets)[index], expected, rtol=0, atol=0)
 
 
@@ -183,7 +186,7 @@ class Counted:
         return self.source[index]
 
 
-@pytest.mark.parametrize(("spare", "asked"), [(0, [4, 4, 4]), (-1, [0, 4, 8])], ids=["fits", "too large"])
+@pytest.mark.parametrize(("spare", "asked"), [(0, [0, 4, 4]), (-1, [0, 4, 8])], ids=["fits", "too large"])
 def test_a_set_above_the_budget_is_decoded_as_it_is_used(
     spare: int, asked: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +212,40 @@ def test_a_worker_reads_a_set_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
             assert same(one, other)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_with_any_number_of_boxes_make_batches_of_lists(workers: int) -> None:
+    squares = Squares(ToyPictures(40, SIDE, seed=3, most=6), SIDE)
+    config = TrainConfig(batch_size=16, data=DataConfig(size=SIDE, workers=workers))
+    loader, sampler = train_loader(squares, config, collate=to_object_batch)
+    sampler.epoch = 1
+    batches = list(loader)
+    keys = [key for batch in sampler for key in batch]
+    samples = TrainingSamples(squares, Augmentation(config.augment), config.seed)
+    found = [sample for batch in batches for sample in zip(*batch, strict=True)]
+    assert [len(batch.images) for batch in batches] == [16, 16, 8]
+    assert all(same(sample, samples[key]) for sample, key in zip(found, keys, strict=True))
+    assert all(len(boxes) == len(labels) for _, boxes, labels in found)
+    assert {len(boxes) for _, boxes, _ in found} >= {0, 1, 2, 3}
+    for index, sample in enumerate(zip(*next(iter(val_loader(squares, to_object_batch))), strict=True)):
+        assert same(sample, squares[index])
+
+
+def test_what_a_worker_has_decoded_is_kept_for_all(tmp_path: Path) -> None:
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("memory is shared by forked processes")
+    squares = squares_of(6)
+    process = multiprocessing.get_context("fork").Process(target=squares.__getitem__, args=(4,))
+    process.start()
+    process.join()
+    assert squares.kept is not None
+    assert squares.kept.filled.tolist() == [False] * 4 + [True, False]
+    assert same(squares[4], squares_of(6)[4])
+    # Where it cannot be shared, each process decodes what it needs.
+    copied = pickle.loads(pickle.dumps(squares))
+    assert copied.kept is None
+    assert same(copied[4], squares[4])
+
+
 def test_the_prior_is_the_median_box_of_the_letterboxed_pictures() -> None:
     squares = squares_of(9)
     (targets,) = [batch.targets for batch in DataLoader(squares, batch_size=9, collate_fn=to_batch)]
@@ -216,7 +253,7 @@ def test_the_prior_is_the_median_box_of_the_letterboxed_pictures() -> None:
 
 
 def test_toy_sources_are_the_first_four_fifths_and_the_rest() -> None:
-    sources, left_out = open_sources(DataConfig(pictures=10, size=SIDE), seed=4)
+    sources, left_out, _ = open_sources(DataConfig(pictures=10, size=SIDE), seed=4)
     assert {name: len(source) for name, source in sources.items()} == {"train": 8, "val": 2}
     assert [tuple(left) for left in left_out.values()] == [(0, 0), (0, 0)]
     expected = ToyPictures(10, SIDE, seed=4)[9]
@@ -228,7 +265,7 @@ def test_pictures_without_one_box_are_left_out_and_counted(tmp_path: Path) -> No
     labels = tmp_path / "d" / "labels" / "train"
     (labels / "000000.txt").write_text("")
     (labels / "000001.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.3 0.2\n")
-    sources, left_out = open_sources(DataConfig(path=tmp_path / "d", size=SIDE), seed=0)
+    sources, left_out, _ = open_sources(DataConfig(path=tmp_path / "d", size=SIDE), seed=0)
     assert len(sources["train"]) == 2
     assert (left_out["train"].no_box, left_out["train"].several_boxes) == (1, 1)
     assert tuple(left_out["val"]) == (0, 0)
@@ -251,12 +288,13 @@ def test_the_task_is_named_after_its_folder(path: str | None, name: str) -> None
 
 @pytest.mark.skipif(not RACCOONS.is_dir(), reason="the raccoon photographs are not there")
 def test_the_raccoons_are_146_and_38_one_box_pictures() -> None:
-    sources, left_out = open_sources(DataConfig(path=RACCOONS), seed=0)
+    sources, left_out, _ = open_sources(DataConfig(path=RACCOONS), seed=0)
     assert {name: len(source) for name, source in sources.items()} == {"train": 146, "val": 38}
     assert {name: tuple(left) for name, left in left_out.items()} == {"train": (0, 14), "val": (0, 2)}
     squares = Squares(sources["val"], 64)
-    for image, box in (squares[index] for index in range(len(squares))):
+    for image, boxes, _ in (squares[index] for index in range(len(squares))):
         assert image.shape == (3, 64, 64)
-        assert box.min() >= 0
-        assert box.max() <= 64
-        assert (box[2:] - box[:2]).min() > 1
+        assert len(boxes) == 1
+        assert boxes.min() >= 0
+        assert boxes.max() <= 64
+        assert (boxes[:, 2:] - boxes[:, :2]).min() > 1

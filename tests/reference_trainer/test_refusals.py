@@ -120,9 +120,11 @@ def test_data_touches_no_folder_with_something_in_it(
     yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in yolo.rglob("*")}
-    assert f"{yolo}: already there" in refused(capsys, "data", yolo)
+    assert f"{yolo}: already there" in refused(capsys, "data", "write", yolo)
     assert {file: file.stat().st_mtime_ns for file in yolo.rglob("*")} == before
-    assert "got 10, expected at least 32" in refused(capsys, "data", tmp_path / "new", "--size", "10")
+    assert "got 10, expected at least 32" in refused(
+        capsys, "data", "write", tmp_path / "new", "--size", "10"
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -156,6 +158,6 @@ def test_a_warm_up_longer_than_the_run_is_refused(tmp_path: Path, capsys: pytest
 def test_data_draws_no_folder_that_cannot_be_trained_on(
     pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, "data", tmp_path / "new", "--pictures", pictures)
+    said = refused(capsys, "data", "write", tmp_path / "new", "--pictures", pictures)
     assert f"pictures: got {pictures}, expected at least 5" in said
     assert not (tmp_path / "new").exists()

@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from reference_trainer.data.toy import CONTRAST, NOISE, SHAPES, ToyPictures, draw_scene, toy_splits
+from boxreg import pairwise_box_iou
+from reference_trainer.data.shapes import SHAPES
+from reference_trainer.data.toy import (
+    CONTRAST,
+    LEAST_SHOWN,
+    MOST_OVERLAP,
+    NOISE,
+    Scene,
+    ToyObject,
+    ToyPictures,
+    draw_scene,
+    toy_splits,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +43,9 @@ def test_a_picture_depends_on_nothing_but_its_seed_and_index() -> None:
     random.seed(99)
     assert digest(ToyPictures(5000, side=64, seed=3), list(reversed(range(20)))) == expected
     assert digest(ToyPictures([7], side=64, seed=3), [0])[0] == expected[7]
+    several = ToyPictures(20, side=64, seed=3, most=6)
+    assert digest(several, [7])[7] == digest(ToyPictures([7], side=64, seed=3, most=6), [0])[0]
+    assert not set(digest(several, list(range(20))).values()) & set(expected.values())
 
 
 def test_drawing_leaves_the_global_generators_alone() -> None:
@@ -68,30 +83,83 @@ def test_every_seed_and_index_gives_another_picture() -> None:
     assert len({value for one in found for value in one.values()}) == 100
 
 
+def changed_by(scene: Scene, number: int) -> np.ndarray:
+    """The pixels (side, side) that would be others without one of the objects."""
+    without = scene.render(without=[number], with_noise=False)
+    return (scene.render(with_noise=False) != without).any(axis=0)
+
+
+def place(each: ToyObject) -> tuple[slice, slice]:
+    height, width = each.coverage.shape
+    return slice(each.top, each.top + height), slice(each.left, each.left + width)
+
+
 @pytest.mark.parametrize("side", [32, 37, 128])
-def test_the_box_is_the_tight_box_of_the_pixels_that_the_object_changes(side: int) -> None:
-    for index in range(150):
-        scene = draw_scene(1, index, side)
-        with_object = scene.render(with_noise=False)
-        without = scene.render(with_object=False, with_noise=False)
-        rows, columns = np.nonzero((with_object != without).any(axis=0))
-        tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        assert tight == scene.box, f"picture {index}: changed {tight}, box {scene.box}"
+@pytest.mark.parametrize("most", [1, 6])
+def test_the_box_is_the_tight_box_of_the_pixels_that_the_object_changes(side: int, most: int) -> None:
+    for index in range(150 // most):
+        scene = draw_scene(1, index, side, most)
+        for number, each in enumerate(scene.objects):
+            rows, columns = np.nonzero(changed_by(scene, number))
+            tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            assert tight == each.box, f"picture {index}, object {number}: changed {tight}, box {each.box}"
 
 
-def test_exactly_the_covered_pixels_change() -> None:
+@pytest.mark.parametrize("most", [1, 6])
+def test_exactly_the_pixels_change_in_which_an_object_is_seen(most: int) -> None:
     for index in range(50):
-        scene = draw_scene(2, index, 64)
-        x1, y1, x2, y2 = scene.box
-        covered = np.zeros((64, 64), dtype=bool)
-        covered[y1:y2, x1:x2] = scene.coverage > 0
-        changed = scene.render(with_noise=False) != scene.render(with_object=False, with_noise=False)
-        np.testing.assert_array_equal(changed.any(axis=0), covered)
+        scene = draw_scene(2, index, 64, most)
+        for number, each in enumerate(scene.objects):
+            seen = np.zeros((64, 64), dtype=bool)
+            seen[place(each)] = each.shown > 0
+            np.testing.assert_array_equal(changed_by(scene, number), seen)
+
+
+def test_with_several_objects_all_numbers_come_as_often_and_some_pictures_have_none() -> None:
+    pictures = ToyPictures(4000, side=32, seed=1, most=6)
+    share = np.bincount(pictures.box_counts, minlength=7) / 4000
+    # Four standard deviations of a share of 4,000.
+    assert abs(share[0] - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 4000)
+    assert np.abs(share[1:] - 0.95 / 6).max() < 4 * np.sqrt(0.16 * 0.84 / 4000)
+    for index in range(60):
+        assert len(pictures[index].boxes) == len(pictures[index].labels) == pictures.box_counts[index]
+    empty = pictures[int(np.flatnonzero(pictures.box_counts == 0)[0])]
+    assert (empty.boxes.shape, empty.labels.shape) == ((0, 4), (0,))
+
+
+def test_several_objects_overlap_a_little_and_at_least_half_of_each_is_seen() -> None:
+    overlaps, shown, sides, labels = [], [], [], []
+    for index in range(400):
+        scene = draw_scene(5, index, 64, 6)
+        boxes = torch.tensor([each.box for each in scene.objects], dtype=torch.float64).view(-1, 4)
+        overlaps += pairwise_box_iou(boxes, boxes).triu(1).flatten().tolist()
+        shown += [float(each.shown.sum() / each.coverage.sum()) for each in scene.objects]
+        sides += (boxes[:, 2:] - boxes[:, :2]).flatten().tolist()
+        labels += [each.label for each in scene.objects]
+    assert 0.25 < max(overlaps) <= MOST_OVERLAP + 1e-12
+    assert LEAST_SHOWN <= min(shown) < 0.6
+    assert max(shown) == 1
+    assert np.ceil(6.4) == min(sides)
+    assert max(sides) == 38
+    assert np.bincount(labels).min() > 0.3 * len(labels)
+
+
+def test_objects_of_a_picture_stand_out_from_what_they_are_drawn_over() -> None:
+    for index in range(100):
+        scene = draw_scene(6, index, 64, 6)
+        for number, (each, colour) in enumerate(zip(scene.objects, scene.colours, strict=True)):
+            later = range(number, len(scene.objects))
+            below = scene.render(without=later, with_noise=False) / 255.0
+            top, left = max(each.top - 1, 0), max(each.left - 1, 0)
+            rows, columns = place(each)
+            around = below[:, top : rows.stop + 1, left : columns.stop + 1]
+            difference = np.abs(around - colour[:, None, None]).max(axis=0)
+            assert difference.min() >= CONTRAST - 0.5 / 255
 
 
 @pytest.fixture(scope="module")
 def boxes() -> torch.Tensor:
-    return torch.tensor([draw_scene(4, index, 50).box for index in range(1500)])
+    return torch.tensor([draw_scene(4, index, 50).objects[0].box for index in range(1500)])
 
 
 def test_boxes_lie_wholly_inside(boxes: torch.Tensor) -> None:
@@ -113,9 +181,9 @@ def test_sizes_fill_10_to_60_percent_independently(boxes: torch.Tensor) -> None:
 def test_the_object_stands_out_from_every_pixel_under_and_around_it() -> None:
     for index in range(100):
         scene = draw_scene(6, index, 64)
-        x1, y1, x2, y2 = scene.box
+        x1, y1, x2, y2 = scene.objects[0].box
         around = scene.background[:, max(y1 - 1, 0) : y2 + 1, max(x1 - 1, 0) : x2 + 1]
-        difference = np.abs(around - scene.colour[:, None, None]).max(axis=0)
+        difference = np.abs(around - scene.colours[0][:, None, None]).max(axis=0)
         assert difference.min() >= CONTRAST
 
 
@@ -130,8 +198,8 @@ def test_the_noise_is_gaussian_and_on_everything() -> None:
 def test_shapes_are_what_their_labels_say() -> None:
     filled: dict[str, list[float]] = {name: [] for name in SHAPES}
     for index in range(200):
-        scene = draw_scene(8, index, 128)
-        filled[SHAPES[scene.label]].append(float(scene.coverage.mean()))
+        (each,) = draw_scene(8, index, 128).objects
+        filled[SHAPES[each.label]].append(float(each.coverage.mean()))
     assert min(map(len, filled.values())) > 40
     # Cropping to whole pixels moves the filled part of a box, 1 and pi / 4 for ideal shapes, by little.
     assert min(filled["rectangle"]) > 0.9
@@ -164,6 +232,7 @@ def test_the_splits_share_no_picture_and_count_to_the_whole() -> None:
         ({"indices": 1, "side": 31}, "side: got 31"),
         ({"indices": 1, "seed": -1}, "seed: got -1"),
         ({"indices": [3, -2]}, "indices: got -2"),
+        ({"indices": 1, "most": 0}, "most: got 0"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments: dict[str, int], message: str) -> None:

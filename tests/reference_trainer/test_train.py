@@ -170,7 +170,7 @@ def test_a_short_patience_between_validations_is_no_error(
 
 
 def test_training_learns(learned: Done) -> None:
-    sources, _ = open_sources(DataConfig(pictures=300, size=SIZE), seed=0)
+    sources = open_sources(DataConfig(pictures=300, size=SIZE), seed=0).splits
     boxes = {
         name: torch.cat([batch.targets for batch in val_loader(Squares(source, SIZE))])
         for name, source in sources.items()

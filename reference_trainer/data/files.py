@@ -1,0 +1,353 @@
+"""Pictures in files with labels of any kind: the checks that all of them pass, and the arrays that hold them.
+
+A reader of a format fills `Labels`; `PictureFiles` checks them against the pictures and is the source of
+samples. Nothing here grows by a Python object for each box or picture: worker processes share arrays, but
+would copy objects as they count references.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from boxreg import convert
+
+from .sample import Counts, DataError, Picture, decode_picture, measure_picture
+
+MARGIN = 0.01
+"""A box may stick out of its picture by this share of the side, and is clipped."""
+
+_READERS = 8
+_AT_ONCE = 16
+# Below this, sticking out of the picture is the rounding of a label written with few digits.
+_ROUNDING = 1e-6
+
+NO_FILE = ""
+"""Instead of a picture's path: there is no such file, and the reader has said so."""
+
+Doubles = npt.NDArray[np.float64]
+
+
+class Paths(Sequence[Path]):
+    """Paths of files, in one piece of memory."""
+
+    def __init__(self) -> None:
+        self._text, self._ends = bytearray(), array("q", [0])
+
+    def append(self, path: str | Path) -> None:
+        """Add a path at the end."""
+        self._text += os.fsencode(path)
+        self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Paths: ...
+    def __getitem__(self, index: int | slice) -> Path | Paths:
+        if isinstance(index, int):
+            start, end = self._ends[index], self._ends[index + 1]
+            return Path(os.fsdecode(bytes(self._text[start:end])))
+        chosen = Paths()
+        for number in range(*index.indices(len(self))):
+            chosen.append(self[number])
+        return chosen
+
+
+class Form(NamedTuple):
+    """What the four numbers of a box mean: boxreg's format, the unit, and what the first pixel is called."""
+
+    fmt: str
+    in_pixels: bool
+    first_pixel: int = 0
+
+
+class Problem(NamedTuple):
+    """Something wrong; problems sort by picture (-1: the data set's), then by place in its label file."""
+
+    picture: int
+    place: int
+    text: str
+
+
+class Labels:
+    """What label files say of the pictures of a split, before anybody has looked at the pictures.
+
+    Args:
+        form: of the boxes' numbers.
+        locate: where something was said, as `file:line`, for a picture's number and a place: a line, or
+            whatever the reader gave when it added the box.
+
+    Attributes:
+        names: the classes' names; the reader sets them.
+        files: of the pictures.
+        problems: found so far.
+        fatal: whether one of them is of a kind that leaving something out does not mend.
+        dropped: numbers of pictures that cannot be used.
+        left_out: how many boxes are not meant to be learned: VOC's difficult objects, COCO's crowds.
+    """
+
+    def __init__(self, form: Form, locate: Callable[[int, int], str]) -> None:
+        self.form, self.locate = form, locate
+        self.names: list[str] = []
+        self.files = Paths()
+        self.problems: list[Problem] = []
+        self.fatal = False
+        self.dropped: set[int] = set()
+        self.left_out = 0
+        self._said = array("q")
+        self._owner, self._label, self._place = array("q"), array("q"), array("q")
+        self._numbers = array("d")
+
+    def add_picture(self, file: str | Path, width: int = 0, height: int = 0, place: int = 0) -> int:
+        """Add a picture, with the size that is said of it (0: nothing) and where; returns its number."""
+        self.files.append(file)
+        self._said.extend((width, height, place))
+        return len(self.files) - 1
+
+    def add_box(self, picture: int, label: int, numbers: Sequence[float], place: int) -> None:
+        """Add an object of a picture: four numbers in the labels' form."""
+        self._owner.append(picture)
+        self._label.append(label)
+        self._place.append(place)
+        self._numbers.extend(numbers)
+
+    def add_problem(self, picture: int, place: int, what: str, *, drop: bool = False) -> None:
+        """Add what is wrong at a place; with `drop` the picture cannot be used."""
+        self.problems.append(Problem(picture, place, f"{self.locate(picture, place)}: {what}"))
+        if drop:
+            self.dropped.add(picture)
+
+    def add_fatal(self, text: str) -> None:
+        """Add what is wrong with the data set as a whole."""
+        self.problems.append(Problem(-1, 0, text))
+        self.fatal = True
+
+    def renumber(self, numbers: Sequence[int], names: list[str]) -> None:
+        """Give the classes other numbers: `numbers[label]` for each `label`, and the names in that order."""
+        old = np.array(self._label, dtype=np.int64)
+        self._label = array("q", np.asarray(numbers, dtype=np.int64)[old].tobytes())
+        self.names = names
+
+    def said(self) -> npt.NDArray[np.int64]:
+        """Width, height and place of the sizes said (N, 3)."""
+        return np.array(self._said, dtype=np.int64).reshape(-1, 3)
+
+    def rows(self) -> Rows:
+        """All boxes, those of a picture together and in the order of their places."""
+        owner, place = np.array(self._owner, dtype=np.int64), np.array(self._place, dtype=np.int64)
+        order = np.lexsort((place, owner))
+        numbers = np.array(self._numbers, dtype=np.float64).reshape(-1, 4)
+        return Rows(owner[order], np.array(self._label, dtype=np.int64)[order], place[order], numbers[order])
+
+
+class Rows(NamedTuple):
+    """Boxes as arrays: the picture's number, the label, the place (K,), and the numbers (K, 4)."""
+
+    owner: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int64]
+    numbers: Doubles
+
+
+class Checked(NamedTuple):
+    """Corners (K, 4) as fractions of the picture and inside it, which boxes are good, which were clipped."""
+
+    corners: Doubles
+    good: npt.NDArray[np.bool_]
+    clipped: npt.NDArray[np.bool_]
+
+
+class PictureFiles:
+    """Pictures in files, with any number of boxes. Pictures are decoded when asked for, boxes are kept.
+
+    Args:
+        labels: what was read of them.
+        skip_bad: leave out each bad box and each bad picture, and keep the list in `problems`, where
+            otherwise a `DataError` lists them.
+        decode: look at all of every picture; otherwise at its header and at its end.
+
+    Attributes:
+        names: the classes' names.
+        box_counts: the number of boxes of each picture.
+        problems: what was skipped, `file:line: what is wrong: the value`.
+        clipped: how many boxes stuck out of their picture, by up to 1 % of it, and were clipped.
+        left_out: how many boxes are not meant to be learned, and were left out.
+        backgrounds: how many pictures have no object.
+        files: of the pictures.
+        sizes: of the pictures (N, 2), width and height.
+
+    Raises:
+        DataError: if anything is wrong; with `skip_bad`, if the data set as a whole is, or if no picture is
+            left.
+    """
+
+    def __init__(self, labels: Labels, *, skip_bad: bool = False, decode: bool = True) -> None:
+        problems = list(labels.problems)
+        sizes = _look_at_pictures(labels, problems, decode=decode)
+        rows = labels.rows()
+        checked = _check_boxes(labels, rows, sizes, problems)
+        problems.sort()
+        self.problems = [problem.text for problem in problems]
+        usable = sizes[:, 0] > 0
+        usable[list(labels.dropped)] = False
+        if problems and (labels.fatal or not skip_bad):
+            raise DataError(*self.problems)
+        if not usable.any():
+            raise DataError(*self.problems, "no picture is left")
+
+        kept = checked.good & usable[rows.owner]
+        counts = np.bincount(rows.owner[kept], minlength=len(usable))
+        faulty = np.zeros(len(usable), dtype=np.bool_)
+        faulty[[problem.picture for problem in problems if problem.picture >= 0]] = True
+        pixels = (checked.corners * sizes[rows.owner].repeat(2, axis=0).reshape(-1, 4))[kept]
+        self.names = labels.names
+        self.box_counts: Counts = counts[usable]
+        self.clipped = int((checked.clipped & kept).sum())
+        self.left_out = labels.left_out
+        self.backgrounds = int((usable & ~faulty & (counts == 0)).sum())
+        self.files = Paths()
+        for number in np.flatnonzero(usable):
+            self.files.append(labels.files[int(number)])
+        self.sizes = sizes[usable].astype(np.int32)
+        self._starts = np.concatenate([[0], np.cumsum(self.box_counts)])
+        self._boxes = torch.from_numpy(pixels.astype(np.float32))
+        self._labels = torch.from_numpy(rows.label[kept])
+
+    @property
+    def class_counts(self) -> list[int]:
+        """The number of boxes of each class."""
+        counts: list[int] = torch.bincount(self._labels, minlength=len(self.names)).tolist()
+        return counts
+
+    @property
+    def box_shares(self) -> Doubles:
+        """Of each box (K,), the geometric mean of width and height as shares of its picture's."""
+        sides = (self._boxes[:, 2:] - self._boxes[:, :2]).double().numpy()
+        shares: Doubles = np.sqrt((sides / self.sizes.repeat(self.box_counts, axis=0)).prod(axis=1))
+        return shares
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Picture:
+        file, (width, height) = self.files[index], self.sizes[index].tolist()
+        image = decode_picture(file)
+        if image.shape[1:] != (height, width):
+            raise DataError(
+                f"{file}: changed since it was checked: it was {width} x {height} pixels, "
+                f"now it is {image.shape[2]} x {image.shape[1]}"
+            )
+        boxes, labels = self.boxes(index)
+        return Picture(image, boxes, labels, str(file))
+
+    def boxes(self, index: int) -> tuple[Tensor, Tensor]:
+        """The boxes, float32 (K, 4) xyxy in pixels, and the labels (K,) of a picture, not decoding it."""
+        index = range(len(self))[index]
+        rows = slice(int(self._starts[index]), int(self._starts[index + 1]))
+        return self._boxes[rows].clone(), self._labels[rows].clone()
+
+
+def _look_at_pictures(labels: Labels, problems: list[Problem], *, decode: bool) -> npt.NDArray[np.int64]:
+    """Sizes (N, 2), width and height, of the pictures; 0 for those that cannot be used."""
+    sizes = np.zeros((len(labels.files), 2), dtype=np.int64)
+    said = labels.said()
+
+    def look(numbers: range) -> list[Problem]:
+        found = []
+        for number in numbers:
+            file = labels.files[number]
+            if file == Path(NO_FILE):
+                continue
+            try:
+                size = decode_picture(file).shape[:0:-1] if decode else measure_picture(file)
+            except DataError as error:
+                found += [Problem(number, -1, text) for text in error.problems]
+                continue
+            width, height, place = said[number].tolist()
+            if (width or height) and (width, height) != tuple(size):
+                where = labels.locate(number, place)
+                turned = ", turned as its EXIF orientation says" if (height, width) == tuple(size) else ""
+                actual = f"{size[0]} x {size[1]}{turned}: {file}"
+                text = f"{where}: size says {width} x {height}, the picture is {actual}"
+                found.append(Problem(number, place, text))
+                continue
+            sizes[number] = size
+        return found
+
+    count = len(sizes)
+    parts = [range(start, min(start + _AT_ONCE, count)) for start in range(0, count, _AT_ONCE)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        for found in pool.map(look, parts):
+            problems += found
+    return sizes
+
+
+def _check_boxes(
+    labels: Labels, rows: Rows, sizes: npt.NDArray[np.int64], problems: list[Problem]
+) -> Checked:
+    """Find the boxes that are not finite, have no area, stick out or come twice; clip the others."""
+    form, numbers = labels.form, rows.numbers
+    corners = convert(torch.from_numpy(numbers), form.fmt, "xyxy").numpy().copy()
+    corners[:, :2] -= form.first_pixel
+    with np.errstate(invalid="ignore", divide="ignore"):
+        flat = (corners[:, 2:] - corners[:, :2] <= 0).any(axis=1)
+        # Of a picture that cannot be read, what is said of its size has to do; a size of 0 is not known.
+        said = labels.said()[:, :2]
+        size = np.where(sizes > 0, sizes, np.where(said > 0, said, np.nan))[rows.owner]
+        scale = np.concatenate([size, size], axis=1)
+        fractions = corners / scale if form.in_pixels else corners
+        outside = np.maximum(-fractions, fractions - 1.0)
+        # Where the first pixel is called 1, many tools call it 0 all the same.
+        far = (outside > np.maximum(MARGIN, form.first_pixel / scale)).any(axis=1)
+        inside = fractions.clip(0.0, 1.0)
+        # In float32, as they are handed out, the corners must still be apart.
+        thin = (inside[:, 2:] - inside[:, :2] <= _ROUNDING).any(axis=1)
+    wrong = {
+        "not finite": ~np.isfinite(numbers).all(axis=1),
+        "width and height must be above 0": flat,
+        "sticks out of the picture by": far,
+        "no area inside the picture": thin,
+    }
+    bad = np.zeros(len(numbers), dtype=np.bool_)
+    for what, rule in wrong.items():
+        for row in np.flatnonzero(rule & ~bad).tolist():
+            share = f" {np.nanmax(outside[row]):.1%}" if rule is far else ""
+            value = " ".join(f"{number:.10g}" for number in numbers[row])
+            problems.append(_at(labels, rows, row, f"{what}{share}: {value}"))
+        bad |= rule
+    for row, first in _repeats(rows, ~bad):
+        earlier = labels.locate(int(rows.owner[row]), int(rows.place[first]))
+        problems.append(_at(labels, rows, row, f"repeats the box and class of {earlier}"))
+        bad[row] = True
+    return Checked(inside, ~bad, (outside > _ROUNDING).any(axis=1))
+
+
+def _at(labels: Labels, rows: Rows, row: int, what: str) -> Problem:
+    picture, place = int(rows.owner[row]), int(rows.place[row])
+    return Problem(picture, place, f"{labels.locate(picture, place)}: {what}")
+
+
+def _repeats(rows: Rows, good: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Good rows that say the same of the same picture as an earlier one, with the first that says it."""
+    considered = np.flatnonzero(good)
+    # Sorted so that equal rows are neighbours; among equals the sort keeps their order.
+    columns = np.column_stack([rows.numbers, rows.label, rows.owner])[considered]
+    order = np.lexsort(columns.T)
+    same = (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
+    found, first = [], 0
+    for position in np.flatnonzero(same).tolist():
+        first = first if position and same[position - 1] else int(order[position])
+        found.append((int(considered[order[position + 1]]), int(considered[first])))
+    return found

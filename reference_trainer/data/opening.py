@@ -1,0 +1,171 @@
+"""One way to open a data set of any kind: what it is, is seen from what lies there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from .coco import CocoFiles
+from .files import Labels, PictureFiles, Problem
+from .sample import Counts, DataError, PictureSource, Subset
+from .voc import VocFolder
+from .yolo import YoloFolder
+
+DECODED_AT_START = 2000
+"""So many pictures are decoded to check them before a training starts; of more, the headers are read."""
+
+VAL_SHARE = 5
+"""Of a data set that says nothing of validation, one picture in so many is kept for it."""
+
+ADVICE = "data.on_error 'skip' leaves out what is bad and trains on the rest."
+
+_SEED = 0
+
+
+class DataSet(Protocol):
+    """A data set of some kind, before its pictures have been looked at.
+
+    Attributes:
+        kind: its name.
+        splits: which of train and val it has.
+    """
+
+    kind: str
+    splits: list[str]
+
+    def read(self, splits: Sequence[str]) -> dict[str, Labels]:
+        """The labels of some of its splits."""
+        ...
+
+
+KINDS: tuple[type[YoloFolder] | type[CocoFiles] | type[VocFolder], ...] = (YoloFolder, CocoFiles, VocFolder)
+
+
+class FaultyDataError(DataError):
+    """Problems of a data set that can be used without the boxes and pictures that have them."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n{ADVICE}"
+
+
+class OpenedData(NamedTuple):
+    """A data set that has been checked.
+
+    Attributes:
+        kind: YOLO, COCO or VOC.
+        splits: the pictures of train, val or both.
+        files: the same before one picture in five was set aside, each with its counts and problems.
+    """
+
+    kind: str
+    splits: dict[str, PictureSource]
+    files: dict[str, PictureFiles]
+
+    @property
+    def problems(self) -> list[str]:
+        """What was skipped."""
+        return [problem for files in self.files.values() for problem in files.problems]
+
+
+def open_data(
+    path: str | Path,
+    splits: Sequence[str] = ("train", "val"),
+    *,
+    skip_bad: bool = False,
+    decode: bool | None = None,
+) -> OpenedData:
+    """Open a data set of any kind and check it; the problems of all splits come in one error.
+
+    A data set without pictures to validate on keeps one in five of those to train on for it, drawn by lot.
+    The lot does not depend on a run: whichever run's weights are scored, they have not seen these pictures.
+
+    Args:
+        path: a folder, a data.yaml or a COCO JSON file.
+        splits: which are wanted.
+        skip_bad: leave out what is bad, where otherwise a `DataError` lists it.
+        decode: check all of every picture, or headers alone; by default all of a set of up to 2,000.
+
+    Raises:
+        DataError: if it is not clear what is there, or anything is wrong with it.
+    """
+    found = recognise(Path(path))
+    needed = splits if "val" in found.splits else ["train"]
+    absent = sorted(set(needed) - set(found.splits))
+    if absent and not isinstance(found, YoloFolder):
+        has = ", ".join(found.splits)
+        raise DataError(*(f"{path}: no pictures for {split}, only for {has}" for split in absent))
+    labels = found.read(needed)
+    if len(labels) > 1:
+        _find_shared(labels)
+    if decode is None:
+        decode = sum(len(each.files) for each in labels.values()) <= DECODED_AT_START
+    files: dict[str, PictureFiles] = {}
+    problems: dict[str, None] = {}
+    for split, each in labels.items():
+        try:
+            files[split] = PictureFiles(each, skip_bad=skip_bad, decode=decode)
+        except DataError as error:
+            problems.update(dict.fromkeys(error.problems))
+    if problems:
+        mendable = not skip_bad and not any(each.fatal for each in labels.values())
+        raise (FaultyDataError if mendable else DataError)(*problems)
+    opened: dict[str, PictureSource] = dict(files)
+    if "val" not in found.splits:
+        opened = split_off(files["train"], str(path))
+    return OpenedData(found.kind, {split: opened[split] for split in splits}, files)
+
+
+def recognise(path: Path) -> DataSet:
+    """See what kind of data set lies at a path.
+
+    Raises:
+        DataError: if it is none, or if it could be several.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            return YoloFolder(path)
+        if path.suffix == ".json":
+            return CocoFiles(path)
+        raise DataError(f"{path}: expected a folder, a data.yaml (YOLO) or a .json (COCO)")
+    found = {kind: files for kind in KINDS if (files := kind.files_at(path))}
+    if not found:
+        inside = [each for each in sorted(path.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+        if len(inside) == 1:  # what an archive unpacks to
+            return recognise(inside[0])
+        looked = "; ".join(f"{kind.kind}: {kind.looked_for}" for kind in KINDS)
+        raise DataError(f"{path}: no data set is recognised here; looked for {looked}")
+    if len(found) > 1 or len(found.get(YoloFolder, [])) > 1:
+        several = ", ".join(f"{kind.kind}: {file}" for kind, files in found.items() for file in files)
+        raise DataError(f"{path}: several data sets; give the path of one of them ({several})")
+    (kind,) = found
+    return kind(path)
+
+
+def split_off(source: PictureSource, name: str) -> dict[str, PictureSource]:
+    """Set one picture in five aside to validate on, by lot.
+
+    Raises:
+        DataError: if there is only one picture.
+    """
+    if len(source) < 2:
+        raise DataError(f"{name}: one picture cannot be both trained and validated on; it has no val split")
+    order = np.random.default_rng(_SEED).permutation(len(source))
+    count = max(len(source) // VAL_SHARE, 1)
+    parts: dict[str, Counts] = {"train": np.sort(order[count:]), "val": np.sort(order[:count])}
+    return {split: Subset(source, indices) for split, indices in parts.items()}
+
+
+def _find_shared(labels: dict[str, Labels]) -> None:
+    """Pictures that are trained on and validated on as well are a problem of the training split."""
+    train, val = labels["train"], labels["val"]
+    validated = {str(file) for file in val.files}
+    for number, file in enumerate(train.files):
+        if str(file) in validated and str(file) != ".":
+            text = f"{file}: in train and in val: a score on it would mean nothing"
+            train.problems.append(Problem(number, -2, text))
+            train.dropped.add(number)
