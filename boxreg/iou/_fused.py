@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -103,6 +104,8 @@ def decoding(scheme: str, settings: Settings, library: Library) -> Decoding:
 def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
     """The loss and its gradients in the working dtype; nothing is differentiable."""
     dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
+    if pred.is_cpu and 0 < pred.numel() <= 4 * SMALL and numpy_library():
+        return _few(wanted, pred, target, dim % pred.ndim, dtype)
     loss = torch.empty(pred.select(dim, 0).shape, dtype=dtype, device=pred.device)
     gradients = [
         torch.empty(pred.shape, dtype=dtype, device=pred.device) if asked else None
@@ -111,18 +114,46 @@ def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
     boxes = [as_planes(side.detach(), dim) for side in (pred, target)]
     slopes = [as_planes(gradient, dim) for gradient in gradients if gradient is not None]
     losses = loss.view(boxes[0].shape[1:])
-    if wanted.scheme and SCHEMES[wanted.scheme].needs_grid:
+    if reads_grid(wanted):
         boxes += _grid(loss, *losses.shape)
     count = divisor(wanted, loss.numel())
-    if 0 < loss.numel() <= SMALL and loss.is_cpu and numpy_library():
-        _small(wanted, count, boxes, losses, slopes)
-    else:
-        for rows, columns in blocks(*losses.shape):
-            boxes_here, slopes_here = (
-                [side[:, rows, columns] for side in sides] for sides in (boxes, slopes)
-            )
-            _block(wanted, count, boxes_here, losses[rows, columns], slopes_here)
+    for rows, columns in blocks(*losses.shape):
+        boxes_here, slopes_here = ([side[:, rows, columns] for side in sides] for sides in (boxes, slopes))
+        _block(wanted, count, boxes_here, losses[rows, columns], slopes_here)
     return reduce_loss(loss, wanted.reduction), gradients[0], gradients[1]
+
+
+def reads_grid(wanted: Pass) -> bool:
+    """Whether raw numbers are decoded by the cell that they are in."""
+    return bool(wanted.scheme) and SCHEMES[wanted.scheme].needs_grid
+
+
+def _few(wanted: Pass, pred: Tensor, target: Tensor, dim: int, dtype: torch.dtype) -> Result:
+    """`one_pass` of few boxes, by NumPy: with so much to call for so little, what a call costs counts."""
+    library, shape = numpy_library(), (*pred.shape[:dim], *pred.shape[dim + 1 :])
+    assert library is not None
+    outer, inner = math.prod(shape[:dim]), math.prod(shape[dim:])
+    n = outer * inner
+    sides = [side.detach().to(dtype).numpy() for side in (pred, target)]
+    boxes = library.empty(sides[0], (2, 4, n), False)
+    for side, planes in zip(sides, boxes, strict=True):
+        planes.reshape(4, outer, inner)[...] = side.reshape(outer, 4, inner).swapaxes(0, 1)
+    asked = (wanted.of_pred, wanted.of_target)
+    losses, slopes = library.empty(boxes, (n,), False), library.empty(boxes, (sum(asked), 4, n), False)
+    loss = torch.from_numpy(losses.reshape(shape))
+    place = [part.numpy().reshape(2, n) for part in _grid(loss, outer, inner)] if reads_grid(wanted) else []
+    gradients = [torch.empty(pred.shape, dtype=dtype) if wants else None for wants in asked]
+    count = divisor(wanted, n)
+    with library.silent():
+        _compute(library, wanted, [boxes], place, losses, list(slopes))
+        found = iter(slopes.reshape(-1, 4, outer, inner))
+        for gradient in gradients:
+            if gradient is not None:
+                out = gradient.numpy().reshape(outer, 4, inner).swapaxes(0, 1)
+                library.operation("div")(next(found), count, out=out)
+        if wanted.reduction != "none":
+            loss = torch.from_numpy(losses.sum(keepdims=True) / count).squeeze(0)
+    return loss, gradients[0], gradients[1]
 
 
 def blocks(outer: int, inner: int) -> Iterator[tuple[slice, slice]]:
@@ -139,18 +170,6 @@ def _grid(plane: Tensor, outer: int, inner: int) -> list[Tensor]:
     counts = torch.stack([plane.new_full((), number) for number in plane.shape[:-3:-1]])
     cells = cells.view(2, *[1] * (plane.ndim - 2), *plane.shape[-2:]).expand(2, *plane.shape)
     return [cells.reshape(2, outer, inner), counts.view(2, 1, 1).expand(2, outer, inner)]
-
-
-def _small(wanted: Pass, count: int, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]) -> None:
-    """Few boxes, by NumPy: with so many calls on so little, what a call costs is what it takes."""
-    library, n = numpy_library(), loss.numel()
-    assert library is not None
-    pred, target, *place = (side.to(loss.dtype).contiguous().numpy().reshape(len(side), n) for side in boxes)
-    found = [library.empty(pred, (4, n), False) for _ in slopes]
-    with library.silent():
-        _compute(library, wanted, [pred, target], place, loss.numpy().reshape(n), found)
-        for side, values in zip(slopes, found, strict=True):
-            library.operation("div")(values.reshape(side.shape), count, out=side.numpy())
 
 
 def _block(wanted: Pass, count: int, boxes: list[Tensor], loss: Tensor, slopes: list[Tensor]) -> None:

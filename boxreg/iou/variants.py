@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -147,7 +148,17 @@ def form_of(
     """
     check_choice("kind", kind, VARIANTS)
     check_choice("mode", mode, MODES)
-    given = dict(parameters or {})
+    if inner_ratio is None and not parameters:
+        return _form_without_parameters(kind, mode)
+    return _form_of(kind, mode, inner_ratio, dict(parameters or {}))
+
+
+@cache
+def _form_without_parameters(kind: str, mode: str) -> Form:
+    return _form_of(kind, mode, None, {})
+
+
+def _form_of(kind: str, mode: str, inner_ratio: float | None, given: dict[str, object]) -> Form:
     if inner_ratio is not None:
         if VARIANTS[kind].overlap is not IOU:
             raise ValueError(f"inner_ratio: got {inner_ratio}, but {kind!r} has no IoU to scale boxes for")
