@@ -28,6 +28,7 @@ from tests.cases import (
     assert_all_finite,
     eps,
     form,
+    in_unit,
     named,
     overlap_loss,
     seeded,
@@ -157,10 +158,11 @@ class TestSameAsToDecodeFirst:
     ) -> None:
         computes(backend, dtype)
         raw, target = raw_and_target(decoder, dtype)
-        found = of_raw(kind, decoder, raw, target, backend=backend)
+        options = in_unit(kind, target.abs().max().item())
+        found = of_raw(kind, decoder, raw, target, backend=backend, **options)
         assert [part.dtype for part in found[1:]] == [dtype, dtype]
         tolerance = 1e-12 if dtype == torch.float64 else 128 * eps(torch.float32) + 2 * eps(dtype)
-        assert_same(found, decoded_first(kind, decoder, raw, target), tolerance, dim=1)
+        assert_same(found, decoded_first(kind, decoder, raw, target, **options), tolerance, dim=1)
 
     @pytest.mark.parametrize("fmt", FORMATS)
     @pytest.mark.parametrize("dim", [0, 1, -3, -1])
