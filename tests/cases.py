@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -25,6 +26,19 @@ BACKENDS = tuple(
     name for name, refusal in backends.BACKENDS.items() if name != "compile" and not refusal(_BOXES, _BOXES)
 )
 """The backends that compute on the CPU here; `compile` takes too long to be tried on everything."""
+
+MOST_PENALTY = {
+    "iou": 0,
+    "giou": 1,
+    "diou": 1,
+    "ciou": 2,
+    # A point in a corner of the other box: each size differs by the whole enclosing side, which leaves
+    # an offset of half of it. What is lost on one size gains less than that for the offset.
+    "eiou": 1 + 1 + 1 / 4,
+    # Approached by a point and a flat box, both tiny beside an offset that is all but along an axis.
+    "siou": (1 - math.exp(-2)) + (1 - math.exp(-1)) ** 4,
+}
+"""How far above 1 - IoU a loss of upright boxes may lie."""
 
 Pairs = tuple[Tensor, Tensor]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +18,7 @@ from boxreg.losses import OverlapLoss
 from tests.cases import (
     FORMATS,
     KINDS,
+    MOST_PENALTY,
     REGIMES,
     SMOOTH,
     WAITING,
@@ -33,20 +33,6 @@ from tests.cases import (
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_fmt = pytest.mark.parametrize("fmt", FORMATS)
-
-
-MOST_PENALTY = {
-    "iou": 0,
-    "giou": 1,
-    "diou": 1,
-    "ciou": 2,
-    # A point in a corner of the other box: each size differs by the whole enclosing side, which leaves
-    # an offset of half of it. What is lost on one size gains less than that for the offset.
-    "eiou": 1 + 1 + 1 / 4,
-    # Approached by a point and a flat box, both tiny beside an offset that is all but along an axis.
-    "siou": (1 - math.exp(-2)) + (1 - math.exp(-1)) ** 4,
-}
-"""How far above 1 - IoU a loss of upright boxes may lie."""
 
 
 def module_of(kind: str) -> type[OverlapLoss]:
