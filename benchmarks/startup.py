@@ -1,4 +1,4 @@
-"""What starting costs, in fresh processes: `python benchmarks/startup.py`."""
+"""What starting costs, in fresh processes: `python -m benchmarks.startup`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 import time
 
 import torch
+
+from .machine import processor
 
 IMPORT = "import time, torch; start = time.perf_counter(); import boxreg; print(time.perf_counter() - start)"
 COMMANDS = {
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="fresh processes for each figure")
     repeats = range(parser.parse_args().repeats)
 
-    print(f"{platform.processor() or platform.machine()}, {platform.system()} {platform.release()}")
+    print(f"{processor()}, {platform.system()} {platform.release()}")
     print(f"Python {platform.python_version()}, torch {torch.__version__}\n")
     print("| what | median ms | fastest | slowest |\n|---|---|---|---|")
     measured = {"`import boxreg` on top of `import torch`": [import_seconds() for _ in repeats]}

@@ -1,4 +1,4 @@
-"""Toy pictures drawn a second on one thread: `python benchmarks/toy_data.py`."""
+"""Toy pictures drawn a second on one thread: `python -m benchmarks.toy_data`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from reference_trainer.data.toy import ToyPictures
+
+from .machine import processor
 
 
 def pictures_per_second(side: int, count: int, most: int) -> float:
@@ -32,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pictures_per_second(args.side, 10, args.objects)
     rates = sorted(pictures_per_second(args.side, args.count, args.objects) for _ in range(args.repeats))
-    print(f"{platform.processor() or platform.machine()}, {platform.system()} {platform.release()}")
+    print(f"{processor()}, {platform.system()} {platform.release()}")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}")
     median = statistics.median(rates)
     what = f"side {args.side}, up to {args.objects} objects"

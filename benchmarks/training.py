@@ -1,7 +1,7 @@
 """Trains with the real command line and tabulates what came of it.
 
-    python benchmarks/training.py --out results.md                  toy task: reference x 3, pooled, baseline
-    python benchmarks/training.py --out results.md --data FOLDER -- --epochs 300      a YOLO folder x 3 seeds
+    python -m benchmarks.training --out results.md                  toy task: reference x 3, pooled, baseline
+    python -m benchmarks.training --out results.md --data FOLDER -- --epochs 300      a YOLO folder x 3 seeds
 
 Run it on a machine that does nothing else. Arguments after `--` go to every `reference_trainer train`.
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from .machine import processor
 
 BARS = (0.90, 0.92, 0.94)
 TOY = {
@@ -98,17 +99,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in info.read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -39,6 +40,24 @@ DECODERS: dict[str, Decoder] = {
     "grid_cell_pixels": GridCellDecoder(picture_size=(640.0, 480.0), stretch=1.1),
 }
 """Every scheme, with settings that differ."""
+
+MOST_PENALTY = {
+    "iou": 0,
+    "giou": 1,
+    "diou": 1,
+    "ciou": 2,
+    # A point in a corner of the other box: each size differs by the whole enclosing side, which leaves
+    # an offset of half of it. What is lost on one size gains less than that for the offset.
+    "eiou": 1 + 1 + 1 / 4,
+    # Approached by a point and a flat box, both tiny beside an offset that is all but along an axis.
+    "siou": (1 - math.exp(-2)) + (1 - math.exp(-1)) ** 4,
+    "wiou": math.e - 1,
+    "mpdiou": math.inf,
+    # A target so much higher than wide that all weight, which is 2, is on what lies along x.
+    "shapeiou": 2 + (1 - math.exp(-2)) ** 4 / 2,
+    "nwd": 0,
+}
+"""How far above 1 - overlap a loss of upright boxes may lie."""
 
 Pairs = tuple[Tensor, Tensor]
 

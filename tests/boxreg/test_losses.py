@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -20,6 +19,7 @@ from boxreg.losses import OverlapLoss
 from tests.cases import (
     FORMATS,
     KINDS,
+    MOST_PENALTY,
     PARAMETERS,
     REGIMES,
     SMOOTH,
@@ -36,25 +36,6 @@ from tests.cases import (
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_fmt = pytest.mark.parametrize("fmt", FORMATS)
-
-
-MOST_PENALTY = {
-    "iou": 0,
-    "giou": 1,
-    "diou": 1,
-    "ciou": 2,
-    # A point in a corner of the other box: each size differs by the whole enclosing side, which leaves
-    # an offset of half of it. What is lost on one size gains less than that for the offset.
-    "eiou": 1 + 1 + 1 / 4,
-    # Approached by a point and a flat box, both tiny beside an offset that is all but along an axis.
-    "siou": (1 - math.exp(-2)) + (1 - math.exp(-1)) ** 4,
-    "wiou": math.e - 1,
-    "mpdiou": math.inf,
-    # A target so much higher than wide that all weight, which is 2, is on what lies along x.
-    "shapeiou": 2 + (1 - math.exp(-2)) ** 4 / 2,
-    "nwd": 0,
-}
-"""How far above 1 - overlap a loss of upright boxes may lie."""
 
 
 def class_of(kind: str) -> type[OverlapLoss]:

@@ -1,0 +1,172 @@
+"""How a figure is taken: agreement first, then time in turns, memory, and what a GPU was asked to do."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .cases import Case, inputs
+from .providers import TEXTBOOK, Provider
+
+TOLERANCE = 3e-4
+"""How far values and gradients may be apart, as a share of the largest: float32 and an eps of 1e-7 do it."""
+
+SMALL = 4096
+"""Pairs of a small case: to compare in float64 too, and to warm up with."""
+
+LEAST_TURNS = 5
+
+BYTES_A_PAIR = 52
+"""What a step must move at least: two boxes in, a gradient and a loss out, in float32."""
+
+
+class Work:
+    """A provider's share of a case: its inputs, and a step over them."""
+
+    def __init__(
+        self, provider: Provider, case: Case, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        fmt = provider.fmt if case.job == "from_raw" else "xyxy"
+        self.pred, self.target, self.dim = inputs(case, device, dtype, fmt=fmt, near=provider.near)
+        self.provider, self.case = provider, case
+
+    def step(self) -> Tensor:
+        """The loss, with its gradient in `pred.grad`; or the scores."""
+        if self.case.job == "pairwise":
+            assert self.provider.pairwise is not None
+            return self.provider.pairwise(self.pred, self.target)
+        self.pred.grad = None
+        job = self.provider.loss if self.case.job == "loss" else self.provider.from_raw
+        loss = job(self.pred, self.target, self.dim)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def results(self) -> list[Tensor]:
+        """The value of a step and its gradient, if there is one, in float64."""
+        value = self.step().detach()
+        return [value.double()] if self.pred.grad is None else [value.double(), self.pred.grad.double()]
+
+
+def disagreement(work: Work) -> float:
+    """How far a step's value and gradient are from the textbook's in float64, as a share of the largest."""
+    expected = truth(work.case, work.pred.device, work.provider.near)
+    apart = [
+        (found - true).abs().max() / true.abs().max()
+        for found, true in zip(work.results(), expected, strict=True)
+    ]
+    return torch.stack(apart).max().item()
+
+
+@lru_cache(maxsize=2)
+def truth(case: Case, device: torch.device, near: bool) -> list[Tensor]:
+    """Value and gradient of a case by the textbook in float64."""
+    return Work(replace(TEXTBOOK, near=near), case, device, torch.float64).results()
+
+
+def timed(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a step takes, on the device's own clock where it has one."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
+def in_turns(
+    steps: dict[str, Callable[[], object]], device: torch.device, seconds: float
+) -> dict[str, list[float]]:
+    """Seconds a step by name, one of each in turn, so that a machine that slows down slows them all."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    end = time.perf_counter() + seconds
+    turns = 0
+    while steps and (turns < LEAST_TURNS or time.perf_counter() < end):
+        for name, step in steps.items():
+            taken[name].append(timed(step, device))
+        turns += 1
+    return taken
+
+
+def spread(seconds: list[float]) -> tuple[float, float, float]:
+    """Median, 20th and 80th percentile."""
+    fifths = statistics.quantiles(seconds, n=5)
+    return statistics.median(seconds), fifths[0], fifths[3]
+
+
+def copy_bandwidth(device: torch.device, megabytes: int = 256) -> float:
+    """Bytes a second that a copy reads and writes, from buffers that no cache holds."""
+    source = torch.ones(megabytes * 2**18, device=device)
+    out = torch.empty_like(source)
+    seconds = in_turns({"copy": lambda: out.copy_(source)}, device, 1.0)["copy"]
+    return 2 * source.nbytes / statistics.median(seconds)
+
+
+def peak_on_gpu(work: Work, device: torch.device) -> int:
+    """Bytes that a step needs at its highest, beyond inputs and gradient."""
+    work.step()
+    work.pred.grad = None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work.step()
+    return torch.cuda.max_memory_allocated(device) - before - own(work)
+
+
+def peak_on_cpu(provider: Provider, case: Case) -> int:
+    """The same on a CPU under Linux: for a fresh process, where nothing is kept that could be used again."""
+    device = torch.device("cpu")
+    Work(provider, case.of(min(case.pairs, SMALL)), device).step()
+    work = Work(provider, case, device)
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already would be used without being counted
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = resident("VmRSS")
+    work.step()
+    return resident("VmHWM") - before - own(work)
+
+
+def own(work: Work) -> int:
+    """Bytes of the gradient that the step leaves behind."""
+    return work.pred.nbytes if work.pred.requires_grad else 0
+
+
+def resident(line: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM at most."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(entry.split()[1]) * 1024 for entry in status if entry.startswith(line))
+
+
+def calls_of_gpu(step: Callable[[], object]) -> tuple[int, int]:
+    """Kernels launched by a step, and times that it waited for the device."""
+    step()
+    launches, waits = recorded(step)
+    of_nothing = recorded(lambda: None)
+    return launches - of_nothing[0], waits - of_nothing[1]
+
+
+def recorded(step: Callable[[], object]) -> tuple[int, int]:
+    """Launches and waits that the profiler saw, its own among them."""
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+    return counted(event.name for event in profile.events() or ())
+
+
+def counted(names: Iterable[str]) -> tuple[int, int]:
+    """Launches and waits among calls of the CUDA runtime (cuda...) and driver (cu...)."""
+    calls = [name for name in names if name.startswith("cu")]
+    return sum("LaunchKernel" in name for name in calls), sum("Synchronize" in name for name in calls)

@@ -1,0 +1,208 @@
+"""Every loss inside what people put around a loss: compilers, export, graphs, several processes, autocast."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import boxreg
+from boxreg.iou import backends
+from tests.cases import (
+    BACKENDS,
+    KINDS,
+    PARAMETERS,
+    REGIMES,
+    eps,
+    overlap_loss,
+    pairs,
+    seeded,
+    value_and_gradients,
+)
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+# Under a compiler, auto is eager.
+every_backend = pytest.mark.parametrize("backend", [name for name in ["auto", *BACKENDS] if name != "eager"])
+
+MODULES = [
+    module
+    for module in vars(boxreg).values()
+    if isinstance(module, type) and getattr(module, "kind", None) in KINDS
+]
+
+
+class Detector(nn.Module):
+    """A layer that predicts boxes, and the sum of every loss of the family over them."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.predict = nn.Linear(8, 4)
+        self.losses = nn.ModuleList(
+            module(fmt="cxcywh", backend=backend, **PARAMETERS.get(module.kind, {})) for module in MODULES
+        )
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=seeded(3)))
+
+    def forward(
+        self, features: Tensor, target: Tensor, weight: Tensor, normalizer: Tensor | None = None
+    ) -> Tensor:
+        boxes = self.predict(features).sigmoid()
+        divisor = weight.sum() if normalizer is None else normalizer
+        losses = [loss(boxes, target, weight, divisor) for loss in self.losses]
+        return torch.stack(losses).sum()
+
+
+def batch(count: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, boxes as cxcywh, and weights of which some are 0."""
+    generator = seeded(4)
+    features = torch.randn(count, 8, generator=generator)
+    target = 0.2 + 0.3 * torch.rand(count, 4, generator=generator)
+    return features.to(dtype), target.to(dtype), (torch.arange(count) % 3).to(dtype)
+
+
+def gradients(model: nn.Module, loss: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, tuple(model.parameters()))
+
+
+def assert_same_step(found: Tensor, expected: Tensor, model: nn.Module) -> None:
+    """The same loss, and the same gradients at the model's parameters."""
+    torch.testing.assert_close(found, expected)
+    for part, reference in zip(gradients(model, found), gradients(model, expected), strict=True):
+        torch.testing.assert_close(part, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_has_every_loss() -> None:
+    assert {module.kind for module in MODULES} == set(KINDS)
+
+
+@every_backend
+class TestCompilers:
+    def test_one_graph_of_a_model_with_every_loss(self, backend: str) -> None:
+        model = Detector(backend)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_same_step(compiled(*batch()), model(*batch()), model)
+
+    def test_export(self, backend: str) -> None:
+        model = Detector(backend)
+        count = torch.export.Dim("count", min=2, max=64)
+        exported = torch.export.export(model, batch(), dynamic_shapes=({0: count}, {0: count}, {0: count}))
+        for number in (6, 11):
+            found = exported.module()(*batch(number))
+            torch.testing.assert_close(found, model(*batch(number)))
+
+    def test_autocast(self, backend: str) -> None:
+        model = Detector(backend)
+        features, target, weight = batch()
+        with torch.autocast("cpu", torch.bfloat16):
+            boxes = model.predict(features).sigmoid()
+            loss = model(features, target, weight)
+        assert boxes.dtype == torch.bfloat16
+        assert loss.dtype == torch.float32
+        alone = [module(boxes, target, weight, weight.sum()) for module in model.losses]
+        assert torch.equal(loss, torch.stack(alone).sum())
+        for part in gradients(model, loss):
+            assert part.isfinite().all()
+            assert part.abs().max() > 0
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler for torch.compile"
+)
+
+
+class TestCompileBackend:
+    def close(self, kind: str, regime: str) -> None:
+        pred, target = pairs(regime, torch.float32)
+        found = value_and_gradients(kind, pred, target, fmt="cxcywh", backend="compile")
+        expected = value_and_gradients(kind, pred, target, fmt="cxcywh", backend="eager")
+        for part, reference in zip(found, expected, strict=True):
+            unit = reference.abs().max().clamp(min=1)
+            torch.testing.assert_close(part / unit, reference / unit, rtol=0, atol=64 * eps(torch.float32))
+
+    @every_kind
+    def test_what_is_compiled_is_the_reference(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        backends._compiled.cache_clear()
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+        for regime in REGIMES:
+            self.close(kind, regime)
+        backends._compiled.cache_clear()
+
+    @needs_compiler
+    @pytest.mark.parametrize("regime", REGIMES)
+    def test_as_compiled_to_machine_code(self, regime: str) -> None:
+        self.close("ciou", regime)
+
+
+PROCESS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tests.boxreg.test_integration import Detector, batch
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+features, target, weight = batch(9, torch.float64)
+mine = slice(0, 3) if rank == 0 else slice(3, 9)  # the ranks have 3 and 6 boxes, 2 and 4 of them positive
+model = Detector("auto").double()
+parallel = DistributedDataParallel(model)
+positives = weight[mine].sum()
+dist.all_reduce(positives)
+# DDP averages gradients over the ranks: to end with their sum, the divisor is that of one rank.
+loss = parallel(features[mine], target[mine], weight[mine], positives / dist.get_world_size())
+loss.backward()
+torch.save([parameter.grad for parameter in model.parameters()], f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without torch.distributed")
+def test_two_processes_find_the_gradient_of_one(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    commands = [[sys.executable, "-c", PROCESS, str(rank), str(tmp_path)] for rank in range(2)]
+    processes = [
+        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) for command in commands
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+    model = Detector("auto").double()
+    expected = gradients(model, model(*batch(9, torch.float64)))
+    for rank in range(2):
+        for found, reference in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
+            torch.testing.assert_close(found, reference)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("backend", ["auto", *backends.BACKENDS])
+@every_kind
+def test_cuda_graph(kind: str, backend: str) -> None:
+    pred, target = (side.cuda() for side in pairs("random", torch.float32))
+    other, _ = (side.cuda() for side in pairs("nested", torch.float32))
+    pred.requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor]:
+        loss = overlap_loss(kind, pred, target, reduction="mean", backend=backend)
+        return loss, torch.autograd.grad(loss, pred)[0]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        pred.copy_(other)
+    graph.replay()
+    for found, expected in zip(captured, step(), strict=True):
+        torch.testing.assert_close(found, expected)
