@@ -63,5 +63,10 @@ def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
         raise ValueError(
             f"{name_a} and {name_b} must have the same shape: got {tuple(a.shape)} and {tuple(b.shape)}"
         )
+    check_same_device(name_a, a, name_b, b)
+
+
+def check_same_device(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    """Raise `ValueError` unless both tensors are on one device."""
     if a.device != b.device:
         raise ValueError(f"{name_a} and {name_b} must be on one device: got {a.device} and {b.device}")

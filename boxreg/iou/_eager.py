@@ -11,7 +11,7 @@ from ..decoders import decode_planes
 from ..reduction import reduce_loss
 from . import family
 from ._pass import Pass
-from .variants import Form, Formula
+from .variants import Formula
 
 
 def eager(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Tensor:
@@ -20,13 +20,7 @@ def eager(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Tensor:
     if wanted.scheme:
         pred = torch.stack(decode_planes(wanted.scheme, wanted.settings, pred.unbind(dim)), dim)
     a, b = planes(pred, target, wanted.pred_fmt, wanted.target_fmt, dim)
-    return reduce_loss(Formula(wanted.form).loss(family.pair(*a, *b)), wanted.reduction)
-
-
-def score(form: Form, a: Tensor, b: Tensor, fmt: str, dim: int) -> Tensor:
-    """The score per pair, of boxes in one working dtype that broadcast."""
-    pred, target = planes(a, b, fmt, fmt, dim)
-    return Formula(form).score(family.pair(*pred, *target))
+    return reduce_loss(Formula(wanted.form).value(family.pair(*a, *b)), wanted.reduction)
 
 
 def planes(pred: Tensor, target: Tensor, pred_fmt: str, target_fmt: str, dim: int) -> tuple[Planes, Planes]:

@@ -58,7 +58,7 @@ def program(wanted: Pass, ordinary: bool, library: Library) -> Program:
     p1, p2, t1, t2 = (maths["in_range"](term, large) for term in inputs)
     ends = (*pred_ends(p1, p2), *target_ends(t1, t2))
     pair = maths["pair"](*(half(end, axis) for box in (ends[:2], ends[2:]) for end in box for axis in (0, 1)))
-    results = [formula.loss(pair)]
+    results = [formula.value(pair)]
     x1, y1, x2, y2, *of_target = formula.gradient(pair)
     gradients = [*pull_pred(trace.stack(x1, y1), trace.stack(x2, y2))] if wanted.of_pred else []
     if wanted.of_target:
@@ -210,12 +210,12 @@ def _compute(
     raw, target = sides if len(sides) == 2 else sides[0]
     n = len(loss)
     made = library.empty(raw, (2 + known, 2, n), False)
-    there(n, [*_halves(library, raw), *place], library.rows(made))
+    there((n,), [*_halves(library, raw), *place], library.rows(made))
     if not wanted.of_pred:
         return _between_boxes(library, wanted, [made[:2].reshape(4, n), target], loss, slopes)
     at_boxes = library.empty(raw, (4, n), False)
     _between_boxes(library, wanted, [made[:2].reshape(4, n), target], loss, [at_boxes, *slopes[1:]])
-    back(n, [*_halves(library, at_boxes), *library.rows(made[2:])], _halves(library, slopes[0]))
+    back((n,), [*_halves(library, at_boxes), *library.rows(made[2:])], _halves(library, slopes[0]))
     return None
 
 
@@ -229,7 +229,7 @@ def _between_boxes(
     )
     inputs = [part for side in boxes for part in _halves(library, side)]
     outputs = [part for side in slopes for part in _halves(library, side)]
-    program(wanted.of_pairs(), ordinary, library)(len(loss), inputs, [loss, *outputs])
+    program(wanted.of_pairs(), ordinary, library)(loss.shape, inputs, [loss, *outputs])
 
 
 def _halves(library: Library, boxes: Array) -> Sequence[Array]:

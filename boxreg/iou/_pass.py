@@ -12,10 +12,10 @@ from .variants import Form
 
 
 class Pass(NamedTuple):
-    """A loss of the family, and the gradients that are wanted with it.
+    """A loss or score of the family, and the gradients that are wanted with it.
 
     Attributes:
-        form: how the loss of a pair is made.
+        form: how the loss or score of a pair is made.
         pred_fmt: format of the predicted boxes.
         target_fmt: format of the target boxes.
         reduction: what is made of the loss per pair: `"none"`, `"mean"` or `"sum"`.

@@ -8,7 +8,8 @@ away, both axes of a box are computed in one call, and a term's buffer is used a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from ._libraries import Array, Library
@@ -16,6 +17,9 @@ from ._libraries import Array, Library
 COMPARISONS = ("lt", "gt", "le", "ge", "eq")
 Value = Any
 """A `Term`, or a number that is known while tracing."""
+
+Compute = Callable[[Sequence[Array], Sequence[Array]], None]
+"""Arrays in, and arrays to write the results to."""
 
 
 class Term:
@@ -117,6 +121,10 @@ class Trace:
             return chosen if condition else other
         if chosen is other:
             return other
+        if condition.operation == "ge" and condition.arguments[0] is chosen:
+            least = condition.arguments[1]
+            if least is other or _is_number(least, other):
+                return self.apply("maximum", chosen, other)
         if not self.weighs:
             return self.apply("where", condition, chosen, other)
         return condition * chosen if _is_number(other, 0.0) else self.apply("lerp", other, chosen, condition)
@@ -214,6 +222,8 @@ def _mul(a: Value, b: Value) -> Value:
 def _div(a: Value, b: Value) -> Value:
     if _is_number(a, 0.0):
         return 0.0
+    if _is_number(b, 1.0):
+        return a
     return -(_negated(a) / b) if _negated(a) is not None else None
 
 
@@ -256,7 +266,7 @@ class Program:
 
     Args:
         library: whose calls.
-        inputs: terms of operation "input", all wide.
+        inputs: terms that are given: of operation "input", or what another program found.
         outputs: what to compute: terms, wide or narrow, or numbers.
     """
 
@@ -270,30 +280,33 @@ class Program:
         self._run = scope["run"]
         self._constants: dict[tuple[object, object], list[Array]] = {}
 
-    def __call__(self, n: int, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Compute for n boxes, from wide inputs (2, n) into outputs (2, n) or (n,)."""
-        like, (_, empty, number, rows, *_) = inputs[0], self._library
+    def __call__(self, shape: Sequence[int], inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Compute for boxes in `shape`: wide outputs are (2, *shape), narrow ones `shape`."""
+        self.prepared(shape, inputs[0])(inputs, outputs)
+
+    def prepared(self, shape: Sequence[int], like: Array) -> Compute:
+        """The same with buffers of its own, to be called for one block after the other."""
+        _, empty, number, rows, *_ = self._library
         kind = like.dtype, getattr(like, "device", None)
         if kind not in self._constants:
             self._constants[kind] = [number(like, value) for value in self.numbers]
         wide, wide_mask = (
-            empty(like, (self.buffers[pool], 2, n), truth)
+            empty(like, (self.buffers[pool], 2, *shape), truth)
             for pool, truth in (("wide", False), ("wide_mask", True))
         )
         narrow, narrow_mask = (
-            empty(like, (self.buffers[pool], n), truth)
+            empty(like, (self.buffers[pool], *shape), truth)
             for pool, truth in (("narrow", False), ("narrow_mask", True))
         )
-        self._run(
+        return partial(
+            self._run,
             rows(wide),
-            rows(wide.reshape(-1, n)),
+            rows(wide.reshape(-1, *shape)),
             rows(narrow),
             rows(wide_mask),
-            rows(wide_mask.reshape(-1, n)),
+            rows(wide_mask.reshape(-1, *shape)),
             rows(narrow_mask),
             self._constants[kind],
-            inputs,
-            outputs,
         )
 
 
@@ -308,12 +321,12 @@ class _Compiler:
         self._held: dict[Term, tuple[str, int]] = {}
         self._fixed = {term: f"inputs[{i}]" for i, term in enumerate(inputs)}
         for i, output in enumerate(outputs):
-            if isinstance(output, Term) and output.operation not in ("input", "half"):
+            if isinstance(output, Term) and output.operation != "half":
                 self._fixed.setdefault(output, f"outputs[{i}]")
-        order: dict[Term, None] = {}
+        order = dict.fromkeys(inputs)
         for output in outputs:
-            _in_order(output, order)
-        self._order = list(order)
+            in_order(output, order)
+        self._order = list(order)[len(inputs) :]
         self._place = self._halves_in_place()
         self._lines: list[str] = []
         self._write_steps(kept={self._owner(output) for output in outputs if isinstance(output, Term)})
@@ -321,7 +334,7 @@ class _Compiler:
             if not isinstance(output, Term) or self._fixed.get(output) != f"outputs[{i}]":
                 self._assign(f"outputs[{i}]", output)
         parameters = "wide, half, narrow, wide_mask, half_mask, narrow_mask, number, inputs, outputs"
-        self.text = "\n    ".join([f"def run({parameters}):", *self._lines]) + "\n"
+        self.text = "\n    ".join([f"def run({parameters}):", *(self._lines or ["pass"])]) + "\n"
 
     def _halves_in_place(self) -> dict[Term, tuple[Term, int]]:
         """Narrow terms that are computed where a stack of two wants them."""
@@ -347,14 +360,32 @@ class _Compiler:
                 if isinstance(used, Term):
                     last_use[self._owner(used)] = step
         for step, term in enumerate(self._order):
+            owners = dict.fromkeys(
+                self._owner(part) for part in (term, *term.arguments) if isinstance(part, Term)
+            )
+            dead = [used for used in owners if last_use[used] == step and used not in kept]
+            whole = self._read_whole(term)
+            self._release(used for used in dead if used in whole)
             self._write(term)
-            for used in {self._owner(used) for used in (term, *term.arguments) if isinstance(used, Term)}:
-                if last_use[used] == step and used in self._held and used not in kept:
-                    pool, number = self._held[used]
-                    self._unused[pool].append(number)
+            self._release(used for used in dead if used not in whole)
+
+    def _read_whole(self, term: Term) -> set[Term]:
+        """Arguments of an operation of which no part alone is read: it may write over them.
+
+        Not a choice: where there is no such call, what is not chosen is written first.
+        """
+        arguments = {argument for argument in term.arguments if isinstance(argument, Term)}
+        in_parts = {self._owner(argument) for argument in arguments if self._owner(argument) is not argument}
+        return set() if term.operation in ("half", "stack", "where") else arguments - in_parts
+
+    def _release(self, terms: Iterable[Term]) -> None:
+        for term in terms:
+            if term in self._held:
+                pool, number = self._held[term]
+                self._unused[pool].append(number)
 
     def _write(self, term: Term) -> None:
-        if term.operation in ("input", "half"):
+        if term.operation == "half":
             return
         if term.operation == "stack":
             for axis, part in enumerate(term.arguments):
@@ -401,10 +432,10 @@ class _Compiler:
         return self._held[term]
 
 
-def _in_order(value: Value, order: dict[Term, None]) -> dict[Term, None]:
+def in_order(value: Value, order: dict[Term, None]) -> dict[Term, None]:
     """Add a term to `order`, after everything that it is computed from."""
     if isinstance(value, Term) and value not in order:
         for argument in value.arguments:
-            _in_order(argument, order)
+            in_order(argument, order)
         order[value] = None
     return order

@@ -19,7 +19,7 @@ from ..decoders import SCHEMES
 from ._copies import SHARED, copied, copy_maths
 from ._one_pass import MAY_KEEP, as_planes, divisor
 from ._pass import Pass, Result
-from .variants import parts
+from .variants import Form, parts, surcharge
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -107,8 +107,8 @@ def _softplus(t):
 
 
 def _numbers(values, _semantic=None):
-    # Triton 3.6 hands on the numbers of a tuple, but not those of a constant that is one.
-    return values if INTERPRETED else tuple(map(tl.constexpr, values.value))
+    # A constant that is a tuple: Triton 3.9 has made a tuple of constants of it, Triton 3.6 has not.
+    return tuple(map(tl.constexpr, values.value)) if isinstance(values, tl.constexpr) else values
 
 
 if not INTERPRETED:
@@ -160,16 +160,21 @@ _is_large, _in_range, _pair, _combined, _pullback, _pull_to_raw = (
 )
 
 
+def terms_of(form: Form) -> dict[str, Any]:
+    """The constants of a kernel that say how a loss or score is made."""
+    told: dict[str, Any] = {"SURCHARGE": surcharge(form)}
+    for name, (term, values) in zip(("OVERLAP", "PENALTY", "MODE"), parts(form), strict=True):
+        told[name], told[f"{name}_SLOPES"] = MATHS[term.value.__name__], MATHS[term.slopes.__name__]
+        told[f"{name}_VALUES"] = values
+    return told
+
+
 @cache
 def constants(wanted: Pass) -> dict[str, Any]:
     """The constants of the kernel for a pass, its settings and reduction apart."""
     pred, target = FORMATS[wanted.pred_fmt], FORMATS[wanted.target_fmt]
     decoder = SCHEMES.get(wanted.scheme)
-    terms: dict[str, Any] = {}
-    for name, (term, values) in zip(("OVERLAP", "PENALTY", "MODE"), parts(wanted.form), strict=True):
-        terms[name], terms[f"{name}_SLOPES"] = MATHS[term.value.__name__], MATHS[term.slopes.__name__]
-        terms[f"{name}_VALUES"] = values
-    return terms | {
+    return terms_of(wanted.form) | {
         "PRED_ENDS": MATHS[pred.to_ends.__name__],
         "PULL_PRED": MATHS[pred.pull.__name__],
         "TARGET_ENDS": MATHS[target.to_ends.__name__],
@@ -296,6 +301,7 @@ def one_pass_kernel(
     MODE: tl.constexpr,
     MODE_SLOPES: tl.constexpr,
     MODE_VALUES: tl.constexpr,
+    SURCHARGE: tl.constexpr,  # of inverted boxes, which a score has not
     PRED_ENDS: tl.constexpr,
     PULL_PRED: tl.constexpr,
     TARGET_ENDS: tl.constexpr,
@@ -329,7 +335,9 @@ def one_pass_kernel(
     ty1, ty2 = TARGET_ENDS(_in_range(ty1, large), _in_range(ty2, large))
     pair = _pair(px1, py1, px2, py2, tx1, ty1, tx2, ty2)
     overlap, penalty = OVERLAP(pair, *_numbers(OVERLAP_VALUES)), PENALTY(pair, *_numbers(PENALTY_VALUES))
-    losses = MODE(overlap, penalty, *_numbers(MODE_VALUES)) + pair.inversion
+    losses = MODE(overlap, penalty, *_numbers(MODE_VALUES))
+    if SURCHARGE != 0:
+        losses += pair.inversion
     if REDUCED:
         _add_up(tl.sum(tl.where(mask, losses, 0.0)), partials, arrived, loss, scale, CHUNK)
     else:
@@ -340,7 +348,7 @@ def one_pass_kernel(
         of_overlap = OVERLAP_SLOPES(pair, *_numbers(OVERLAP_VALUES))
         of_penalty = PENALTY_SLOPES(pair, *_numbers(PENALTY_VALUES))
         slopes = _combined(at_overlap, at_penalty, of_overlap, of_penalty)
-        px1, py1, px2, py2, tx1, ty1, tx2, ty2 = _pullback(pair, slopes)
+        px1, py1, px2, py2, tx1, ty1, tx2, ty2 = _pullback(pair, slopes, SURCHARGE)
         # A coordinate that was scaled down moves the loss by as much less.
         if OF_PRED:
             x1, x2 = PULL_PRED(_in_range(px1, large), _in_range(px2, large))

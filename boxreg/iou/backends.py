@@ -7,6 +7,8 @@
   minute and a C++ compiler.
 - `auto`: triton on a GPU where it is installed, fused otherwise, and eager wherever something must look
   inside: torch.compile, torch.func, tensor subclasses, a second derivative.
+
+All of them compute scores too, aligned and pairwise; those of pairs keep the boxes alone for the way back.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from .._raw import pull_to_raw
 from ..boxes import FORMATS, Planes
 from ..decoders import SCHEMES, axis_arguments, decode_planes
 from ..reduction import reduce_loss
-from . import _fused, family
+from . import _fused, _pairs, family
 from ._eager import eager
 from ._one_pass import RUNS, differentiable, divisor
+from ._pairwise import RUNS as PAIRWISE_RUNS
+from ._pairwise import Pairwise
 from ._pass import Backend, Pass, Result
 from .variants import Formula
 
@@ -35,22 +39,27 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def pick(name: str, pred: Tensor, target: Tensor) -> Backend:
-    """The backend of a name, for boxes like these.
+    """The backend of a name, for aligned boxes like these; raises as `choose` does."""
+    chosen = choose(name, pred, target)
+    return eager if chosen == "eager" else partial(differentiable, chosen, name == "auto")
+
+
+def choose(name: str, pred: Tensor, target: Tensor) -> str:
+    """The backend that serves boxes like these: the named one, or what `auto` comes to.
 
     Raises:
-        ValueError: if it cannot serve them; the message says why.
+        ValueError: if the named one cannot serve them; the message says why.
     """
     if name == "eager" or (name == "compile" and torch.compiler.is_compiling()):
-        return eager
+        return "eager"
     if name == "auto":
         if torch.compiler.is_compiling() or _looked_into(pred, target) or no_fused(pred, target):
-            return eager
-        on_gpu = pred.is_cuda and not no_triton(pred, target)
-        return partial(differentiable, "triton" if on_gpu else "fused", True)
+            return "eager"
+        return "triton" if pred.is_cuda and not no_triton(pred, target) else "fused"
     reason = _looked_into(pred, target) or BACKENDS[name](pred, target)
     if reason:
         raise ValueError(f"backend: got {name!r}, but {reason}; use 'auto' or 'eager'")
-    return partial(differentiable, name, False)
+    return name
 
 
 def _looked_into(*tensors: Tensor) -> str | None:
@@ -117,7 +126,7 @@ def _compiled(wanted: Pass) -> Callable[[Tensor, Tensor, int], Result]:
         p = decode_planes(wanted.scheme, wanted.settings, raw) if wanted.scheme else raw
         large = family.is_large(*p, *t)
         pair = family.pair(*_corners(p, large, wanted.pred_fmt), *_corners(t, large, wanted.target_fmt))
-        loss, slopes = formula.loss(pair), formula.gradient(pair)
+        loss, slopes = formula.value(pair), formula.gradient(pair)
         count = divisor(wanted, loss.numel())
         of_pred = of_target = None
         if wanted.of_pred:
@@ -155,4 +164,19 @@ def _pulled_to_raw(wanted: Pass, raw: tuple[Tensor, ...], slopes: tuple[Tensor, 
     return a, b, c, d
 
 
+def _triton_scores(wanted: Pairwise, a: Tensor, b: Tensor) -> Tensor:
+    from . import _triton_pairs
+
+    return _triton_pairs.scores(wanted, a, b)
+
+
+def _triton_gradients(
+    wanted: Pairwise, a: Tensor, b: Tensor, upstream: Tensor, of_a: bool, of_b: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    from . import _triton_pairs
+
+    return _triton_pairs.gradients(wanted, a, b, upstream, of_a, of_b)
+
+
 RUNS.update(fused=_fused.one_pass, triton=_triton_pass, compile=_compiled_pass)
+PAIRWISE_RUNS.update(fused=(_pairs.scores, _pairs.gradients), triton=(_triton_scores, _triton_gradients))

@@ -268,17 +268,18 @@ def pull_side(
     overlap: Tensor,
     size: Tensor,
     span: Tensor,
-    per_span: Tensor,
+    crossed: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Slopes at the two ends of a side, from those at its overlap with the other side, size and span.
 
-    An end that is the inner one of the two bounds the overlap; the outer one bounds the span.
+    An end that is the inner one of the two bounds the overlap; the outer one bounds the span; `crossed` is
+    the slope at how far a side runs backwards.
     """
     at_low = -settle(low, other_low, overlap, span) - size
     at_high = settle(other_high, high, overlap, span) + size
     middle = 0.5 * (at_low + at_high)
-    first = xp.where(inverted, middle + per_span, at_low)
-    second = xp.where(inverted, middle - per_span, at_high)
+    first = xp.where(inverted, middle + crossed, at_low)
+    second = xp.where(inverted, middle - crossed, at_high)
     return first, second
 
 
@@ -301,21 +302,27 @@ def share_slopes(other: Axis, intersection: Tensor, area: Tensor, enclosing: Ten
     )
 
 
-def pull_axis(axis: Axis, shares: ShareSlopes, own: AxisSlopes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pull_axis(
+    axis: Axis, shares: ShareSlopes, own: AxisSlopes, surcharge: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Slopes at the ends of the predicted and of the target side, from slopes at shares and lengths."""
     per_span = axis.unit.slope
+    crossed = surcharge * per_span
     overlap = xp.where(axis.overlapping, shares.overlap * per_span, 0.0)
     size, target_size = shares.size * per_span + own.size, shares.target_size * per_span + own.target_size
     span = shares.span * per_span + own.span
     predicted, target = (axis.low, axis.high), (axis.target_low, axis.target_high)
-    p1, p2 = pull_side(*predicted, *target, axis.inverted, overlap, size, span, per_span)
-    t1, t2 = pull_side(*target, *predicted, axis.target_inverted, overlap, target_size, span, per_span)
+    p1, p2 = pull_side(*predicted, *target, axis.inverted, overlap, size, span, crossed)
+    t1, t2 = pull_side(*target, *predicted, axis.target_inverted, overlap, target_size, span, crossed)
     half = 0.5 * own.offset
     return p1 + half, p2 + half, t1 - half, t2 - half
 
 
-def pullback(pair: Pair, slopes: Slopes) -> tuple[Tensor, ...]:
-    """The gradient with respect to all eight corners, in the order of `pair`'s arguments, from slopes."""
+def pullback(pair: Pair, slopes: Slopes, surcharge: float) -> tuple[Tensor, ...]:
+    """The gradient with respect to all eight corners, in the order of `pair`'s arguments, from slopes.
+
+    `surcharge` is the slope at `inversion`: 1 of a loss, 0 of a score.
+    """
     x, y = pair.x, pair.y
     per_union = 1.0 / floored(pair.union)
     fill = xp.where(is_zero(x.span_share * y.span_share), 0.0, slopes.fill)
@@ -325,7 +332,7 @@ def pullback(pair: Pair, slopes: Slopes) -> tuple[Tensor, ...]:
     enclosing = -fill * pair.fill
     from_x = share_slopes(x, intersection, area, enclosing)
     from_y = share_slopes(y, intersection, area, enclosing)
-    at_x, at_y = both(pull_axis, (x, from_y, slopes.x), (y, from_x, slopes.y))
+    at_x, at_y = both(pull_axis, (x, from_y, slopes.x, surcharge), (y, from_x, slopes.y, surcharge))
     px1, px2, tx1, tx2 = at_x
     py1, py2, ty1, ty2 = at_y
     return px1, py1, px2, py2, tx1, ty1, tx2, ty2

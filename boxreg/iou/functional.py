@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from .._checks import check_boxes, check_choice, check_same_shape
+from .._checks import check_boxes, check_choice, check_same_device, check_same_shape
 from .._dtypes import promote
 from ..boxes import FORMATS, convert
 from ..decoders import AxisDecoder, Decoder, check_decoder
 from ..reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
 from ..weighting import Weighting, check_weighting
-from ._eager import score
+from ._pairwise import Pairwise, pairwise
 from ._pass import Pass
-from .backends import BACKENDS, pick
-from .variants import form_of
-
-PAIRS_PER_BLOCK = 2**18
-"""Pairwise work goes in blocks of this many pairs, so that temporaries do not grow with the output."""
+from .backends import BACKENDS, choose, pick
+from .variants import form_of, score_of
 
 
 class OverlapOptions(TypedDict, total=False):
@@ -187,7 +182,13 @@ def prepare(
 
 
 def box_iou(
-    a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", dim: int = -1, **parameters: float
+    a: Tensor,
+    b: Tensor,
+    kind: str = "iou",
+    fmt: str = "xyxy",
+    dim: int = -1,
+    backend: str = "auto",
+    **parameters: float,
 ) -> Tensor:
     r"""The IoU score of aligned boxes, box by box.
 
@@ -200,6 +201,7 @@ def box_iou(
             the NWD itself.
         fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both.
         dim: the coordinate axis.
+        backend: `"auto"`, or a name in `boxreg.iou.backends.BACKENDS`, which says what each is for.
         **parameters: of the row, as for its loss.
 
     Returns:
@@ -207,7 +209,8 @@ def box_iou(
         float64 for float64 input.
 
     Raises:
-        ValueError: for an unknown name, no axis of four coordinates, or shapes that differ.
+        ValueError: for an unknown name, no axis of four coordinates, shapes that differ, or a backend that
+            cannot serve such boxes.
 
     Example:
         >>> import torch
@@ -215,32 +218,39 @@ def box_iou(
         >>> box_iou(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[1, 1, 3, 3]]))
         tensor([0.1429])
     """
-    form = form_of(kind, parameters=parameters)
-    _check_metric(fmt, a, b, dim)
+    form = score_of(kind, parameters)
+    _check_metric(fmt, a, b, dim, backend)
     check_same_shape("a", a, "b", b)
-    return score(form, *promote(a, b), fmt, dim)
+    return pick(backend, a, b)(Pass(form, fmt, fmt), a, b, dim)
 
 
 def pairwise_box_iou(
-    a: Tensor, b: Tensor, kind: str = "iou", fmt: str = "xyxy", **parameters: float
+    a: Tensor,
+    b: Tensor,
+    kind: str = "iou",
+    fmt: str = "xyxy",
+    backend: str = "auto",
+    **parameters: float,
 ) -> Tensor:
     """The IoU score of every box of `a` with every box of `b`.
 
-    Works in blocks of rows, so that memory stays proportional to the output, also when a gradient is
-    asked for (the blocks are then computed again in the backward pass, except under torch.func).
+    Works in blocks, so that memory is that of the output, also when a gradient is asked for: the pairs are
+    then computed again in the backward pass (except under torch.func).
 
     Args:
         a: boxes (..., N, 4), any unit; integers become float32.
         b: boxes (..., M, 4) with the same leading axes and unit.
         kind: a row of the family, as in `box_iou`.
         fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for both.
+        backend: `"auto"`, or a name in `boxreg.iou.backends.BACKENDS`, which says what each is for.
         **parameters: of the row, as for its loss.
 
     Returns:
         Scores (..., N, M); float32, or float64 for float64 input.
 
     Raises:
-        ValueError: for an unknown name, no last axis of four coordinates, or leading axes that differ.
+        ValueError: for an unknown name, no last axis of four coordinates, leading axes or devices that
+            differ, or a backend that cannot serve such boxes.
 
     Example:
         >>> import torch
@@ -250,36 +260,19 @@ def pairwise_box_iou(
         >>> pairwise_box_iou(a, b)
         tensor([[1.0000, 0.3333, 0.0000]])
     """
-    form = form_of(kind, parameters=parameters)
-    _check_metric(fmt, a, b, -1)
+    form = score_of(kind, parameters)
+    _check_metric(fmt, a, b, -1, backend)
     if a.ndim < 2 or b.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
         raise ValueError(
             "a and b must be (..., N, 4) and (..., M, 4) with the same leading axes: "
             f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    a, b = promote(a, b)
-
-    def block(rows: Tensor) -> Tensor:
-        return score(form, rows.unsqueeze(-2), b.unsqueeze(-3), fmt, -1)
-
-    pairs_per_row = max(b[..., 0].numel(), 1)
-    rows_per_block = max(PAIRS_PER_BLOCK // pairs_per_row, 1)
-    blocks = torch.split(a, rows_per_block, dim=-2)
-    if len(blocks) == 1:
-        return block(a)
-    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        # torch.func's transforms cannot compute a block again; there its temporaries are kept.
-        kept = torch._C._are_functorch_transforms_active()
-        again = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([(block if kept else again)(rows) for rows in blocks], dim=-2)
-    first = block(blocks[0])
-    scores = first.new_empty((*a.shape[:-1], b.shape[-2]))  # of `first`: under vmap, mapped over a and b
-    for rows, out in zip(blocks, torch.split(scores, rows_per_block, dim=-2), strict=True):
-        out.copy_(first if rows is blocks[0] else block(rows))
-    return scores
+    check_same_device("a", a, "b", b)
+    return pairwise(choose(backend, a, b), Pairwise(form, fmt), a, b)
 
 
-def _check_metric(fmt: str, a: Tensor, b: Tensor, dim: int) -> None:
+def _check_metric(fmt: str, a: Tensor, b: Tensor, dim: int, backend: str) -> None:
     check_choice("fmt", fmt, FORMATS)
+    check_choice("backend", backend, ("auto", *BACKENDS))
     check_boxes("a", a, dim, floating=False)
     check_boxes("b", b, dim, floating=False)

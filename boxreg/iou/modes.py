@@ -25,6 +25,16 @@ def linear_slopes(overlap: Tensor, penalty: Tensor) -> tuple[float, float]:
     return -1.0, 1.0
 
 
+def difference(overlap: Tensor, penalty: Tensor) -> Tensor:
+    """Overlap - penalty: the score."""
+    return overlap - penalty
+
+
+def difference_slopes(overlap: Tensor, penalty: Tensor) -> tuple[float, float]:
+    """Slopes of `difference`."""
+    return 1.0, -1.0
+
+
 def logarithmic(overlap: Tensor, penalty: Tensor) -> Tensor:
     """-log(overlap) + penalty."""
     low = overlap < LOWEST

@@ -101,8 +101,8 @@ def turn(pair: Pair) -> Tensor:
 
 def aspect_weight(pair: Pair, aspect: Tensor) -> Tensor:
     """CIoU's trade-off alpha = v / (1 - iou + v), a constant under differentiation as in the paper."""
-    total = hold(1.0 - pair.iou + aspect)
-    return hold(aspect) / xp.where(total == 0, 1.0, total)
+    # Beside any total but 0, SMALLEST is lost in rounding.
+    return hold(aspect) / (hold(1.0 - pair.iou + aspect) + SMALLEST)
 
 
 def aspect_and_distance(pair: Pair) -> Tensor:

@@ -95,12 +95,18 @@ MODES: dict[str, Term] = {
 """What a loss makes of overlap and penalty: a name for `mode`; slopes are a pair, at overlap and penalty."""
 
 
+SCORE = "score"
+"""In place of a mode: not a loss, but overlap - penalty, 1 for identical boxes."""
+
+SCORING = Term(modes.difference, modes.difference_slopes)
+
+
 class Form(NamedTuple):
-    """How a loss is made, in names and numbers; see `form_of`.
+    """How a loss or a score is made, in names and numbers; see `form_of`.
 
     Attributes:
         kind: a row of `VARIANTS`.
-        mode: an entry of `MODES`.
+        mode: an entry of `MODES`, or `SCORE`.
         inner: whether `INNER` stands for the row's IoU.
         values: of the parameters of overlap, penalty and mode, one after the other.
     """
@@ -114,7 +120,8 @@ class Form(NamedTuple):
 def terms(form: Form) -> tuple[Term, Term, Term]:
     """Overlap, penalty and mode of a form."""
     variant = VARIANTS[form.kind]
-    return INNER if form.inner else variant.overlap, variant.penalty, MODES[form.mode]
+    mode = SCORING if form.mode == SCORE else MODES[form.mode]
+    return INNER if form.inner else variant.overlap, variant.penalty, mode
 
 
 def parts(form: Form) -> list[tuple[Term, tuple[float, ...]]]:
@@ -180,31 +187,37 @@ def _form_of(kind: str, mode: str, inner_ratio: float | None, given: dict[str, o
     return form._replace(values=tuple(values))
 
 
+def score_of(kind: str, parameters: Mapping[str, object] | None = None) -> Form:
+    """The form of a row's score, checked as by `form_of`."""
+    return form_of(kind, parameters=parameters)._replace(mode=SCORE)
+
+
+def surcharge(form: Form) -> float:
+    """The weight of a pair's `inversion`."""
+    return 0.0 if form.mode == SCORE else 1.0
+
+
 class Formula:
-    """The functions of a form, of the shared maths or of a copy, that take the loss from a pair.
+    """The functions of a form, of the shared maths or of a copy, that take loss or score from a pair.
 
     Args:
-        form: how the loss is made.
+        form: how it is made.
         copy: the shared functions of a copy by name; None for themselves.
     """
 
     def __init__(self, form: Form, copy: Mapping[str, Any] | None = None) -> None:
         self.copy = copy
         self.overlap, self.penalty, self.mode = parts(form)
+        self.surcharge = surcharge(form)
 
-    def loss(self, pair: Pair) -> Tensor:
-        """The loss: what the mode makes of overlap and penalty, and the surcharge of inverted boxes."""
+    def value(self, pair: Pair) -> Tensor:
+        """What the mode makes of overlap and penalty; of a loss, with the surcharge of inverted boxes."""
         mode, values = self.mode
-        found: Tensor = self._call(mode.value, *self._values(pair), *values) + pair.inversion
-        return found
-
-    def score(self, pair: Pair) -> Tensor:
-        """The score: overlap - penalty, 1 for identical boxes."""
-        overlap, penalty = self._values(pair)
-        return overlap - penalty
+        found: Tensor = self._call(mode.value, *self._values(pair), *values)
+        return found + pair.inversion if self.surcharge else found
 
     def gradient(self, pair: Pair) -> tuple[Tensor, ...]:
-        """The gradient of the loss at the eight corners, in closed form."""
+        """The gradient at the eight corners, in closed form."""
         (overlap, of_overlap), (penalty, of_penalty), (mode, values) = self.overlap, self.penalty, self.mode
         slopes = self._call(
             combined,
@@ -212,7 +225,7 @@ class Formula:
             self._call(overlap.slopes, pair, *of_overlap),
             self._call(penalty.slopes, pair, *of_penalty),
         )
-        found: tuple[Tensor, ...] = self._call(pullback, pair, slopes)
+        found: tuple[Tensor, ...] = self._call(pullback, pair, slopes, self.surcharge)
         return found
 
     def _values(self, pair: Pair) -> tuple[Tensor, Tensor]:

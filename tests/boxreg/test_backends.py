@@ -463,7 +463,7 @@ for wanted in passes:
                 # What is loaded past the first cache are the partial sums.
                 loads = re.findall(r"ld\\.global\\.(?!cg)\\S*", ptx)
                 assert loads and all("v4" in load for load in loads), (wanted, capability, loads)
-            print(wanted.kind, wanted.scheme, dtype, capability)
+            print(wanted.form.kind, wanted.scheme, dtype, capability)
 """
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from boxreg.iou import family, penalties
-from boxreg.iou.variants import IOU, MODES, VARIANTS, Form, Formula
+from boxreg.iou.variants import IOU, MODES, SCORE, VARIANTS, Form, Formula
 from tests.cases import (
     KINDS,
     PARAMETERS,
@@ -33,7 +33,7 @@ def leaves(boxes: Tensor) -> tuple[Tensor, ...]:
 
 
 def eager_loss(form: Form, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
-    return Formula(form).loss(family.pair(*pred, *target))
+    return Formula(form).value(family.pair(*pred, *target))
 
 
 def closed_form(form: Form, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
@@ -43,6 +43,7 @@ def closed_form(form: Form, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]
 
 FORMS = {
     **{kind: form(kind) for kind in KINDS},
+    **{f"{kind}-score": form(kind)._replace(mode=SCORE) for kind in KINDS},
     **{f"{kind}-{mode}": form(kind, mode) for kind in KINDS for mode in MODES if mode != "linear"},
     **{
         f"{kind}-inner-{ratio}": form(kind, mode, ratio)
@@ -51,7 +52,7 @@ FORMS = {
         if VARIANTS[kind].overlap is IOU
     },
 }
-"""Every row, in every mode, and between inner boxes."""
+"""Every row, in every mode, as a score, and between inner boxes."""
 
 
 class TestSlopes:

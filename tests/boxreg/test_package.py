@@ -145,7 +145,8 @@ class TestImports:
     def test_boxreg_needs_torch_alone(self, module: str) -> None:
         allowed = {"torch", "boxreg", *sys.stdlib_module_names}
         # Where they are there: imported when they are first wanted, and done without otherwise.
-        allowed |= {"boxreg.iou._triton": {"triton"}, "boxreg.iou._libraries": {"numpy"}}.get(module, set())
+        optional = {"boxreg.iou._libraries": "numpy"}
+        allowed |= {optional.get(module, "triton" if "._triton" in module else "torch")}
         assert {name for name in IMPORTS[module] if name.split(".")[0] not in allowed} == set()
 
     @pytest.mark.parametrize("module", [module for module in BOXREG if part_of(module) in MAY_IMPORT])

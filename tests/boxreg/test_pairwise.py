@@ -1,0 +1,315 @@
+"""Backends of the scores: aligned and pairwise, values and gradients as the eager maths has them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from boxreg.boxes import convert
+from boxreg.iou import _fused, _pairs, _pairwise, backends
+from boxreg.iou._libraries import TORCH
+from boxreg.iou.variants import SCORE, score_of
+from tests.cases import (
+    BACKENDS,
+    DTYPES,
+    FORMATS,
+    KINDS,
+    REGIMES,
+    box_iou,
+    eps,
+    named,
+    pairs,
+    pairwise_box_iou,
+    seeded,
+    upright,
+    wild_pairs,
+)
+
+FAST = [name for name in BACKENDS if name != "eager"]
+SCORES: dict[str, Callable[..., Tensor]] = {"aligned": box_iou, "pairwise": pairwise_box_iou}
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_backend = pytest.mark.parametrize("backend", FAST)
+both_scores = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN: what is not written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def working(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def computes(backend: str, dtype: torch.dtype) -> None:
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("the kernel computes in float32")
+
+
+def few(regime: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    a, b = pairs(regime, dtype)
+    return a[:9], b[:9]
+
+
+def value_and_gradients(
+    score: Callable[..., Tensor], a: Tensor, b: Tensor, **options: object
+) -> tuple[Tensor, ...]:
+    a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+    value = score(a, b, **options)
+    upstream = torch.randn(value.shape, generator=seeded(9), dtype=value.dtype)
+    return value.detach(), *torch.autograd.grad(value, (a, b), upstream)
+
+
+def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    """Values to a few roundings; gradients too, of the largest (a sum rounds by its largest term)."""
+    assert [part.dtype for part in found] == [part.dtype for part in expected]
+    step = eps(working(dtype))
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=8 * step)
+    for part, reference in zip(found[1:], expected[1:], strict=True):
+        size = max(reference.abs().max().item(), torch.finfo(reference.dtype).tiny)
+        tolerance = 64 * step + 2 * eps(dtype)
+        torch.testing.assert_close(part.double() / size, reference.double() / size, rtol=0, atol=tolerance)
+
+
+@every_backend
+@every_kind
+class TestSameAsEager:
+    @both_scores
+    @pytest.mark.parametrize("regime", REGIMES)
+    def test_value_and_both_gradients(
+        self, kind: str, backend: str, regime: str, score: Callable[..., Tensor]
+    ) -> None:
+        a, b = few(regime)
+        found = value_and_gradients(score, a, b, kind=kind, backend=backend)
+        assert_same(found, value_and_gradients(score, a, b, kind=kind, backend="eager"), torch.float32)
+
+    @both_scores
+    @pytest.mark.parametrize("dtype", named(DTYPES))
+    def test_dtypes(self, kind: str, backend: str, dtype: torch.dtype, score: Callable[..., Tensor]) -> None:
+        computes(backend, dtype)
+        a, b = few("random", dtype)
+        found = value_and_gradients(score, a, b, kind=kind, backend=backend)
+        assert_same(found, value_and_gradients(score, a, b, kind=kind, backend="eager"), dtype)
+
+    @pytest.mark.parametrize("fmt", FORMATS)
+    def test_formats_batches_and_strides(self, kind: str, backend: str, fmt: str) -> None:
+        a, b = (convert(upright(seeded(seed), 18), "xyxy", fmt).float() for seed in (1, 2))
+        # Pictures of three boxes and of two, every other one of a wider tensor.
+        a, b = a.view(2, 3, 3, 4)[:, ::2], torch.stack([b, b], -1).flatten(-2)[:12, ::2].view(2, 2, 3, 4)
+        found = value_and_gradients(pairwise_box_iou, a, b, kind=kind, fmt=fmt, backend=backend)
+        expected = value_and_gradients(pairwise_box_iou, a, b, kind=kind, fmt=fmt, backend="eager")
+        assert found[0].shape == (2, 2, 3, 3)
+        assert_same(found, expected, torch.float32)
+
+    def test_any_floats(self, kind: str, backend: str) -> None:
+        a, b = wild_pairs(60, torch.float32, seed=11)
+        found = value_and_gradients(pairwise_box_iou, a, b, kind=kind, backend=backend)
+        expected = pairwise_box_iou(a, b, kind=kind, backend="eager")
+        torch.testing.assert_close(found[0], expected, rtol=0, atol=8 * eps(torch.float32))
+        for slopes in found[1:]:
+            assert slopes.isfinite().all()
+
+    def test_broken_boxes_taint_their_own_pairs(self, kind: str, backend: str) -> None:
+        a, b = few("random")
+        expected = pairwise_box_iou(a, b, kind=kind, backend=backend)
+        a[2, 1], b[4, 0] = float("nan"), float("nan")
+        scores = pairwise_box_iou(a, b, kind=kind, backend=backend)
+        tainted = torch.zeros_like(scores, dtype=torch.bool)
+        tainted[2], tainted[:, 4] = True, True
+        assert torch.equal(scores.isnan(), tainted)
+        torch.testing.assert_close(scores[~tainted], expected[~tainted], rtol=0, atol=8 * eps(torch.float32))
+
+    def test_one_side_alone(self, kind: str, backend: str) -> None:
+        a, b = few("random")
+        _, *both = value_and_gradients(pairwise_box_iou, a, b, kind=kind, backend=backend)
+        for number, expected in enumerate(both):
+            sides = [a.clone(), b.clone()]
+            sides[number].requires_grad_()
+            scores = pairwise_box_iou(*sides, kind=kind, backend=backend)
+            upstream = torch.randn(scores.shape, generator=seeded(9))
+            (found,) = torch.autograd.grad(scores, sides[number], upstream)
+            assert torch.equal(found, expected)
+
+    @both_scores
+    def test_compiles_without_a_graph_break(
+        self, kind: str, backend: str, score: Callable[..., Tensor]
+    ) -> None:
+        a, b = few("random")
+        a.requires_grad_()
+        torch._dynamo.reset()
+
+        def step(a: Tensor) -> Tensor:
+            return score(a, b, kind=kind, backend=backend).square().sum()
+
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(a)
+        torch.testing.assert_close(compiled, step(a))
+        (found,), (expected,) = torch.autograd.grad(compiled, a), torch.autograd.grad(step(a), a)
+        torch.testing.assert_close(found, expected)
+
+    @both_scores
+    def test_fake_tensors(self, kind: str, backend: str, score: Callable[..., Tensor]) -> None:
+        with FakeTensorMode():
+            a = torch.rand(5, 4, dtype=torch.float16, requires_grad=True)
+            scores = score(a, torch.rand(5, 4), kind=kind, backend=backend)
+            scores.sum().backward()
+        assert isinstance(a.grad, FakeTensor)
+        assert scores.dtype == torch.float32
+        assert scores.shape == ((5, 5) if score is pairwise_box_iou else (5,))
+        assert (a.grad.dtype, a.grad.shape) == (torch.float16, a.shape)
+
+
+@every_backend
+class TestLimits:
+    @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 5), (5, 0)])
+    def test_no_boxes(self, backend: str, n: int, m: int) -> None:
+        a, b = torch.rand(2, n, 4), torch.rand(2, m, 4)
+        scores, *slopes = value_and_gradients(pairwise_box_iou, a, b, backend=backend)
+        assert scores.shape == (2, n, m)
+        assert torch.equal(slopes[0], torch.zeros_like(a))
+        assert torch.equal(slopes[1], torch.zeros_like(b))
+
+    @both_scores
+    def test_torch_func_is_refused(self, backend: str, score: Callable[..., Tensor]) -> None:
+        a, b = (side.view(3, 3, 4) for side in few("random"))
+        with pytest.raises(ValueError, match=f"got '{backend}', but a torch.func transform is active"):
+            torch.func.vmap(lambda a, b: score(a, b, backend=backend))(a, b)
+
+    def test_a_second_derivative_of_pairs_is_eagers(self, backend: str) -> None:
+        found = second_derivative(backend)
+        torch.testing.assert_close(found, second_derivative("eager"), rtol=1e-4, atol=1e-4)
+
+    def test_operators_with_fakes_that_tell_the_truth(self, backend: str) -> None:
+        a, b = (side.view(1, 9, 4) for side in few("random"))
+        tests = ["test_schema", "test_faketensor"]
+        torch.library.opcheck(
+            torch.ops.boxreg.pairwise.default,
+            (a, b, backend, "ciou", SCORE, False, [], "xyxy"),
+            test_utils=tests,
+        )
+        for asked in ((True, True), (True, False), (False, True)):
+            torch.library.opcheck(
+                torch.ops.boxreg.pairwise_gradients.default,
+                (a, b, torch.rand(1, 9, 9), *asked, backend, "shapeiou", SCORE, False, [1.0], "cxcywh"),
+                test_utils=tests,
+            )
+
+
+def second_derivative(backend: str) -> Tensor:
+    a, b = few("random")
+    a.requires_grad_()
+    scores = pairwise_box_iou(a, b, kind="giou", backend=backend)
+    (slopes,) = torch.autograd.grad(scores.square().sum(), a, create_graph=True)
+    (found,) = torch.autograd.grad(slopes.square().sum(), a)
+    return found
+
+
+def test_a_backend_that_cannot_run_says_why() -> None:
+    boxes = torch.rand(3, 4)
+    for score in SCORES.values():
+        with pytest.raises(ValueError, match="got 'triton', but it computes in float32 and a tensor is"):
+            score(boxes.double(), boxes, backend="triton")
+        with pytest.raises(ValueError, match=r"backend: got 'tritn', .*did you mean 'triton'"):
+            score(boxes, boxes, backend="tritn")
+
+
+class TestFused:
+    @every_kind
+    @pytest.mark.parametrize("fmt", FORMATS)
+    @pytest.mark.parametrize("dtype", named((torch.float32, torch.float64)))
+    def test_the_short_program_agrees_with_the_long_one(
+        self, kind: str, fmt: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        a, b = (convert(upright(seeded(seed), 60).to(dtype), "xyxy", fmt) for seed in (1, 2))
+        b[::5] = a[::5]  # ties
+        assert _fused.are_ordinary(a.t(), fmt)
+        short = value_and_gradients(pairwise_box_iou, a, b, kind=kind, fmt=fmt)
+        monkeypatch.setattr(_pairs, "are_ordinary", lambda boxes, fmt: False)
+        assert_same(short, value_and_gradients(pairwise_box_iou, a, b, kind=kind, fmt=fmt), dtype)
+
+    @pytest.mark.parametrize("block", [1, 7, 64, 300])
+    @pytest.mark.parametrize("shape", [(1, 40, 7), (5, 3, 20), (9, 2, 2), (2, 1, 500)], ids=str)
+    def test_the_size_of_blocks_changes_nothing(
+        self, block: int, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pictures, n, m = shape
+        a, b = (
+            upright(seeded(seed), pictures * count).view(pictures, count, 4)
+            for seed, count in ((1, n), (2, m))
+        )
+        expected = value_and_gradients(pairwise_box_iou, a, b, kind="ciou")
+        monkeypatch.setattr(_pairs, "BLOCK", block)
+        assert_same(value_and_gradients(pairwise_box_iou, a, b, kind="ciou"), expected, torch.float64)
+
+    def test_what_depends_on_one_side_is_not_computed_for_pairs(self) -> None:
+        wanted = _pairwise.Pairwise(score_of("ciou"), "cxcywh")
+        programs = _pairs.programs(wanted, ordinary=True, slopes=False, library=TORCH)
+        for side in (programs.of_a, programs.of_b):
+            assert len(side.compute.text.splitlines()) > 3
+        assert len(programs.of_pair.text.splitlines()) < 50
+
+    def test_auto_takes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        taken = []
+        run = backends.PAIRWISE_RUNS["fused"]
+        spy = lambda *arguments: (taken.append("fused"), run[0](*arguments))[1]  # noqa: E731
+        monkeypatch.setitem(backends.PAIRWISE_RUNS, "fused", (spy, run[1]))
+        a, b = few("random")
+        pairwise_box_iou(a, b)
+        assert taken == ["fused"]
+        torch.func.grad(lambda a: pairwise_box_iou(a, b).sum())(a)
+        assert taken == ["fused"]
+
+
+COMPILE = """
+import re
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from boxreg.iou import _triton_pairs as kernels
+from boxreg.iou._pairwise import Pairwise
+from boxreg.iou.variants import SCORE
+from tests.cases import KINDS, form
+
+scores = (kernels.scores_kernel, ("a", "b", "scores"), {"ROWS": kernels.TILE[0], "COLUMNS": kernels.TILE[1]})
+steps = {"OWN": kernels.OWN, "OTHERS": kernels.OTHERS, "TILES": kernels.TILES}
+steps["PULL"] = kernels.MATHS["pull_centre_and_size"]
+boxes = ("own", "other", "upstream", "sums")
+gradients = [(kernels.gradient_kernel, boxes, steps | {"OF_A": of_a}) for of_a in (True, False)]
+for kind in KINDS:
+    told = kernels.told(Pairwise(form(kind)._replace(mode=SCORE), "cxcywh"))
+    for number, (kernel, pointers, others) in enumerate((scores, *gradients)):
+        constants = told | others
+        signature = {name: "i64" for name in kernel.arg_names if name not in constants}
+        signature |= dict.fromkeys(pointers, "*fp32")
+        aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+        source = ASTSource(kernel, signature, constants, aligned)
+        for capability in (80, 90):
+            if number == 2 and capability == 90:
+                continue  # differs from its twin in whose gradient is kept
+            ptx = compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
+            assert not re.search(r"(ld|st)\\.local", ptx), (kind, kernel.__name__, capability, "spills")
+            assert re.search(r"ld\\.global\\S*v4", ptx), (kind, kernel.__name__, capability)
+            print(kind, kernel.__name__, capability)
+"""
+
+
+def test_every_kernel_compiles_for_gpus_that_are_not_here() -> None:
+    pytest.importorskip("triton")
+    # In a process without the interpreter.
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == len(KINDS) * 5
