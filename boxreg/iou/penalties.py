@@ -312,10 +312,13 @@ def in_pictures(length: Tensor, per_diagonal: float) -> Tensor:
 
 
 def corner_cost(axis: Axis, per_diagonal: float) -> Tensor:
-    """(x1 - xt1)^2 + (x2 - xt2)^2, which is 2 d^2 + (w - wt)^2 / 2, in diagonals of the picture."""
-    offset = in_pictures(axis.offset, per_diagonal)
-    gap = in_pictures(axis.size - axis.target_size, per_diagonal)
-    return 2.0 * offset * offset + 0.5 * gap * gap
+    """(x1 - xt1)^2 + (x2 - xt2)^2 in diagonals of the picture.
+
+    Of sorted ends: at a fixed scale even a rounding of coordinates may count, and must not favour inversion.
+    """
+    first = in_pictures(axis.low - axis.target_low, per_diagonal)
+    second = in_pictures(axis.high - axis.target_high, per_diagonal)
+    return first * first + second * second
 
 
 def corner_distance(pair: Pair, image_width: float, image_height: float) -> Tensor:
@@ -325,14 +328,18 @@ def corner_distance(pair: Pair, image_width: float, image_height: float) -> Tens
     return x + y  # type: ignore[no-any-return]
 
 
+def end_slope(gap: Tensor, per_diagonal: float) -> Tensor:
+    """Slope of the square of a gap of two ends, none where it counts as FAR."""
+    measured = in_pictures(gap, per_diagonal)
+    return xp.where(xp.abs(measured) < FAR, 2.0 * measured * per_diagonal, 0.0)
+
+
 def corner_slopes(axis: Axis, per_diagonal: float) -> AxisSlopes:
-    """Slopes of `corner_cost`: 4 d and w - wt, none where they count as FAR."""
-    offset = in_pictures(axis.offset, per_diagonal)
-    gap = in_pictures(axis.size - axis.target_size, per_diagonal)
-    size = xp.where(xp.abs(gap) < FAR, gap * per_diagonal, 0.0)
-    return AxisSlopes(
-        size=size, target_size=-size, offset=xp.where(xp.abs(offset) < FAR, 4.0 * offset * per_diagonal, 0.0)
-    )
+    """Slopes of `corner_cost`; both ends of a box move with its offset, and apart with its size."""
+    first = end_slope(axis.low - axis.target_low, per_diagonal)
+    second = end_slope(axis.high - axis.target_high, per_diagonal)
+    size = 0.5 * (second - first)
+    return AxisSlopes(size=size, target_size=-size, offset=first + second)
 
 
 def corner_distance_slopes(pair: Pair, image_width: float, image_height: float) -> Slopes:
