@@ -55,7 +55,7 @@ def assert_near(
     """Close, in units of the largest coordinate of each box's gradient (or of the loss, if above 1)."""
     expected = expected.double()
     size = (
-        expected.abs().amax(-1, keepdim=True).clamp(min=least)
+        expected.abs().amax(-1, keepdim=True).clamp(min=max(least, torch.finfo(dtype).smallest_normal))
         if expected.ndim > 1
         else expected.abs().clamp(min=1)
     )
