@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import gettempdir
 
 import torch
+import torch._functorch.config
+import torch._inductor.config
 
 from .cases import CASES, HUGE, SCALING, Case
 from .machine import describe
@@ -100,14 +100,14 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
             yield case.of(min(case.pairs, options.most))
 
 
-def start_compiling_afresh(case: Case) -> None:
+def start_compiling_afresh() -> None:
     """Forget what torch.compile made for other sizes, on disk too: it would be used for these.
 
     Code for any number of boxes is made for as many threads as the first number deserved.
     """
     torch._dynamo.reset()
-    folder = "-".join([*case.name.split(), case.layout, str(case.pairs)])
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(gettempdir()) / "boxreg-benchmarks" / folder)
+    torch._functorch.config.enable_autograd_cache = False
+    torch._inductor.config.fx_graph_cache = False
 
 
 def measure(
@@ -118,7 +118,8 @@ def measure(
     options: argparse.Namespace,
 ) -> None:
     """Fill the rows of a case in, one for each provider."""
-    start_compiling_afresh(case)
+    if options.compile:
+        start_compiling_afresh()
     works: dict[str, Work] = {}
     for row in rows:
         provider = able[row.provider]

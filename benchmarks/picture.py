@@ -37,6 +37,7 @@ def draw(rows: list[Row], path: Path) -> None:
             provider_line(panel, of_provider, colors[name.removesuffix(COMPILED)])
         axes_of(panel)
     panels[0].set_ylabel("time of a step, forward and backward")
+    panels[0].set_ylim(bottom=min(row.median_us or 0 for row in rows) / 1e6 / 10)
     machine = rows[0].machine
     figure.suptitle(
         f"Mean CIoU with its gradient: {machine.get('gpu', machine['processor'])}"
@@ -83,7 +84,7 @@ def provider_line(panel: Axes, rows: list[Row], color: str) -> None:
         marker="o",
         ms=4 if ours else 3,
         label=name,
-        zorder=3 if ours else 2,
+        zorder=2 + ours + (name == "boxreg auto"),
     )
     low = [(row.p20_us or 0) / 1e6 for row in rows]
     high = [(row.p80_us or 0) / 1e6 for row in rows]

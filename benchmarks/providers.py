@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -64,20 +65,18 @@ def serves(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def ours(backend: str, device: torch.device) -> Provider:
-    """boxreg by a backend; pairwise scores have none to choose."""
-    decoder = UnitSquareDecoder()
+    """boxreg by a backend."""
 
-    def loss(pred: Tensor, target: Tensor, dim: int) -> Tensor:
-        return ciou_loss(pred, target, reduction="mean", dim=dim, backend=backend)
-
-    def from_raw(raw: Tensor, target: Tensor, dim: int) -> Tensor:
-        loss: Tensor = CIoULoss(dim=dim, backend=backend).from_raw(decoder)(raw, target)
-        return loss
+    @cache
+    def loss_of_raw(dim: int) -> CIoULoss:
+        return CIoULoss(dim=dim, backend=backend).from_raw(UnitSquareDecoder())
 
     return Provider(
-        loss,
-        from_raw,
-        pairwise=(lambda a, b: pairwise_box_iou(a, b, "ciou")) if backend == "auto" else None,
+        loss=lambda pred, target, dim: ciou_loss(
+            pred, target, reduction="mean", dim=dim, backend=backend
+        ),
+        from_raw=lambda raw, target, dim: loss_of_raw(dim)(raw, target),
+        pairwise=lambda a, b: pairwise_box_iou(a, b, "ciou", backend=backend),
         fmt="cxcywh",
         double=backend != "compile" and serves(backend, device, torch.float64),
     )
