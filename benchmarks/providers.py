@@ -72,9 +72,7 @@ def ours(backend: str, device: torch.device) -> Provider:
         return CIoULoss(dim=dim, backend=backend).from_raw(UnitSquareDecoder())
 
     return Provider(
-        loss=lambda pred, target, dim: ciou_loss(
-            pred, target, reduction="mean", dim=dim, backend=backend
-        ),
+        loss=lambda pred, target, dim: ciou_loss(pred, target, reduction="mean", dim=dim, backend=backend),
         from_raw=lambda raw, target, dim: loss_of_raw(dim)(raw, target),
         pairwise=lambda a, b: pairwise_box_iou(a, b, "ciou", backend=backend),
         fmt="cxcywh",

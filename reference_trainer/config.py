@@ -131,7 +131,7 @@ class LossConfig(Settings):
     """The terms of the loss and their lambdas."""
 
     overlap: str = "ciou"
-    """A row of boxreg's IoU family: iou, giou, diou, ciou, eiou, siou, wiou or shapeiou."""
+    """A row of boxreg's IoU family: iou, giou, diou, ciou, eiou, siou, wiou, shapeiou."""
     lambda_coord: NotNegative = 1.0
     """Factor of the centre term."""
     lambda_wh: NotNegative = 1.0

@@ -80,7 +80,10 @@ class TestBoxLoss:
         for name, factor in lambdas.items():
             assert torch.equal(terms.weighted[name], factor * terms.raw[name])
         torch.testing.assert_close(terms.total, sum(terms.weighted.values()))
-        assert torch.equal(terms.raw["iou"], overlap_loss(kind, pred, target, reduction=reduction))
+        # A pass that reduces adds up in another order.
+        torch.testing.assert_close(
+            terms.raw["iou"], overlap_loss(kind, pred, target, reduction=reduction), rtol=1e-6, atol=0
+        )
 
     @every_size
     @every_distance

@@ -370,7 +370,7 @@ def test_decoders_are_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"stretch": 0.9}, ValueError, "stretch: got 0.9, expected a finite number of at least 1.0"),
+        ({"stretch": 0.9}, ValueError, "stretch: got 0.9, expected a finite number of at least 1"),
         ({"stretch": "1"}, TypeError, "stretch: got str, expected a number"),
         ({"picture_size": 640}, ValueError, r"picture_size: got 640, expected \(width, height\)"),
         (

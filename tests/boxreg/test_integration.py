@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import boxreg
 from boxreg.iou import backends
+from boxreg.losses import OverlapLoss
 from tests.cases import (
     BACKENDS,
     KINDS,
@@ -30,9 +31,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 every_backend = pytest.mark.parametrize("backend", [name for name in ["auto", *BACKENDS] if name != "eager"])
 
 MODULES = [
-    module
-    for module in vars(boxreg).values()
-    if isinstance(module, type) and getattr(module, "kind", None) in KINDS
+    module for module in vars(boxreg).values() if isinstance(module, type) and issubclass(module, OverlapLoss)
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from boxreg import losses
+from boxreg import box_loss
 from boxreg.iou.variants import VARIANTS
 from reference_trainer import model
 from reference_trainer.__main__ import COMMANDS, DATA_COMMANDS, main
@@ -313,8 +313,8 @@ def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("branch", "setting", "table"),
     [
-        (LossConfig, "distance", losses.DISTANCES),
-        (LossConfig, "size", losses.SIZES),
+        (LossConfig, "distance", box_loss.DISTANCES),
+        (LossConfig, "size", box_loss.SIZES),
         (ModelConfig, "norm", model.NORMS),
         (ModelConfig, "activation", model.ACTIVATIONS),
     ],
@@ -330,4 +330,10 @@ def test_a_choice_offers_what_there_is(
 def test_the_help_names_every_row_of_the_family() -> None:
     description = LossConfig.model_fields["overlap"].description
     assert description is not None
-    assert set(description.split(": ")[1].rstrip(".").split(", ")) == set(VARIANTS)
+    # The others want lengths that no configuration names.
+    plain = {
+        kind
+        for kind, row in VARIANTS.items()
+        if all(wanted.default is not None for term in row for wanted in term.parameters)
+    }
+    assert set(description.split(": ")[1].rstrip(".").split(", ")) == plain
