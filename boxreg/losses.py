@@ -467,7 +467,7 @@ class OverlapLoss(nn.Module):
             weighting=self.weighting,
             **self.numbers,
         )
-        return loss * self.loss_weight
+        return loss if self.loss_weight == 1 else loss * self.loss_weight
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""

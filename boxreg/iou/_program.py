@@ -290,24 +290,13 @@ class Program:
         kind = like.dtype, getattr(like, "device", None)
         if kind not in self._constants:
             self._constants[kind] = [number(like, value) for value in self.numbers]
-        wide, wide_mask = (
-            empty(like, (self.buffers[pool], 2, *shape), truth)
-            for pool, truth in (("wide", False), ("wide_mask", True))
-        )
-        narrow, narrow_mask = (
-            empty(like, (self.buffers[pool], *shape), truth)
-            for pool, truth in (("narrow", False), ("narrow_mask", True))
-        )
-        return partial(
-            self._run,
-            rows(wide),
-            rows(wide.reshape(-1, *shape)),
-            rows(narrow),
-            rows(wide_mask),
-            rows(wide_mask.reshape(-1, *shape)),
-            rows(narrow_mask),
-            self._constants[kind],
-        )
+        places = []
+        for truth in (False, True):
+            wide, narrow = (self.buffers[pool + "_mask" * truth] for pool in ("wide", "narrow"))
+            space = empty(like, (2 * wide + narrow, *shape), truth)
+            parts = rows(space)
+            places += [rows(space[: 2 * wide].reshape(wide, 2, *shape)), parts, parts[2 * wide :]]
+        return partial(self._run, *places, self._constants[kind])
 
 
 class _Compiler:
@@ -372,11 +361,15 @@ class _Compiler:
     def _read_whole(self, term: Term) -> set[Term]:
         """Arguments of an operation of which no part alone is read: it may write over them.
 
-        Not a choice: where there is no such call, what is not chosen is written first.
+        Of a choice only what is not chosen: where there is no such call, that is written first.
         """
         arguments = {argument for argument in term.arguments if isinstance(argument, Term)}
         in_parts = {self._owner(argument) for argument in arguments if self._owner(argument) is not argument}
-        return set() if term.operation in ("half", "stack", "where") else arguments - in_parts
+        if term.operation in ("half", "stack"):
+            return set()
+        if term.operation == "where":
+            arguments &= {term.arguments[2]} - set(term.arguments[:2])
+        return arguments - in_parts
 
     def _release(self, terms: Iterable[Term]) -> None:
         for term in terms:

@@ -89,7 +89,8 @@ def direction(width: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
     """Width and height in units of the longer of them; a point counts as a square."""
     unit = unit_of(xp.maximum(width, height))
     point = is_zero(xp.maximum(width, height))
-    return xp.where(point, 1.0, measure(width, unit)), xp.where(point, 1.0, measure(height, unit))
+    w, h = both(measure, (width, unit), (height, unit))
+    return xp.where(point, 1.0, w), xp.where(point, 1.0, h)
 
 
 def turn(pair: Pair) -> Tensor:
