@@ -34,6 +34,9 @@ from ._pairwise import Pairwise
 from ._pass import Backend, Pass, Result
 from .variants import Formula
 
+MANY = 2**16
+"""Numbers of boxes from which compiled code is made for all threads."""
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton is installed; it is not imported to find out."""
 
@@ -114,11 +117,12 @@ def _triton_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result
 
 def _compiled_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
     with torch.no_grad():
-        return _compiled(wanted)(pred.detach(), target.detach(), dim)
+        return _compiled(wanted, pred.numel() > MANY)(pred.detach(), target.detach(), dim)
 
 
 @cache
-def _compiled(wanted: Pass) -> Callable[[Tensor, Tensor, int], Result]:
+def _compiled(wanted: Pass, many: bool) -> Callable[[Tensor, Tensor, int], Result]:
+    """The pass as compiled code: of few boxes, or of many, because the first number decides the threads."""
     formula = Formula(wanted.form)
 
     def one_pass(pred: Tensor, target: Tensor, dim: int) -> Result:
@@ -138,7 +142,9 @@ def _compiled(wanted: Pass) -> Callable[[Tensor, Tensor, int], Result]:
             of_target = torch.stack([part / count for part in parts], dim)
         return reduce_loss(loss, wanted.reduction), of_pred, of_target
 
-    return torch.compile(one_pass, fullgraph=True, dynamic=True)
+    # The option, which changes nothing, keeps the two apart in the compiler's cache on disk.
+    options = {"cpp.min_chunk_size": 511} if many else None
+    return torch.compile(one_pass, fullgraph=True, dynamic=True, options=options)
 
 
 def _corners(boxes: tuple[Tensor, ...], large: Tensor, fmt: str) -> Planes:

@@ -148,6 +148,16 @@ def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], toleran
         torch.testing.assert_close(part.to(unit) / unit, reference / unit, rtol=0, atol=tolerance)
 
 
+@every_decoder
+@every_kind
+def test_the_pass_that_is_compiled_is_the_same(kind: str, decoder: Decoder) -> None:
+    raw, target = raw_and_target(decoder)
+    options = in_unit(kind, target.abs().max().item())
+    with torch.compiler.set_stance("force_eager"):  # what is compiled, without the minute that it takes
+        found = of_raw(kind, decoder, raw, target, backend="compile", **options)
+    assert_same(found, decoded_first(kind, decoder, raw, target, **options), 1e-12, dim=1)
+
+
 @every_backend
 @every_decoder
 class TestSameAsToDecodeFirst:
