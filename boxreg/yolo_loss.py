@@ -192,7 +192,8 @@ class YOLOLoss(nn.Module):
         box = self.box(pred / side, target / side, weight=found.positive, normalizer=divisor)
         raw = {}
         if prediction.bins is not None:
-            raw["dfl"] = _dfl(prediction.bins, target, found.positive, prediction.levels, divisor)
+            most = self.assigner.most_positives(targets.mask.shape[1], pred.shape[2])
+            raw["dfl"] = _dfl(prediction.bins, target, found.positive, prediction.levels, divisor, most)
         if prediction.objectness is not None:
             raw |= self._objectness(prediction.objectness, pred.detach(), target, found.positive, divisor)
         if prediction.classes is not None:
@@ -241,13 +242,19 @@ class YOLOLoss(nn.Module):
 
 
 def _dfl(
-    bins: Tensor, target: Tensor, positive: Tensor, levels: tuple[Level, ...], divisor: Tensor
+    bins: Tensor, target: Tensor, positive: Tensor, levels: tuple[Level, ...], divisor: Tensor, most: int
 ) -> Tensor:
     """The mean over sides of their distributions against the sides of boxes (B, 4, A), cxcywh, in strides."""
     cells = sum(rows * cols for rows, cols, _ in levels)
     points = points_of(levels, per_cell=positive.shape[1] // cells, dtype=target.dtype, device=target.device)
     x1, y1, x2, y2 = convert(target, "cxcywh", "xyxy", dim=1).unbind(1)
     sides = torch.stack((points.x - x1, points.y - y1, x2 - points.x, y2 - points.y), 1) / points.stride
+    if most < positive.shape[1]:
+        # Bins are most of what a head says, and few of them are of positives, which come first here.
+        number = positive.to(torch.uint8).topk(most, sorted=False).indices
+        positive, number = positive.gather(1, number), number.unsqueeze(1).expand(-1, 4, -1)
+        sides = sides.gather(2, number)
+        bins = bins.gather(3, number.unsqueeze(2).expand(-1, -1, bins.shape[2], -1))
     loss = dfl_loss(bins, sides, weight=positive.unsqueeze(1).expand_as(sides), dim=2)
     return reduce_loss(loss.mean(1), normalizer=divisor)
 

@@ -187,8 +187,9 @@ class TestEveryAssigner:
     def criterion(self, scheme: str, **options: object) -> YOLOLoss:
         return YOLOLoss(SCHEMES[scheme][0], **options)
 
-    def test_textbook(self, scheme: str) -> None:
-        prediction, targets = everything(scheme, 3), batch((4, 0, 7))
+    @pytest.mark.parametrize("counts", [(4, 0, 7), (2, 15)], ids=str)  # few, and more than predictions
+    def test_textbook(self, scheme: str, counts: tuple[int, ...]) -> None:
+        prediction, targets = everything(scheme, len(counts)), batch(counts)
         terms = self.criterion(scheme)(prediction, targets)
         assert terms.positives > 4
         expected = textbook(scheme, prediction, targets)
