@@ -14,6 +14,7 @@ from .boxes import convert as convert
 from .decoders import Decoder as Decoder
 from .decoders import GridCellDecoder as GridCellDecoder
 from .decoders import UnitSquareDecoder as UnitSquareDecoder
+from .dense import DensePrediction as DensePrediction
 from .dfl import DFLoss as DFLoss
 from .dfl import dfl_integral as dfl_integral
 from .grids import Level as Level
@@ -40,5 +41,7 @@ from .rotated import KLDLoss as KLDLoss
 from .rotated import ProbIoULoss as ProbIoULoss
 from .weighting import FocalWeighting as FocalWeighting
 from .weighting import WiseWeighting as WiseWeighting
+from .yolo_loss import YOLOLoss as YOLOLoss
+from .yolo_loss import YOLOLossTerms as YOLOLossTerms
 
 __version__ = "0.1.0"

@@ -16,6 +16,7 @@ from .iou.backends import BACKENDS
 from .iou.functional import overlap_loss, prepare
 from .iou.variants import VARIANTS, form_of
 from .reduction import REDUCTIONS, Normalizer, reduce_loss
+from .weighting import Weighting, check_weighting
 
 
 class BoxLossTerms(NamedTuple):
@@ -87,8 +88,11 @@ class BoxLoss(nn.Module):
         fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for predictions and targets.
         reduction: `"none"`, `"mean"` or `"sum"` over boxes.
         dim: the coordinate axis.
-        backend: as in `boxreg.iou.overlap_loss`.
-        **parameters: of the row, such as `image_width`.
+        backend: as in `boxreg.iou.overlap_loss`, and so are the next three, for the overlap term.
+        mode: what becomes of IoU and penalty.
+        inner_ratio: the scale of the boxes between which the IoU is taken.
+        weighting: a factor per box from its IoU.
+        **parameters: of the row, such as `image_width`, and `alpha` of the mode.
 
     Raises:
         TypeError: if a lambda or a parameter is not a number.
@@ -118,11 +122,15 @@ class BoxLoss(nn.Module):
         reduction: str = "mean",
         dim: int = -1,
         backend: str = "auto",
+        mode: str = "linear",
+        inner_ratio: float | None = None,
+        weighting: Weighting | None = None,
         **parameters: float,
     ) -> None:
         super().__init__()
         check_choice("overlap", overlap, VARIANTS)
-        form_of(overlap, parameters=parameters)
+        form_of(overlap, mode, inner_ratio, parameters)
+        check_weighting(weighting)
         check_choice("distance", distance, DISTANCES)
         check_choice("size", size, SIZES)
         check_choice("fmt", fmt, FORMATS)
@@ -133,6 +141,7 @@ class BoxLoss(nn.Module):
             check_number(f"lambda_{name}", value, minimum=0)
         self.overlap, self.numbers, self.distance, self.size = overlap, parameters, distance, size
         self.fmt, self.reduction, self.dim, self.backend = fmt, reduction, dim, backend
+        self.mode, self.inner_ratio, self.weighting = mode, inner_ratio, weighting
 
     def forward(
         self,
@@ -147,23 +156,28 @@ class BoxLoss(nn.Module):
         centre, size = convert(near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
         target_centre, target_size = convert(target_near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
         distance, shape = DISTANCES[self.distance], SIZES[self.size]
-        per_box = {
-            "coord": distance(centre - target_centre).sum(self.dim),
-            "wh": distance(shape(size) - shape(target_size)).sum(self.dim),
-            "iou": overlap_loss(
-                self.overlap,
-                pred,
-                target,
-                fmt=self.fmt,
-                dim=self.dim,
-                backend=self.backend,
-                **self.numbers,  # type: ignore[arg-type]
-            ),
-        }
+        differences = {"coord": centre - target_centre, "wh": shape(size) - shape(target_size)}
         raw = {
-            name: reduce_loss(loss, self.reduction, weight=weight, normalizer=normalizer)
-            for name, loss in per_box.items()
+            name: reduce_loss(
+                distance(difference).sum(self.dim), self.reduction, weight=weight, normalizer=normalizer
+            )
+            for name, difference in differences.items()
         }
+        raw["iou"] = overlap_loss(
+            self.overlap,
+            pred,
+            target,
+            fmt=self.fmt,
+            reduction=self.reduction,
+            weight=weight,
+            normalizer=normalizer,
+            dim=self.dim,
+            backend=self.backend,
+            mode=self.mode,
+            inner_ratio=self.inner_ratio,
+            weighting=self.weighting,
+            **self.numbers,  # type: ignore[arg-type]
+        )
         weighted = {name: self.lambdas[name] * value for name, value in raw.items()}
         return BoxLossTerms(weighted["coord"] + weighted["wh"] + weighted["iou"], raw, weighted)
 
@@ -171,5 +185,6 @@ class BoxLoss(nn.Module):
         """The settings, for `print(model)`."""
         lambdas = ", ".join(f"lambda_{name}={value}" for name, value in self.lambdas.items())
         return (
-            f"{self.overlap!r}, {lambdas}, distance={self.distance!r}, size={self.size!r}, fmt={self.fmt!r}"
+            f"{self.overlap!r}, {lambdas}, distance={self.distance!r}, size={self.size!r}, "
+            f"fmt={self.fmt!r}, mode={self.mode!r}"
         )

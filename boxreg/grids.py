@@ -86,14 +86,22 @@ def _points_of_level(
     dtype: torch.dtype,
     device: torch.device | str | None,
 ) -> Points:
-    x = (torch.arange(cols, dtype=dtype, device=device) + 0.5) * stride
-    y = (torch.arange(rows, dtype=dtype, device=device) + 0.5) * stride
+    x, y = centres_of((rows, cols, stride), dtype, device)
     shape = (per_cell, rows, cols)
     return Points(
         x.expand(shape).flatten(),
         y.unsqueeze(-1).expand(shape).flatten(),
         x.new_full(shape, stride).flatten(),
     )
+
+
+def centres_of(
+    level: tuple[int, int, float], dtype: torch.dtype, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    """The middles of a map's columns (cols,) and of its rows (rows,)."""
+    rows, cols, stride = level
+    x, y = (torch.arange(cells, dtype=dtype, device=device) for cells in (cols, rows))
+    return (x + 0.5) * stride, (y + 0.5) * stride
 
 
 def check_levels(levels: Levels) -> None:

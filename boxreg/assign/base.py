@@ -155,6 +155,18 @@ class Assigner(ABC):
             score=score,
         )
 
+    def most_positives(self, objects: int, predictions: int) -> int:
+        """How many predictions of a picture can be positive, of so many in all.
+
+        What a loss computes for positives alone it may then compute for so many. A scheme that does not say
+        leaves it at all of them.
+
+        Args:
+            objects: M, how many a picture has at most.
+            predictions: A.
+        """
+        return predictions
+
     @abstractmethod
     def _assign(
         self, boxes: Tensor, scores: Tensor | None, objects: Objects, layout: Layout

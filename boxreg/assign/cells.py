@@ -88,6 +88,10 @@ class ResponsibleCellAssigner(Assigner):
         super().__post_init__()
         check_choice("kind", self.kind, VARIANTS)
 
+    def most_positives(self, objects: int, predictions: int) -> int:
+        """One an object."""
+        return min(objects, predictions)
+
     def _assign(
         self, boxes: Tensor, scores: Tensor | None, objects: Objects, layout: Layout
     ) -> tuple[Tensor, Tensor]:
@@ -171,6 +175,10 @@ class AnchorRatioAssigner(Assigner):
             if not side > 0:
                 raise ValueError(f"anchors: got a side of {side}, expected sides above 0")
         object.__setattr__(self, "anchors", anchors)
+
+    def most_positives(self, objects: int, predictions: int) -> int:
+        """Three cells an object, of every anchor."""
+        return min(3 * len(self.anchors) * len(self.anchors[0]) * objects, predictions)
 
     def _assign(
         self, boxes: Tensor, scores: Tensor | None, objects: Objects, layout: Layout

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, check_number
-from ..grids import Points, points_of
+from ..grids import centres_of
 from ..iou import pairwise_box_iou
 from ..iou.variants import VARIANTS
 from .base import Assigner, Layout, Objects, contest
@@ -77,6 +77,10 @@ class TaskAlignedAssigner(Assigner):
             raise TypeError(f"topk: got {type(self.topk).__name__}, expected an int")
         check_number("topk", self.topk, minimum=1)
 
+    def most_positives(self, objects: int, predictions: int) -> int:
+        """At most k an object."""
+        return min(self.topk * objects, predictions)
+
     def _assign(
         self, boxes: Tensor, scores: Tensor | None, objects: Objects, layout: Layout
     ) -> tuple[Tensor, Tensor]:
@@ -84,8 +88,7 @@ class TaskAlignedAssigner(Assigner):
             raise TypeError("scores: got None, expected class probabilities (B, C, A)")
         overlap = pairwise_box_iou(objects.boxes, boxes.mT, kind=self.kind)
         alignment = self._log_alignment(overlap, scores, objects.labels)
-        points = points_of(layout.levels, per_cell=layout.per_cell, dtype=boxes.dtype, device=boxes.device)
-        alignment.masked_fill_(_excluded(points, objects, layout), -math.inf)
+        alignment.masked_fill_(_excluded(objects, layout), -math.inf)
         alignment, index = alignment.topk(min(self.topk, boxes.shape[2]), sorted=False)
         overlap = overlap.gather(2, index).masked_fill_(alignment == -math.inf, -math.inf)
         owner, _, won = contest(index, overlap, boxes.shape[2])
@@ -100,26 +103,29 @@ class TaskAlignedAssigner(Assigner):
         """The logarithm of t, (B, M + 1, A): it ranks as t does, and neither underflows nor ties at 0."""
         batch, classes, _ = scores.shape
         tiny = torch.finfo(scores.dtype).tiny
+        likely = scores.nan_to_num(0.0).clamp_(tiny, 1.0).log_().mul_(self.alpha)
         # Whole rows are copied, which is several times faster than a gather of single numbers. A label out
         # of range must fail as an index, not read the next picture's scores.
         row = labels + classes * torch.arange(batch, device=labels.device).unsqueeze(-1)
         row = torch.where((labels >= 0) & (labels < classes), row, -1)
-        alignment = scores.flatten(0, 1).index_select(0, row.flatten()).view(overlap.shape)
-        alignment.nan_to_num_(0.0).clamp_(tiny, 1.0).log_().mul_(self.alpha)
+        alignment = likely.flatten(0, 1).index_select(0, row.flatten()).view(overlap.shape)
         alignment.add_(overlap.clamp(min=tiny).log_(), alpha=self.beta)
         # Without overlap the logarithm is at its floor; from there a penalised kind goes on below 0.
         return alignment.add_(overlap.clamp(max=0), alpha=self.beta)
 
 
-def _excluded(points: Points, objects: Objects, layout: Layout) -> Tensor:
+def _excluded(objects: Objects, layout: Layout) -> Tensor:
     """Which predictions are no candidates of which object: (B, M + 1, A), bool."""
     x1, y1, x2, y2 = objects.boxes.unsqueeze(-1).unbind(2)
-    outside = points.x <= x1
-    outside |= points.x >= x2
-    outside |= points.y <= y1
-    outside |= points.y >= y2
+    real = objects.real.unsqueeze(-1)
+    outside, contains = [], torch.zeros_like(real)
+    for level in layout.levels:
+        # Along either axis first: of cells there are many more than of rows and columns.
+        x, y = centres_of(level, x1.dtype, x1.device)
+        across, down = (x > x1) & (x < x2) & real, (y > y1) & (y < y2)
+        contains |= across.any(-1, keepdim=True) & down.any(-1, keepdim=True)
+        cells = ~(down.unsqueeze(-1) & across.unsqueeze(-2)).flatten(-2)
+        outside += [cells] * layout.per_cell
+    excluded = torch.cat(outside, -1)
     index, held = at_centre(objects.boxes, layout)
-    without_point = outside.all(-1, keepdim=True)
-    outside.scatter_(2, index, outside.gather(2, index) & ~(without_point & held))
-    outside |= ~objects.real.unsqueeze(-1)
-    return outside
+    return excluded.scatter_(2, index, excluded.gather(2, index) & ~(~contains & real & held))

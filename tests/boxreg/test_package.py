@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "boxreg.weighting": {"boxreg._checks"},
     "boxreg.iou": LEAVES | {"boxreg._raw", "boxreg.decoders", "boxreg.iou", "boxreg.weighting"},
     "boxreg.losses": LEAVES | {"boxreg.decoders", "boxreg.iou", "boxreg.weighting"},
-    "boxreg.box_loss": LEAVES | {"boxreg.iou"},
+    "boxreg.box_loss": LEAVES | {"boxreg.iou", "boxreg.weighting"},
     "boxreg.assign": LEAVES | {"boxreg.iou", "boxreg.grids", "boxreg.assign"},
     "boxreg.rotated": LOSS_LEAVES | {"boxreg._gaussians"},
     "boxreg.dfl": LOSS_LEAVES,
