@@ -25,11 +25,15 @@ class AxisDecoder(Decoder):
     `encode_axis`. The first two are also traced and copied into kernels (see `boxreg.iou`), so that a loss of
     raw numbers finds its gradient in one pass: they consist of operators, `xp` and the functions of
     `boxreg._raw`, without loops. All three get, after the two numbers: if `needs_grid`, the cell's
-    index along the axis and the number of cells, then the `settings` of the axis.
+    index along the axis and the number of cells; if `needs_anchors`, the side of the box's anchor; then the
+    `settings` of the axis.
     """
 
-    scheme: ClassVar[str]
-    """The key of this class in `SCHEMES`."""
+    needs_anchors: ClassVar[bool] = False
+    """Whether each box of a cell has an anchor: the axis before rows and columns then counts anchors."""
+
+    scheme: str
+    """The key in `SCHEMES` of the class that states the maths: its own, unless an instance sets another."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -41,6 +45,11 @@ class AxisDecoder(Decoder):
     @property
     def settings(self) -> Settings:
         """The numbers that the maths of the x and of the y axis need besides."""
+        return (), ()
+
+    @property
+    def anchor_sides(self) -> Settings:
+        """The widths and the heights of the anchors, of a scheme that needs them."""
         return (), ()
 
     @staticmethod
@@ -59,33 +68,40 @@ class AxisDecoder(Decoder):
         """Centre and size to two raw numbers that are finite in `dtype`."""
 
     def _decode(self, raw: tuple[Tensor, ...]) -> Planes:
-        return decode_planes(self.scheme, self.settings, raw)
+        return decode_planes(self.scheme, self.settings, self.anchor_sides, raw)
 
     def _encode(self, boxes: Planes, dtype: torch.dtype) -> tuple[Tensor, ...]:
         cx, cy, w, h = boxes
-        x, y = axis_arguments(self.scheme, self.settings, cx)
-        tx, tw = self.encode_axis(cx, w, dtype, *x)
-        ty, th = self.encode_axis(cy, h, dtype, *y)
+        encode_axis = SCHEMES[self.scheme].encode_axis
+        x, y = axis_arguments(self.scheme, self.settings, self.anchor_sides, cx)
+        tx, tw = encode_axis(cx, w, dtype, *x)
+        ty, th = encode_axis(cy, h, dtype, *y)
         return tx, ty, tw, th
 
 
-def decode_planes(scheme: str, settings: Settings, raw: tuple[Tensor, ...]) -> Planes:
+def decode_planes(scheme: str, settings: Settings, anchor_sides: Settings, raw: tuple[Tensor, ...]) -> Planes:
     """Planes of raw numbers to planes cx, cy, w, h, by a scheme of the table."""
     first_x, first_y, second_x, second_y = raw
-    x, y = axis_arguments(scheme, settings, first_x)
+    x, y = axis_arguments(scheme, settings, anchor_sides, first_x)
     cx, w = SCHEMES[scheme].decode_axis(first_x, second_x, *x)
     cy, h = SCHEMES[scheme].decode_axis(first_y, second_y, *y)
     return cx, cy, w, h
 
 
 def axis_arguments(
-    scheme: str, settings: Settings, plane: Tensor
+    scheme: str, settings: Settings, anchor_sides: Settings, plane: Tensor
 ) -> tuple[tuple[Tensor | float, ...], tuple[Tensor | float, ...]]:
     """What the maths of the x and of the y axis get besides the two numbers, for planes like this one."""
-    if not SCHEMES[scheme].needs_grid:
-        return settings[0], settings[1]
-    cols, rows = cell_indices(plane)
-    return (cols, plane.shape[-1], *settings[0]), (rows, plane.shape[-2], *settings[1])
+    x: tuple[Tensor | float, ...]
+    y: tuple[Tensor | float, ...]
+    x, y = settings
+    if SCHEMES[scheme].needs_anchors:
+        widths, heights = anchor_sides
+        x, y = (of_boxes(widths, plane), *x), (of_boxes(heights, plane), *y)
+    if SCHEMES[scheme].needs_grid:
+        cols, rows = cell_indices(plane)
+        x, y = (cols, plane.shape[-1], *x), (rows, plane.shape[-2], *y)
+    return x, y
 
 
 def cell_indices(plane: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,3 +111,10 @@ def cell_indices(plane: Tensor) -> tuple[Tensor, Tensor]:
         torch.arange(cols, dtype=plane.dtype, device=plane.device),
         torch.arange(rows, dtype=plane.dtype, device=plane.device).unsqueeze(-1),
     )
+
+
+def of_boxes(numbers: tuple[float, ...], plane: Tensor) -> Tensor:
+    """A number for each of the K boxes of a cell, (K, 1, 1), in the dtype of `plane`; of one box, ()."""
+    # Filled one by one: a list would be copied to the device, which waits for it.
+    filled = [torch.full((), number, dtype=plane.dtype, device=plane.device) for number in numbers]
+    return torch.stack(filled).view(-1, 1, 1) if len(filled) > 1 else filled[0]

@@ -68,7 +68,14 @@ MAY_IMPORT = {
     "boxreg.rotated": LOSS_LEAVES | {"boxreg._gaussians"},
     "boxreg.dfl": LOSS_LEAVES,
     "boxreg.functional": {"boxreg.iou", "boxreg.losses", "boxreg.rotated", "boxreg.dfl"},
-    "boxreg.decoders": {"boxreg._checks", "boxreg._raw", "boxreg.boxes", "boxreg.decoders"},
+    "boxreg.decoders": {
+        "boxreg._checks",
+        "boxreg._raw",
+        "boxreg.boxes",
+        "boxreg.decoders",
+        "boxreg.dfl",
+        "boxreg.grids",
+    },
     "boxreg.heads": {"boxreg._checks", "boxreg.boxes", "boxreg.decoders"},
     "boxreg.param_groups": {"boxreg._checks"},
 }
