@@ -19,6 +19,7 @@ from .decoders import LTRBDecoder as LTRBDecoder
 from .decoders import UnitSquareDecoder as UnitSquareDecoder
 from .decoders import YOLOv3Decoder as YOLOv3Decoder
 from .decoders import YOLOv5Decoder as YOLOv5Decoder
+from .dense import DenseHead as DenseHead
 from .dense import DensePrediction as DensePrediction
 from .dfl import DFLoss as DFLoss
 from .dfl import dfl_integral as dfl_integral

@@ -5,7 +5,7 @@
 | `UnitSquareDecoder` | sigmoid, anywhere in the picture | softplus | fractions |
 | `GridCellDecoder` | sigmoid, in or near a cell | softplus | that of `picture_size` |
 | `YOLOv3Decoder` | sigmoid, in a cell | anchor times exp | that of `stride` |
-| `YOLOv5Decoder` | twice a sigmoid, about a cell | anchor times the square of twice a sigmoid | that of `stride` |
+| `YOLOv5Decoder` | twice a sigmoid, about a cell | anchor times (2 sigmoid)² | that of `stride` |
 | `LTRBDecoder` | distances of the sides from the middle of a cell | | that of `stride` |
 | `DFLDecoder` | the same, as distributions over bins | | that of `stride` |
 | `DeltaDecoder` | shifted from another box | times exp | that of the other box |

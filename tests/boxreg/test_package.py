@@ -77,6 +77,7 @@ MAY_IMPORT = {
         "boxreg.grids",
     },
     "boxreg.heads": {"boxreg._checks", "boxreg.boxes", "boxreg.decoders"},
+    "boxreg.dense": {"boxreg._checks", "boxreg.decoders", "boxreg.grids", "boxreg.heads"},
     "boxreg.param_groups": {"boxreg._checks"},
 }
 """What each part of boxreg may import of boxreg; the package itself and later parts may import all of it."""
