@@ -12,8 +12,14 @@ from .box_loss import BoxLoss as BoxLoss
 from .box_loss import BoxLossTerms as BoxLossTerms
 from .boxes import convert as convert
 from .decoders import Decoder as Decoder
+from .decoders import DeltaDecoder as DeltaDecoder
+from .decoders import DFLDecoder as DFLDecoder
 from .decoders import GridCellDecoder as GridCellDecoder
+from .decoders import LTRBDecoder as LTRBDecoder
 from .decoders import UnitSquareDecoder as UnitSquareDecoder
+from .decoders import YOLOv3Decoder as YOLOv3Decoder
+from .decoders import YOLOv5Decoder as YOLOv5Decoder
+from .dense import DenseHead as DenseHead
 from .dense import DensePrediction as DensePrediction
 from .dfl import DFLoss as DFLoss
 from .dfl import dfl_integral as dfl_integral

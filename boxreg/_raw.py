@@ -1,16 +1,26 @@
-"""The maths of raw numbers that decoders share: sigmoid and softplus, their slopes and inverses.
+"""The maths of raw numbers that decoders share: functions from all numbers to some, slopes and inverses.
 
-A backend that does not compute with torch tensors brings a `sigmoid` and a `softplus` of its own.
+A backend that does not compute with torch tensors brings a `sigmoid` and a `softplus` of its own; what else
+`decode_axis` and `decode_slopes` call is written with operators and `xp`. Inverses are for torch alone.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch as xp
 import torch.nn.functional as F
 from torch import Tensor
 
 SOFTPLUS_THRESHOLD = 40.0
 """Beyond this torch returns the number itself; its default of 20 is off by 1e-10 in float64."""
+
+EXP_BOUND = math.log(1000 / 16)
+"""Where an exponential goes on as its tangent: at 62.5 times its value at 0, as torchvision clips."""
+
+KNEE = 2.0**-4
+"""Where a rectified number leaves relu: above the slope is 1, below it falls, but never to 0."""
 
 
 def sigmoid(t: Tensor) -> Tensor:
@@ -25,9 +35,14 @@ def sigmoid_slope(t: Tensor) -> Tensor:
     return sigmoid(t) * sigmoid(-t)
 
 
+def margin(computed: torch.dtype, dtype: torch.dtype) -> float:
+    """How far inside the ends of a range encoded numbers stay."""
+    return max(torch.finfo(computed).eps, torch.finfo(dtype).smallest_normal)
+
+
 def logit(p: Tensor, dtype: torch.dtype) -> Tensor:
     """The inverse of `sigmoid`, finite in `dtype`."""
-    return torch.logit(p, eps=max(torch.finfo(p.dtype).eps, torch.finfo(dtype).smallest_normal))
+    return torch.logit(p, eps=margin(p.dtype, dtype))
 
 
 def softplus(t: Tensor) -> Tensor:
@@ -45,6 +60,62 @@ def inverse_softplus(y: Tensor, dtype: torch.dtype) -> Tensor:
     limits = torch.finfo(dtype)
     y = y.clamp(limits.smallest_normal, limits.max)
     return y + torch.log(-torch.expm1(-y))
+
+
+def bounded_exp(t: Tensor, bound: float) -> Tensor:
+    """exp(t), and above a bound its tangent there: it does not overflow, nor does its slope become 0."""
+    over = t > bound
+    return xp.exp(xp.where(over, bound, t)) * (1.0 + xp.where(over, t - bound, 0.0))
+
+
+def bounded_exp_slope(t: Tensor, bound: float) -> Tensor:
+    """The slope of `bounded_exp`."""
+    return xp.exp(xp.where(t > bound, bound, t))
+
+
+def inverse_bounded_exp(y: Tensor, bound: float, dtype: torch.dtype) -> Tensor:
+    """The inverse of `bounded_exp`, finite in `dtype`."""
+    limits, top = torch.finfo(dtype), math.exp(bound)
+    y = y.clamp(limits.smallest_normal, limits.max)
+    return torch.where(y > top, bound + (y / top - 1), y.clamp(max=top).log())
+
+
+def rectified(t: Tensor) -> Tensor:
+    """t, as relu; below the knee the hyperbola KNEE^2 / (2 KNEE - t), which meets it with the same slope."""
+    over = t > KNEE
+    return xp.where(over, t, KNEE * KNEE / (2.0 * KNEE - xp.where(over, KNEE, t)))
+
+
+def rectified_slope(t: Tensor) -> Tensor:
+    """The slope of `rectified`."""
+    share = KNEE / (2.0 * KNEE - xp.where(t > KNEE, KNEE, t))
+    return share * share
+
+
+def inverse_rectified(y: Tensor) -> Tensor:
+    """The inverse of `rectified`."""
+    return torch.where(y > KNEE, y, 2.0 * KNEE - KNEE * KNEE / y)
+
+
+def between(low: Tensor, high: Tensor, cell: Tensor, stride: float) -> tuple[Tensor, Tensor]:
+    """Centre and size of an axis, from the distances in cells of both ends from the middle of a cell."""
+    return (cell + 0.5 + 0.5 * (high - low)) * stride, (low + high) * stride
+
+
+def between_slopes(low: Tensor, high: Tensor, stride: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slopes of `between` in the order of `decode_slopes`, from those of the distances."""
+    return -0.5 * stride * low, 0.5 * stride * high, stride * low, stride * high
+
+
+def to_ends(
+    centre: Tensor, size: Tensor, dtype: torch.dtype, cell: Tensor, stride: float
+) -> tuple[Tensor, Tensor]:
+    """The inverse of `between`, finite in `dtype`; an end on the wrong side of the middle moves to it."""
+    least, most = margin(centre.dtype, dtype), torch.finfo(dtype).max
+    # Two infinities would make NaN.
+    offset = (centre / stride - (cell + 0.5)).clamp(-0.5 * most, 0.5 * most)
+    half = (0.5 * (size / stride)).clamp(-0.5 * most, 0.5 * most)
+    return (half - offset).clamp(least, most), (half + offset).clamp(least, most)
 
 
 def pull_to_raw(

@@ -19,10 +19,11 @@ _UNIT_SQUARE = UnitSquareDecoder()
 # Small enough for the prior to show, not 0, which would cut the backbone off from the first gradient.
 # The decoders' slopes are at most 0.63 for a box no larger than the picture, so with features of
 # root mean square 100 five standard deviations of the output stay within 1e-3 of the picture.
-_WEIGHT_SCALE = 3e-6
+WEIGHT_SCALE = 3e-6
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Where coordinates are computed: the dtype of the weights holds, not that of autocast."""
     # Entered only where autocast is on, so that an exported graph stays plain; the meta device has none.
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
@@ -107,7 +108,7 @@ class BoxHead(nn.Module):
         """Draw the weight anew and set the bias to the prior."""
         weight, bias = self.projection.weight, self.projection.bias
         assert bias is not None
-        nn.init.normal_(weight, std=_WEIGHT_SCALE / math.sqrt(self.in_features))
+        nn.init.normal_(weight, std=WEIGHT_SCALE / math.sqrt(self.in_features))
         bias.copy_(self.decoder.bias(self.prior, bias.dtype))
 
     def raw(self, features: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ class BoxHead(nn.Module):
         """
         self._check_features(features)
         features = features.to(self.projection.weight.dtype)
-        with _without_autocast(features.device.type):
+        with without_autocast(features.device.type):
             raw: Tensor = self.projection(features)
         return raw
 

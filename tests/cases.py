@@ -11,7 +11,16 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxreg.boxes import FORMATS as FORMATS
-from boxreg.decoders import Decoder, GridCellDecoder, UnitSquareDecoder
+from boxreg.decoders import (
+    Decoder,
+    DeltaDecoder,
+    DFLDecoder,
+    GridCellDecoder,
+    LTRBDecoder,
+    UnitSquareDecoder,
+    YOLOv3Decoder,
+    YOLOv5Decoder,
+)
 from boxreg.iou import backends, functional
 from boxreg.iou.variants import LONGEST, VARIANTS, Form, Parameter, form_of
 
@@ -39,7 +48,26 @@ DECODERS: dict[str, Decoder] = {
     "grid_cell_stretched": GridCellDecoder(stretch=1.2),
     "grid_cell_pixels": GridCellDecoder(picture_size=(640.0, 480.0), stretch=1.1),
 }
-"""Every scheme, with settings that differ."""
+"""Schemes of one picture, with settings that differ."""
+
+LEVEL_DECODERS: dict[str, Decoder] = {
+    "yolov3": YOLOv3Decoder(stride=8.0, anchors=[(10.0, 13.0)]),
+    "yolov5": YOLOv5Decoder(stride=16.0, anchors=[(62.0, 45.0)]),
+    "ltrb_softplus": LTRBDecoder(stride=8.0),
+    "ltrb_relu": LTRBDecoder(stride=0.125, distance="relu"),
+    "ltrb_exp": LTRBDecoder(stride=32.0, distance="exp"),
+    "dfl": DFLDecoder(stride=8.0, bins=9),
+}
+"""Schemes of a level of a pyramid, one box a cell."""
+
+ALL_DECODERS: dict[str, Decoder] = {
+    **DECODERS,
+    **LEVEL_DECODERS,
+    "deltas": DeltaDecoder(means=(0.1, 0.0, 0.0, 0.2), stds=(0.1, 0.1, 0.2, 0.5)).about(
+        torch.tensor([50.0, 40.0, 20.0, 30.0])
+    ),
+}
+"""Every scheme."""
 
 MOST_PENALTY = {
     "iou": 0,

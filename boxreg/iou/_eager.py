@@ -18,7 +18,8 @@ def eager(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Tensor:
     """The loss by autograd."""
     pred, target = promote(pred, target)
     if wanted.scheme:
-        pred = torch.stack(decode_planes(wanted.scheme, wanted.settings, pred.unbind(dim)), dim)
+        of_scheme = (wanted.scheme, wanted.settings, wanted.anchor_sides)
+        pred = torch.stack(decode_planes(*of_scheme, pred.unbind(dim)), dim)
     a, b = planes(pred, target, wanted.pred_fmt, wanted.target_fmt, dim)
     return reduce_loss(Formula(wanted.form).value(family.pair(*a, *b)), wanted.reduction)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import FORMATS
-from ..decoders import SCHEMES, Settings, cell_indices
+from ..decoders import SCHEMES, Settings, cell_indices, of_boxes
 from ..reduction import reduce_loss
 from ._copies import copied, copy_maths
 from ._libraries import TORCH, Array, Library, numpy_library
@@ -72,8 +72,9 @@ class Decoding(NamedTuple):
     """The maths of a decoder, both axes in one term.
 
     Attributes:
-        there: from raw first and second, and the grid's cells and their number if the scheme reads a grid,
-            to centre and size, and to those of their slopes that are not constant.
+        there: from raw first and second, the grid's cells and their number if the scheme reads a grid, and
+            the sides of anchors if it has any, to centre and size, and to those of their slopes that are not
+            constant.
         back: from slopes of the loss at centre and size, and these, to slopes at raw first and second.
         slopes: how many slopes these are.
     """
@@ -88,7 +89,8 @@ def decoding(scheme: str, settings: Settings, library: Library) -> Decoding:
     """The programs of a decoder."""
     decoder, trace = SCHEMES[scheme], Trace(weighs=False)
     maths = copy_maths(xp=trace, sigmoid=trace.sigmoid, softplus=trace.softplus)
-    raw = [trace.term("input", i, wide=True) for i in range(4 if decoder.needs_grid else 2)]
+    count = 2 + 2 * decoder.needs_grid + decoder.needs_anchors
+    raw = [trace.term("input", i, wide=True) for i in range(count)]
     arguments = (*raw, *map(trace.stack, *settings))
     slopes = copied(decoder.decode_slopes, maths)(*arguments)
     found = [slope for slope in slopes if isinstance(slope, Term)]
@@ -114,18 +116,12 @@ def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
     boxes = [as_planes(side.detach(), dim) for side in (pred, target)]
     slopes = [as_planes(gradient, dim) for gradient in gradients if gradient is not None]
     losses = loss.view(boxes[0].shape[1:])
-    if reads_grid(wanted):
-        boxes += _grid(loss, *losses.shape)
+    boxes += _places(wanted, loss, *losses.shape)
     count = divisor(wanted, loss.numel())
     for rows, columns in blocks(*losses.shape):
         boxes_here, slopes_here = ([side[:, rows, columns] for side in sides] for sides in (boxes, slopes))
         _block(wanted, count, boxes_here, losses[rows, columns], slopes_here)
     return reduce_loss(loss, wanted.reduction), gradients[0], gradients[1]
-
-
-def reads_grid(wanted: Pass) -> bool:
-    """Whether raw numbers are decoded by the cell that they are in."""
-    return bool(wanted.scheme) and SCHEMES[wanted.scheme].needs_grid
 
 
 def _few(wanted: Pass, pred: Tensor, target: Tensor, dim: int, dtype: torch.dtype) -> Result:
@@ -141,7 +137,7 @@ def _few(wanted: Pass, pred: Tensor, target: Tensor, dim: int, dtype: torch.dtyp
     asked = (wanted.of_pred, wanted.of_target)
     losses, slopes = library.empty(boxes, (n,), False), library.empty(boxes, (sum(asked), 4, n), False)
     loss = torch.from_numpy(losses.reshape(shape))
-    place = [part.numpy().reshape(2, n) for part in _grid(loss, outer, inner)] if reads_grid(wanted) else []
+    place = [part.numpy().reshape(2, n) for part in _places(wanted, loss, outer, inner)]
     gradients = [torch.empty(pred.shape, dtype=dtype) if wants else None for wants in asked]
     count = divisor(wanted, n)
     with library.silent():
@@ -162,6 +158,20 @@ def blocks(outer: int, inner: int) -> Iterator[tuple[slice, slice]]:
     for row in range(0, outer, rows):
         for column in range(0, inner, BLOCK):
             yield slice(row, row + rows), slice(column, column + BLOCK)
+
+
+def _places(wanted: Pass, plane: Tensor, outer: int, inner: int) -> list[Tensor]:
+    """What a decoder wants to know of each place in a plane, both axes of each as (2, outer, inner).
+
+    Column and row, and the number of either; width and height of the anchor.
+    """
+    decoder, found = SCHEMES.get(wanted.scheme), []
+    if decoder and decoder.needs_grid:
+        found += _grid(plane, outer, inner)
+    if decoder and decoder.needs_anchors:
+        sides = [of_boxes(numbers, plane).expand(plane.shape) for numbers in wanted.anchor_sides]
+        found.append(torch.stack(sides).reshape(2, outer, inner))
+    return found
 
 
 def _grid(plane: Tensor, outer: int, inner: int) -> list[Tensor]:

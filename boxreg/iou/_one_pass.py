@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..decoders import Settings
 from ._eager import eager
 from ._pass import Pass, Result
 from .variants import Form
@@ -116,23 +117,33 @@ _LIBRARY = torch.library.Library("boxreg", "DEF")  # type: ignore[no-untyped-cal
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     "one_pass(Tensor pred, Tensor target, str backend, int dim, str kind, str mode, bool inner, "
     "float[] values, str pred_fmt, str target_fmt, str reduction, str scheme, float[] settings, "
-    "bool of_pred, bool of_target) -> (Tensor, Tensor, Tensor)"
+    "float[] anchor_sides, bool of_pred, bool of_target) -> (Tensor, Tensor, Tensor)"
 )
 
 
+_BY_AXIS = ("settings", "anchor_sides")
+"""What of a pass has numbers of the x and of the y axis."""
+
+
 def as_arguments(wanted: Pass) -> tuple[Any, ...]:
-    """A pass as the operator takes it: its form and its settings flat."""
-    x, y = wanted.settings
-    _, *others = wanted._replace(settings=[*x, *y])  # type: ignore[arg-type]
+    """A pass as the operator takes it: its form and the numbers of its scheme flat."""
+    flat: dict[str, Any] = {
+        name: [number for axis in getattr(wanted, name) for number in axis] for name in _BY_AXIS
+    }
+    _, *others = wanted._replace(**flat)
     return *wanted.form, *others
 
 
 def _from_arguments(*arguments: Any) -> Pass:
     kind, mode, inner, values, *others = arguments
     wanted = Pass(Form(kind, mode, inner, tuple(values)), *others)
-    numbers: tuple[Any, ...] = tuple(wanted.settings)
+    by_axis: dict[str, Any] = {name: _halved(getattr(wanted, name)) for name in _BY_AXIS}
+    return wanted._replace(**by_axis)
+
+
+def _halved(numbers: Sequence[float]) -> Settings:
     middle = len(numbers) // 2
-    return wanted._replace(settings=(numbers[:middle], numbers[middle:]))
+    return tuple(numbers[:middle]), tuple(numbers[middle:])
 
 
 def _operator(pred: Tensor, target: Tensor, backend: str, dim: int, *arguments: Any) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ class Pass(NamedTuple):
         reduction: what is made of the loss per pair: `"none"`, `"mean"` or `"sum"`.
         scheme: if `pred` holds raw numbers, how they stand for boxes: a key of `decoders.SCHEMES`; else "".
         settings: the numbers of that scheme.
+        anchor_sides: the widths and heights of its anchors, if it has any.
         of_pred: whether the gradient of `pred` is wanted.
         of_target: whether the gradient of `target` is wanted.
     """
@@ -31,12 +32,13 @@ class Pass(NamedTuple):
     reduction: str = "none"
     scheme: str = ""
     settings: Settings = ((), ())
+    anchor_sides: Settings = ((), ())
     of_pred: bool = False
     of_target: bool = False
 
     def of_pairs(self) -> Pass:
         """What is left between decoding and reducing: the loss per pair of boxes, and the same gradients."""
-        return self._replace(reduction="none", scheme="", settings=((), ()))
+        return self._replace(reduction="none", scheme="", settings=((), ()), anchor_sides=((), ()))
 
 
 Result = tuple[Tensor, Tensor | None, Tensor | None]

@@ -182,6 +182,7 @@ def constants(wanted: Pass) -> dict[str, Any]:
         "DECODE": decoder and triton.jit(copied(decoder.decode_axis, MATHS)),
         "DECODE_SLOPES": decoder and triton.jit(copied(decoder.decode_slopes, MATHS)),
         "GRID": decoder is not None and decoder.needs_grid,
+        "ANCHORS": len(wanted.anchor_sides[0]),
         "OF_PRED": wanted.of_pred,
         "OF_TARGET": wanted.of_target,
         "REDUCED": wanted.reduction != "none",
@@ -233,11 +234,40 @@ def _store(
 
 
 @triton.jit
+def _side(box, sides, ANCHORS: tl.constexpr):
+    """The side of the anchor of each box of a cell."""
+    side = tl.zeros(box.shape, tl.float32)
+    for number in tl.static_range(ANCHORS):
+        side = tl.where(box == number, sides[number], side)
+    return side
+
+
+@triton.jit
 def _decode(
-    first_x, first_y, second_x, second_y, number, columns, rows, settings_x, settings_y, FUNCTION, GRID
+    first_x,
+    first_y,
+    second_x,
+    second_y,
+    number,
+    columns,
+    rows,
+    settings_x,
+    settings_y,
+    anchors_x,
+    anchors_y,
+    FUNCTION: tl.constexpr,
+    GRID: tl.constexpr,
+    ANCHORS: tl.constexpr,
 ):
     """A decoder's function of either axis, for the places in a grid that come `number`th."""
-    if GRID:
+    if ANCHORS > 0:
+        column = (number % columns).to(tl.float32)
+        row = (number // columns % rows).to(tl.float32)
+        box = number // columns // rows % ANCHORS
+        side_x, side_y = _side(box, anchors_x, ANCHORS), _side(box, anchors_y, ANCHORS)
+        x = FUNCTION(first_x, second_x, column, columns * 1.0, side_x, *settings_x)
+        y = FUNCTION(first_y, second_y, row, rows * 1.0, side_y, *settings_y)
+    elif GRID:
         column = (number % columns).to(tl.float32)
         row = (number // columns % rows).to(tl.float32)
         x = FUNCTION(first_x, second_x, column, columns * 1.0, *settings_x)
@@ -292,6 +322,8 @@ def one_pass_kernel(
     grid_rows,
     settings_x,  # numbers of the decoder
     settings_y,
+    anchors_x,  # of its boxes of a cell
+    anchors_y,
     OVERLAP: tl.constexpr,  # three terms of the loss: a function, its slopes and the parameters of both
     OVERLAP_SLOPES: tl.constexpr,
     OVERLAP_VALUES: tl.constexpr,
@@ -309,6 +341,7 @@ def one_pass_kernel(
     DECODE: tl.constexpr,
     DECODE_SLOPES: tl.constexpr,
     GRID: tl.constexpr,
+    ANCHORS: tl.constexpr,
     OF_PRED: tl.constexpr,
     OF_TARGET: tl.constexpr,
     REDUCED: tl.constexpr,
@@ -322,9 +355,9 @@ def one_pass_kernel(
     px1, py1, px2, py2 = _load(pred, number, columns, pred_step, pred_outer, pred_inner, mask, ROWS)
     tx1, ty1, tx2, ty2 = _load(target, number, columns, target_step, target_outer, target_inner, mask, ROWS)
     if DECODE is not None:
-        at = (number, grid_columns, grid_rows, settings_x, settings_y)
-        raw_x, raw_y = _decode(px1, py1, px2, py2, *at, DECODE_SLOPES, GRID)
-        x, y = _decode(px1, py1, px2, py2, *at, DECODE, GRID)
+        at = (number, grid_columns, grid_rows, settings_x, settings_y, anchors_x, anchors_y)
+        raw_x, raw_y = _decode(px1, py1, px2, py2, *at, DECODE_SLOPES, GRID, ANCHORS)
+        x, y = _decode(px1, py1, px2, py2, *at, DECODE, GRID, ANCHORS)
         px1, px2 = x
         py1, py2 = y
 
@@ -399,7 +432,7 @@ def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
             *slopes.stride(),
             1.0 / divisor(wanted, count),
             *(shape[:-3:-1] if told["GRID"] else (1, 1)),
-            *(tuple(map(float, numbers)) for numbers in wanted.settings),
+            *(tuple(map(float, numbers)) for numbers in (*wanted.settings, *wanted.anchor_sides)),
             **told,
             ROWS=all(side.shape[2] == 1 and side.stride()[:2] == (1, 4) for side in (boxes, targets)),
             BLOCK=PAIRS,

@@ -127,7 +127,8 @@ def _compiled(wanted: Pass, many: bool) -> Callable[[Tensor, Tensor, int], Resul
 
     def one_pass(pred: Tensor, target: Tensor, dim: int) -> Result:
         raw, t = (side.unbind(dim) for side in promote(pred, target))
-        p = decode_planes(wanted.scheme, wanted.settings, raw) if wanted.scheme else raw
+        of_scheme = (wanted.scheme, wanted.settings, wanted.anchor_sides)
+        p = decode_planes(*of_scheme, raw) if wanted.scheme else raw
         large = family.is_large(*p, *t)
         pair = family.pair(*_corners(p, large, wanted.pred_fmt), *_corners(t, large, wanted.target_fmt))
         loss, slopes = formula.value(pair), formula.gradient(pair)
@@ -163,9 +164,10 @@ def _pulled(at_corners: tuple[Tensor, ...], large: Tensor, fmt: str) -> tuple[Te
 def _pulled_to_raw(wanted: Pass, raw: tuple[Tensor, ...], slopes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Slopes at centre and size to slopes at a decoder's raw numbers."""
     decode_slopes = SCHEMES[wanted.scheme].decode_slopes
+    axes = axis_arguments(wanted.scheme, wanted.settings, wanted.anchor_sides, raw[0])
     (a, c), (b, d) = (
         pull_to_raw(slopes[axis], slopes[axis + 2], *decode_slopes(*raw[axis::2], *arguments))
-        for axis, arguments in enumerate(axis_arguments(wanted.scheme, wanted.settings, raw[0]))
+        for axis, arguments in enumerate(axes)
     )
     return a, b, c, d
 

@@ -126,7 +126,12 @@ def overlap_loss(
     wanted = Pass(form, fmt, fmt, reduction if plain else "none" if by_box else "sum")
     factor = None if weighting is None else _factor(weighting, pred, target, weight, fmt, dim, decoder)
     if isinstance(decoder, AxisDecoder):
-        wanted = wanted._replace(pred_fmt="cxcywh", scheme=decoder.scheme, settings=decoder.settings)
+        wanted = wanted._replace(
+            pred_fmt="cxcywh",
+            scheme=decoder.scheme,
+            settings=decoder.settings,
+            anchor_sides=decoder.anchor_sides,
+        )
     elif decoder is not None:
         pred = _decoded(decoder, pred, target, fmt, dim)
     loss = pick(backend, pred, target)(wanted, pred, target, dim)

@@ -426,7 +426,7 @@ COMPILE = """
 import re, sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from boxreg import GridCellDecoder, UnitSquareDecoder
+from boxreg import GridCellDecoder, LTRBDecoder, UnitSquareDecoder, YOLOv3Decoder
 from boxreg.iou import _triton
 from boxreg.iou._pass import Pass
 from boxreg.iou.variants import MODES, VARIANTS, form_of
@@ -442,8 +442,15 @@ forms = [form_of(kind, parameters=parameters.get(kind)) for kind in VARIANTS]
 forms += [form_of("ciou", mode) for mode in MODES if mode != "linear"] + [form_of("ciou", inner_ratio=0.7)]
 passes = [Pass(form, "cxcywh", "xyxy", of_pred=True) for form in forms]
 passes += [
-    Pass(form_of("ciou"), "cxcywh", "xywh", "mean", decoder.scheme, decoder.settings, of_pred=True)
-    for decoder in (UnitSquareDecoder(), GridCellDecoder())
+    Pass(form_of("ciou"), "cxcywh", "xywh", "mean", of_pred=True)._replace(
+        scheme=decoder.scheme, settings=decoder.settings, anchor_sides=decoder.anchor_sides
+    )
+    for decoder in (
+        UnitSquareDecoder(),
+        GridCellDecoder(),
+        LTRBDecoder(8.0, "relu"),
+        YOLOv3Decoder(8.0, [(10.0, 13.0), (16.0, 30.0), (33.0, 23.0)]),
+    )
 ]
 for wanted in passes:
     for dtype, rows in (("fp32", True), ("bf16", False)):
@@ -452,7 +459,8 @@ for wanted in passes:
         signature = {name: "i64" for name in kernel.arg_names if name not in constants}
         signature |= dict.fromkeys(pointers[:2], f"*{dtype}") | dict.fromkeys(pointers[2:], "*fp32")
         signature |= {"arrived": "*i32", "scale": "fp32"}
-        for name, numbers in zip(("settings_x", "settings_y"), wanted.settings):
+        names = ("settings_x", "settings_y", "anchors_x", "anchors_y")
+        for name, numbers in zip(names, (*wanted.settings, *wanted.anchor_sides)):
             signature[name] = ("fp32",) * len(numbers)
         aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers}
         source = ASTSource(kernel, signature, constants, aligned)
@@ -477,4 +485,4 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == (len(KINDS) + len(MODES) + 2) * 4
+    assert len(done.stdout.splitlines()) == (len(KINDS) + len(MODES) + 4) * 4

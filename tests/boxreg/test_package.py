@@ -68,8 +68,16 @@ MAY_IMPORT = {
     "boxreg.rotated": LOSS_LEAVES | {"boxreg._gaussians"},
     "boxreg.dfl": LOSS_LEAVES,
     "boxreg.functional": {"boxreg.iou", "boxreg.losses", "boxreg.rotated", "boxreg.dfl"},
-    "boxreg.decoders": {"boxreg._checks", "boxreg._raw", "boxreg.boxes"},
+    "boxreg.decoders": {
+        "boxreg._checks",
+        "boxreg._raw",
+        "boxreg.boxes",
+        "boxreg.decoders",
+        "boxreg.dfl",
+        "boxreg.grids",
+    },
     "boxreg.heads": {"boxreg._checks", "boxreg.boxes", "boxreg.decoders"},
+    "boxreg.dense": {"boxreg._checks", "boxreg.decoders", "boxreg.grids", "boxreg.heads"},
     "boxreg.param_groups": {"boxreg._checks"},
 }
 """What each part of boxreg may import of boxreg; the package itself and later parts may import all of it."""

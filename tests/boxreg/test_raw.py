@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from boxreg import BoxHead, CIoULoss
-from boxreg._raw import softplus, softplus_slope
+from boxreg._raw import softplus
 from boxreg.boxes import Planes, convert
-from boxreg.decoders import AxisDecoder, Decoder, GridCellDecoder, UnitSquareDecoder
+from boxreg.decoders import AxisDecoder, Decoder, GridCellDecoder, LTRBDecoder, UnitSquareDecoder
 from boxreg.iou import _fused
 from boxreg.iou._libraries import TORCH
 from boxreg.iou._one_pass import as_arguments
@@ -40,35 +40,6 @@ SHAPE = (2, 3, 5)
 
 
 @dataclass(frozen=True)
-class SidesDecoder(AxisDecoder):
-    """Distances from the middle of a cell to the sides: every slope is another number."""
-
-    needs_grid: ClassVar[bool] = True
-
-    @property
-    def settings(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return (8.0,), (4.0,)
-
-    @staticmethod
-    def decode_axis(
-        first: Tensor, second: Tensor, cell: Tensor, cells: float, stride: float
-    ) -> tuple[Tensor, Tensor]:
-        low, high = stride * softplus(first), stride * softplus(second)
-        return (cell + 0.5) * stride + 0.5 * (high - low), low + high
-
-    @staticmethod
-    def decode_slopes(
-        first: Tensor, second: Tensor, cell: Tensor, cells: float, stride: float
-    ) -> tuple[Any, Any, Any, Any]:
-        low, high = stride * softplus_slope(first), stride * softplus_slope(second)
-        return -0.5 * low, 0.5 * high, low, high
-
-    @staticmethod
-    def encode_axis(*arguments: Any) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
 class AreaDecoder(Decoder):
     """A scheme of five numbers that does not read the axes apart: it only decodes."""
 
@@ -83,7 +54,7 @@ class AreaDecoder(Decoder):
         raise NotImplementedError
 
 
-ALL = {**DECODERS, "sides": SidesDecoder()}
+ALL = {**DECODERS, "ltrb": LTRBDecoder(stride=8.0)}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_pass = pytest.mark.parametrize("backend", ONE_PASS)
