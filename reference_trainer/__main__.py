@@ -125,7 +125,7 @@ def train(arguments: list[str]) -> int:
     from .train import train as run
 
     summary = run(config)
-    print_result({key: summary[key] for key in ("run", "task", "mean_iou", "seconds")})
+    print_result({key: summary[key] for key in ("run", "task", summary["best_by"], "seconds")})
     return STOPPED[summary["stopped_by"]] if summary["stopped_by"] else 0
 
 

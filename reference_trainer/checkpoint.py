@@ -12,7 +12,7 @@ from torch import nn
 
 from .config import TrainConfig, load_config
 from .errors import CheckpointError, ConfigError
-from .model import build_model
+from .tasks import build_task
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
@@ -47,7 +47,7 @@ def load_run(folder: Path) -> tuple[TrainConfig, nn.Module, list[str]]:
         raise CheckpointError(str(error)) from error
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
-    model = build_model(config.model, prior=(0.5, 0.5, 0.5, 0.5))
+    model = build_task(config).build_model(names)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -135,3 +135,8 @@ def answer(prediction: Prediction) -> tuple[Tensor, Tensor]:
     confidence, cell = objectness.flatten(1).max(1)
     chosen = boxes.flatten(2).gather(2, cell[:, None, None].expand(-1, 4, 1)).squeeze(2)
     return chosen, confidence.sigmoid()
+
+
+def prepare_images(images: Tensor) -> Tensor:
+    """Pictures uint8 (B, 3, S, S) as the networks take them: float in [0, 1], channels last."""
+    return images.contiguous(memory_format=torch.channels_last).float().div_(255.0)

@@ -13,9 +13,9 @@ from boxreg import convert
 
 from .checkpoint import load_run, pick_device
 from .data.sample import Letterbox, decode_picture, letterbox
-from .evaluate import prepare_images
-from .model import answer
-from .report import draw_found, write_json
+from .drawing import draw_found
+from .model import answer, prepare_images
+from .report import write_json
 
 
 class Found(NamedTuple):
@@ -67,7 +67,7 @@ def find_box(model: nn.Module, path: Path, size: int, device: torch.device) -> F
     """
     image = decode_picture(path)
     square, _, fitted = letterbox(image, torch.zeros(0, 4), size)
-    boxes, confidence = answer(model(prepare_images(square[None], device)))
+    boxes, confidence = answer(model(prepare_images(square[None].to(device))))
     return Found(path, image, in_original(boxes[0].cpu(), fitted, size), float(confidence[0]))
 
 

@@ -6,79 +6,38 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from boxreg import box_iou
-
-from .checkpoint import CONFIG, WEIGHTS, pick_device, save_weights
+from .checkpoint import CONFIG, WEIGHTS, load_run, pick_device, save_weights
 from .config import TrainConfig, save_config
-from .data.loading import Batch, Batches, Squares, open_sources, task_name, train_loader, val_loader
+from .data.loading import Batch, Batches, ObjectBatch, Squares, train_loader, val_loader
 from .errors import ConfigError, UserError
-from .evaluate import Scores, evaluate, prepare_images
-from .model import answer, build_model
-from .objective import Criterion, Objective
+from .evaluate import evaluate
+from .meter import Meter, Step
+from .model import prepare_images
 from .recipe import EarlyStopping, Ema, build_optimizer, describe_optimizer, lr_factor, warmup_steps
 from .report import RunReport
 from .stopping import StopRequest
+from .tasks import Task, build_task
 
 
 @dataclass
 class Learner:
     """What learns: the network, its average, and everything that moves them."""
 
+    task: Task
     model: nn.Module
     ema: Ema
-    criterion: Criterion
     optimizer: Optimizer
     schedule: LambdaLR
     clip_norm: float | None
     device: torch.device
-
-
-class Step(NamedTuple):
-    """What one optimizer step came to."""
-
-    objective: Objective
-    iou: Tensor
-    gradient_norm: Tensor
-
-
-@dataclass
-class Meter:
-    """Adds up the steps of an epoch."""
-
-    steps: list[Step] = field(default_factory=list)
-    pictures: int = 0
-    seconds: float = 0.0
-    stepping: float = 0.0
-
-    def row(self, clip_norm: float | None) -> dict[str, Any]:
-        """The epoch's means, its speed, and the share of its time spent in forward, backward and step."""
-        objectives = [step.objective for step in self.steps]
-        norms = torch.stack([step.gradient_norm for step in self.steps])
-        return {
-            "loss": mean([objective.total for objective in objectives]),
-            "raw": {name: mean([o.raw[name] for o in objectives]) for name in objectives[0].raw},
-            "weighted": {
-                name: mean([o.weighted[name] for o in objectives]) for name in objectives[0].weighted
-            },
-            "train_iou": torch.cat([step.iou for step in self.steps]).mean().item(),
-            "gradient_norm": norms.mean().item(),
-            "clipped_share": 0.0 if clip_norm is None else (norms > clip_norm).float().mean().item(),
-            "pictures_per_second": self.pictures / self.seconds,
-            "step_share": self.stepping / self.seconds,
-        }
-
-
-def mean(values: list[Tensor]) -> float:
-    """The mean of scalars, read from the device once."""
-    return torch.stack(values).mean().item()
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -91,25 +50,25 @@ def train(config: TrainConfig) -> dict[str, Any]:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
-    criterion = Criterion(config.loss)
+    task = build_task(config)
 
-    sources, left_out, problems = open_sources(config.data, config.seed)
+    sources, left_out, problems = task.open_data()
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
-    loader, batches = train_loader(pictures["train"], config)
-    validation = val_loader(pictures["val"])
+    loader, batches = train_loader(pictures["train"], config, task.collate)
+    validation = val_loader(pictures["val"], task.collate)
     total_steps = config.epochs * len(loader)
 
     warmup = warmup_steps(config.schedule, total_steps)
     if warmup >= total_steps:
         raise ConfigError(f"schedule.warmup_steps: got {warmup}, but the run has {total_steps} steps")
     config = config.resolved(device.type, loader.num_workers, warmup)
-    learner = build_learner(config, pictures["train"].prior(), criterion, total_steps, device)
-    report = RunReport(config, task_name(config.data.path), len(loader))
+    learner = build_learner(config, task, pictures["train"], total_steps, device)
+    report = RunReport(config, task, len(loader))
     save_config(config, report.folder / CONFIG)
     report.start(learner.model, pictures, left_out, problems)
 
     stopping = EarlyStopping(config.patience)
-    best: Scores | None = None
+    best: dict[str, float] | None = None
     with StopRequest() as stop, report.progress():
         for epoch in range(1, config.epochs + 1):
             batches.epoch = epoch
@@ -117,11 +76,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
             last = epoch == config.epochs or stop.requested
             validate = last or epoch % config.validate_every == 0
             if validate:
-                scores = evaluate(learner.ema.model, validation, device)
-                if not scores.iou.isfinite().all():
-                    raise diverged("the boxes are not finite", epoch, learner, report)
-                row |= {f"val_{name}": value for name, value in scores.summary().items()}
-                if stopping.improved(row["val_mean_iou"], epoch) or best is None:
+                scores = evaluate(task, learner.ema.model, validation, device)
+                if not all(map(math.isfinite, scores.values())):
+                    raise diverged("the scores are not finite", epoch, learner, report)
+                row |= {f"val_{name}": value for name, value in scores.items()}
+                if stopping.improved(scores[task.best_by], epoch) or best is None:
                     best = scores
                     save_weights(learner.ema.model, sources["train"].names, report.folder / WEIGHTS)
             report.epoch(row | {"seconds": time.perf_counter() - started})
@@ -131,32 +90,31 @@ def train(config: TrainConfig) -> dict[str, Any]:
     assert best is not None  # the last epoch always validates
     return report.finish(
         {
-            "mean_iou": best.summary()["mean_iou"],
+            task.best_by: best[task.best_by],
             "seconds": time.perf_counter() - started,
             "best_epoch": stopping.best_epoch,
             "stopped_by": stop.name,
-            "scores": best.summary(),
+            "best_by": task.best_by,
+            "scores": best,
             "optimizer": describe_optimizer(learner.optimizer),
         },
+        load_run(report.folder)[1].to(device),
         pictures["val"],
-        best,
+        device,
     )
 
 
 def build_learner(
-    config: TrainConfig,
-    prior: tuple[float, float, float, float],
-    criterion: Criterion,
-    total_steps: int,
-    device: torch.device,
+    config: TrainConfig, task: Task, pictures: Squares, total_steps: int, device: torch.device
 ) -> Learner:
     """The network with the optimizer and schedule that `config` names."""
-    model = build_model(config.model, prior).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = task.build_model(pictures.source.names, pictures)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(config.optimizer, model)
     return Learner(
+        task=task,
         model=model,
         ema=Ema(model, config.ema_decay),
-        criterion=criterion,
         optimizer=optimizer,
         schedule=LambdaLR(optimizer, lambda step: lr_factor(config.schedule, step, total_steps)),
         clip_norm=config.clip_norm,
@@ -181,10 +139,10 @@ def train_epoch(
         before = time.perf_counter()
         step = take_step(learner, batch)
         meter.steps.append(step)
-        meter.pictures += len(batch.targets)
+        meter.pictures += len(batch.images)
         meter.stepping += time.perf_counter() - before
         meter.seconds = time.perf_counter() - started
-        report.step(epoch, step.objective, step.iou, lr, meter.pictures / meter.seconds)
+        report.step(epoch, step, lr, meter.pictures / meter.seconds)
         if stop.requested:
             break
     row = meter.row(learner.clip_norm)
@@ -202,12 +160,12 @@ def diverged(what: str, epoch: int, learner: Learner, report: RunReport) -> User
     )
 
 
-def take_step(learner: Learner, batch: Batch) -> Step:
+def take_step(learner: Learner, batch: Batch | ObjectBatch) -> Step:
     """Forward, backward, clip, step; then the average follows."""
-    images, targets = prepare_images(batch.images, learner.device), batch.targets.to(learner.device)
+    batch = batch.to(learner.device)
     with autocast(learner.device):
-        prediction = learner.model(images)
-    objective = learner.criterion(prediction, targets)
+        prediction = learner.model(prepare_images(batch.images))
+    objective = learner.task.objective(prediction, batch)
     learner.optimizer.zero_grad(set_to_none=True)
     objective.total.backward()  # type: ignore[no-untyped-call]
     norm = clip_gradient(learner.model.parameters(), learner.clip_norm)
@@ -215,8 +173,8 @@ def take_step(learner: Learner, batch: Batch) -> Step:
     learner.schedule.step()
     learner.ema.update(learner.model)
     with torch.no_grad():
-        iou = box_iou(answer(prediction)[0], targets, fmt="cxcywh")
-    return Step(objective.detached(), iou, norm)
+        figures = learner.task.figures(prediction, batch)
+    return Step(objective.detached(), figures, norm)
 
 
 def clip_gradient(parameters: Iterable[Tensor], limit: float | None) -> Tensor:

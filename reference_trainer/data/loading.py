@@ -47,6 +47,10 @@ class Batch(NamedTuple):
     images: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
 
 class ObjectBatch(NamedTuple):
     """Pictures uint8 (B, 3, S, S), and each one's boxes (K, 4), xyxy in pixels, and labels (K,)."""
@@ -54,6 +58,11 @@ class ObjectBatch(NamedTuple):
     images: Tensor
     boxes: list[Tensor]
     labels: list[Tensor]
+
+    def to(self, device: torch.device) -> ObjectBatch:
+        """The same on a device."""
+        boxes, labels = ([part.to(device, non_blocking=True) for part in parts] for parts in self[1:])
+        return ObjectBatch(self.images.to(device, non_blocking=True), boxes, labels)
 
 
 Batches = DataLoader[Sample]
