@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from .config import TrainConfig, load_config
 from .errors import CheckpointError, ConfigError
+from .files import write_whole
 from .tasks import build_task
 
 WEIGHTS = "model.safetensors"
@@ -20,13 +20,8 @@ CONFIG = "config.yaml"
 
 def save_weights(model: nn.Module, names: list[str], path: Path) -> None:
     """Write a model's weights and its classes' names; the old file stays until the new one is whole."""
-    unfinished = path.with_suffix(".unfinished")
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with unfinished.open("wb") as file:
-        file.write(save(weights, metadata={"names": "\n".join(names)}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    write_whole(path, save(weights, metadata={"names": "\n".join(names)}))
 
 
 def load_run(folder: Path) -> tuple[TrainConfig, nn.Module, list[str]]:

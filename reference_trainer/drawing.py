@@ -1,10 +1,9 @@
-"""The pictures of a run: curves, and boxes on what was learned from and what was found."""
+"""The pictures of a run as PNG: curves, and boxes on what was learned from and what was found."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import matplotlib
@@ -21,7 +20,7 @@ MEANINGS = {TARGET: "target", PREDICTION: "prediction"}
 PICTURES_SHOWN = 24
 
 
-def draw_curves(rows: Sequence[dict[str, Any]], shown: Mapping[str, str], path: Path) -> None:
+def draw_curves(rows: Sequence[dict[str, Any]], shown: Mapping[str, str]) -> bytes:
     """Loss terms, the figures `shown` under their labels, and the learning rate over the epochs."""
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     epochs = [row["epoch"] for row in rows]
@@ -38,22 +37,22 @@ def draw_curves(rows: Sequence[dict[str, Any]], shown: Mapping[str, str], path: 
     middle.legend(loc="lower right")
     right.plot(epochs, [row["lr"] for row in rows], "C3")
     right.set(title="learning rate", xlabel="epoch", ylim=(0, None))
-    _save(figure, path)
+    return _png(figure)
 
 
-def draw_batch(images: Tensor, targets: Tensor, path: Path) -> None:
+def draw_batch(images: Tensor, targets: Tensor) -> bytes:
     """Training pictures as the network sees them, with their target boxes."""
     titles = [""] * len(images)
-    _draw_grid(images, [[(box, TARGET)] for box in targets], titles, path)
+    return _draw_grid(images, [[(box, TARGET)] for box in targets], titles)
 
 
-def draw_predictions(images: Tensor, targets: Tensor, boxes: Tensor, iou: Tensor, path: Path) -> None:
+def draw_predictions(images: Tensor, targets: Tensor, boxes: Tensor, iou: Tensor) -> bytes:
     """Validation pictures with target, prediction and their IoU."""
     pairs = [[(target, TARGET), (box, PREDICTION)] for target, box in zip(targets, boxes, strict=True)]
-    _draw_grid(images, pairs, [f"IoU {value:.2f}" for value in iou.tolist()], path)
+    return _draw_grid(images, pairs, [f"IoU {value:.2f}" for value in iou.tolist()])
 
 
-def draw_found(image: Tensor, box: Sequence[float], title: str, path: Path) -> None:
+def draw_found(image: Tensor, box: Sequence[float], title: str) -> bytes:
     """One picture of any size with the box found in it, xyxy in pixels."""
     height, width = image.shape[-2:]
     tall = min(max(6 * height / width, 1), 60)
@@ -61,10 +60,10 @@ def draw_found(image: Tensor, box: Sequence[float], title: str, path: Path) -> N
     axes = figure.subplots()
     _draw_picture(axes, image, title)
     _draw_box(axes, box, PREDICTION)
-    _save(figure, path)
+    return _png(figure)
 
 
-def _draw_grid(images: Tensor, boxes: list[list[tuple[Tensor, str]]], titles: list[str], path: Path) -> None:
+def _draw_grid(images: Tensor, boxes: list[list[tuple[Tensor, str]]], titles: list[str]) -> bytes:
     count = min(len(images), PICTURES_SHOWN)
     columns = min(count, 8)
     rows = -(-count // columns)
@@ -81,7 +80,7 @@ def _draw_grid(images: Tensor, boxes: list[list[tuple[Tensor, str]]], titles: li
     handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour) for colour in colours]
     names = [MEANINGS[colour] for colour in colours]
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-    _save(figure, path)
+    return _png(figure)
 
 
 def _draw_picture(axes: Any, image: Tensor, title: str) -> None:
@@ -97,8 +96,8 @@ def _draw_box(axes: Any, box: Sequence[float], colour: str) -> None:
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.5))
 
 
-def _save(figure: Any, path: Path) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    figure.savefig(unfinished, format="png", dpi=100)
+def _png(figure: Any) -> bytes:
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=100)
     pyplot.close(figure)
-    os.replace(unfinished, path)
+    return content.getvalue()

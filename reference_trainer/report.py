@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shlex
 import sys
 import time
@@ -22,6 +21,7 @@ from .data.loading import Squares, task_name
 from .data.sample import LeftOut
 from .drawing import draw_curves
 from .errors import UserError
+from .files import as_json, write_whole
 from .meter import Step
 from .tasks import Task
 
@@ -99,7 +99,7 @@ class RunReport:
     def first_batch(self, batch: Any) -> None:
         """Draw the first batch, so that wrong boxes are seen before the run has gone far."""
         if not self._batch_drawn:
-            self.task.draw_batch(batch, self.folder / "train_batch.png")
+            write_whole(self.folder / "train_batch.png", self.task.draw_batch(batch))
             self._batch_drawn = True
 
     def step(self, epoch: int, step: Step, lr: float, speed: float) -> None:
@@ -134,10 +134,11 @@ class RunReport:
         self, result: dict[str, Any], model: nn.Module, validation: Squares, device: torch.device
     ) -> dict[str, Any]:
         """Draw the pictures, of what `model` finds too, write summary.json and return it."""
-        draw_curves(self._rows, self.task.shown, self.folder / "curves.png")
-        self.task.draw_predictions(model, validation, device, self.folder / "val_predictions.png")
+        write_whole(self.folder / "curves.png", draw_curves(self._rows, self.task.shown))
+        found = self.task.draw_predictions(model, validation, device)
+        write_whole(self.folder / "val_predictions.png", found)
         summary = {"run": str(self.folder), "task": self.name} | result | self._data | {"machine": machine()}
-        write_json(self.folder / "summary.json", summary)
+        write_whole(self.folder / "summary.json", as_json(summary))
         if result["stopped_by"]:
             console.print(f"stopped by {result['stopped_by']}; the best weights so far are kept")
         console.print(
@@ -163,13 +164,6 @@ def new_folder(parent: Path, name: str) -> Path:
             raise UserError(f"out: cannot make {folder}: {error.strerror}") from error
         return folder
     raise AssertionError("unreachable")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file; the old one stays until the new one is whole."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(unfinished, path)
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -80,12 +79,12 @@ class Task(Protocol):
         """A new one for a pass over the validation set."""
         ...
 
-    def draw_batch(self, batch: Any, path: Path) -> None:
-        """Draw a training batch with its targets."""
+    def draw_batch(self, batch: Any) -> bytes:
+        """A training batch with its targets, as PNG."""
         ...
 
-    def draw_predictions(self, model: nn.Module, pictures: Squares, device: torch.device, path: Path) -> None:
-        """Draw what a model, in evaluation mode, finds in the first pictures."""
+    def draw_predictions(self, model: nn.Module, pictures: Squares, device: torch.device) -> bytes:
+        """What a model, in evaluation mode, finds in the first pictures, as PNG."""
         ...
 
 
@@ -128,17 +127,17 @@ class SingleBox:
         """Scores by IoU."""
         return BoxScorer()
 
-    def draw_batch(self, batch: Batch, path: Path) -> None:
+    def draw_batch(self, batch: Batch) -> bytes:
         """Each picture with its target."""
-        draw_batch(batch.images, batch.targets, path)
+        return draw_batch(batch.images, batch.targets)
 
     @torch.no_grad()
-    def draw_predictions(self, model: nn.Module, pictures: Squares, device: torch.device, path: Path) -> None:
+    def draw_predictions(self, model: nn.Module, pictures: Squares, device: torch.device) -> bytes:
         """Each picture with target, answer and their IoU."""
         shown = min(PICTURES_SHOWN, len(pictures))
         images, targets = to_batch([pictures[index] for index in range(shown)])
         boxes = answer(model(prepare_images(images.to(device))))[0].cpu()
-        draw_predictions(images, targets, boxes, box_iou(boxes, targets, fmt="cxcywh"), path)
+        return draw_predictions(images, targets, boxes, box_iou(boxes, targets, fmt="cxcywh"))
 
 
 class BoxScorer:
