@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,32 @@ from .model import prepare_images
 from .tasks import Task, build_task
 
 
+def never() -> bool:
+    """Do not stop."""
+    return False
+
+
 @torch.no_grad()
-def evaluate(task: Task, model: nn.Module, loader: Batches, device: torch.device) -> dict[str, float]:
-    """Score a model in evaluation mode over a loader; its mode is put back afterwards."""
+def evaluate(
+    task: Task,
+    model: nn.Module,
+    loader: Batches,
+    device: torch.device,
+    stop: Callable[[], bool] = never,
+) -> dict[str, float] | None:
+    """Score a model in evaluation mode over a loader; its mode is put back afterwards.
+
+    Returns:
+        The scores, or None if `stop` said so after one of the batches.
+    """
     training = model.training
     model.eval()
     scorer = task.scorer()
     for batch in loader:
         moved = batch.to(device)
         scorer.add(model(prepare_images(moved.images)), moved)
+        if stop():
+            return None
     model.train(training)
     return scorer.scores()
 
@@ -46,6 +64,7 @@ def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str,
     pictures = Squares(task.open_data(["val"]).splits["val"], config.data.size)
     started = time.perf_counter()
     scores = evaluate(task, model.to(device), val_loader(pictures, task.collate), device)
+    assert scores is not None  # nobody stops it
     if not all(map(math.isfinite, scores.values())):
         raise CheckpointError(f"{folder}: its weights give boxes that are not finite")
     result: dict[str, Any] = {"run": str(folder), "task": task_name(config.data.path)}

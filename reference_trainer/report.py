@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from torch import nn
 
 from .config import TrainConfig
@@ -21,12 +22,20 @@ from .data.loading import Squares, task_name
 from .data.sample import LeftOut
 from .drawing import draw_curves
 from .errors import UserError
-from .files import as_json, write_whole
+from .files import RunFolder, as_json
 from .meter import Step
+from .progress import Progress
 from .tasks import Task
 
 console = Console(stderr=True, highlight=False, markup=False)
 """Where people read; standard output is kept for the result."""
+
+BATCH_DRAWING, PROBLEMS = "train_batch.png", "data_problems.txt"
+
+
+def say(text: str) -> None:
+    """Show a message to people."""
+    console.print(text, soft_wrap=True)
 
 
 class RunReport:
@@ -36,16 +45,19 @@ class RunReport:
         config: of the run.
         task: what is learned.
         steps_per_epoch: optimizer steps of a whole epoch.
+        folder: of a run that goes on; without one a new folder is made.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, steps_per_epoch: int) -> None:
+    def __init__(
+        self, config: TrainConfig, task: Task, steps_per_epoch: int, folder: Path | None = None
+    ) -> None:
         self.task, self.epochs, self.steps_per_epoch = task, config.epochs, steps_per_epoch
         self.name = task_name(config.data.path)
-        self.folder = new_folder(config.out, f"{self.name}-{config.model.head}-seed{config.seed}")
-        self._rows: list[dict[str, Any]] = []
+        self.folder = folder or new_folder(config.out, f"{self.name}-{config.model.head}-seed{config.seed}")
+        self.files = RunFolder(self.folder, say)
         self._width = len("  ".join(f"{label} 0.0000" for label in task.shown.values()))
-        self._batch_drawn = False
-        self._bar = Progress(
+        self._batch_drawn = (self.folder / BATCH_DRAWING).exists()
+        self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
             TextColumn("{task.fields[state]}"),
@@ -72,34 +84,31 @@ class RunReport:
         }
         parameters = sum(parameter.numel() for parameter in model.parameters())
         counts = ", ".join(f"{len(squares)} {split}" for split, squares in pictures.items())
-        console.print(
+        say(
             f"{self.name}: {counts} pictures; {parameters:,} parameters; "
-            f"{self.epochs} epochs of {self.steps_per_epoch} steps; run {self.folder}",
-            soft_wrap=True,
+            f"{self.epochs} epochs of {self.steps_per_epoch} steps; run {self.folder}"
         )
         if problems:
-            listing = self.folder / "data_problems.txt"
-            listing.write_text("".join(f"{problem}\n" for problem in problems))
-            console.print(f"skipped {len(problems)} bad boxes or pictures; see {listing}", soft_wrap=True)
+            self.files.write(PROBLEMS, "".join(f"{problem}\n" for problem in problems).encode())
+            say(f"skipped {len(problems)} bad boxes or pictures; see {self.folder / PROBLEMS}")
         for split, left in left_out.items():
             if any(left):
                 several, none = left.several_boxes, left.no_box
-                console.print(f"{split}: left out {several} pictures with several boxes, {none} with none")
+                say(f"{split}: left out {several} pictures with several boxes, {none} with none")
         for split, clipped in self._data["clipped_boxes"].items():
             if clipped:
-                console.print(
-                    f"{split}: clipped {clipped} boxes that stuck out of their picture by up to 1 %"
-                )
+                say(f"{split}: clipped {clipped} boxes that stuck out of their picture by up to 1 %")
 
-    def progress(self) -> Progress:
+    def bar(self, step: int = 0) -> Bar:
         """The bar over the whole run, shown while it is entered; nothing where there is no terminal."""
-        self._task = self._bar.add_task("epoch 1", total=self.epochs * self.steps_per_epoch, state="")
+        total = self.epochs * self.steps_per_epoch
+        self._task = self._bar.add_task("epoch 1", total=total, completed=step, state="")
         return self._bar
 
     def first_batch(self, batch: Any) -> None:
         """Draw the first batch, so that wrong boxes are seen before the run has gone far."""
         if not self._batch_drawn:
-            write_whole(self.folder / "train_batch.png", self.task.draw_batch(batch))
+            self.files.write(BATCH_DRAWING, self.task.draw_batch(batch))
             self._batch_drawn = True
 
     def step(self, epoch: int, step: Step, lr: float, speed: float) -> None:
@@ -110,20 +119,19 @@ class RunReport:
             state = f"{self._shown(figures, '.3f')} lr {lr:.1e} {speed:.0f} pictures/s\n{terms}"
             self._bar.update(self._task, advance=1, description=f"epoch {epoch}", state=state)
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl, and one to what people read."""
-        self._rows.append(row)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+    def metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write metrics.jsonl."""
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
+        self.files.write("metrics.jsonl", "".join(lines).encode())
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """A line for people to read."""
         terms = ", ".join(f"{name} {value:.3f}" for name, value in row["weighted"].items())
         left = row["seconds"] / row["epoch"] * (self.epochs - row["epoch"])
-        cut = row["steps"] < self.steps_per_epoch
-        part = f" (its first {row['steps']} steps)" if cut else ""
-        console.print(
-            f"epoch {row['epoch']:3d}{part}  {self._shown(row).rjust(self._width)}  "
+        say(
+            f"epoch {row['epoch']:3d}  {self._shown(row).rjust(self._width)}  "
             f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
-            f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s  eta {left:.0f} s",
-            soft_wrap=True,
+            f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s  eta {left:.0f} s"
         )
 
     def _shown(self, row: Mapping[str, Any], form: str = ".4f") -> str:
@@ -131,24 +139,53 @@ class RunReport:
         return "  ".join(f"{label} {row[key]:{form}}" for key, label in self.task.shown.items() if key in row)
 
     def finish(
-        self, result: dict[str, Any], model: nn.Module, validation: Squares, device: torch.device
+        self,
+        result: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        model: nn.Module,
+        validation: Squares,
+        device: torch.device,
     ) -> dict[str, Any]:
-        """Draw the pictures, of what `model` finds too, write summary.json and return it."""
-        write_whole(self.folder / "curves.png", draw_curves(self._rows, self.task.shown))
-        found = self.task.draw_predictions(model, validation, device)
-        write_whole(self.folder / "val_predictions.png", found)
-        summary = {"run": str(self.folder), "task": self.name} | result | self._data | {"machine": machine()}
-        write_whole(self.folder / "summary.json", as_json(summary))
-        if result["stopped_by"]:
-            console.print(f"stopped by {result['stopped_by']}; the best weights so far are kept")
-        console.print(
-            f"{self._shown({f'val_{name}': value for name, value in result['scores'].items()})} "
-            f"(epoch {result['best_epoch']}); see {self.folder}\n"
-            f"next: reference_trainer evaluate {shlex.quote(str(self.folder))}\n"
-            f"      reference_trainer predict {shlex.quote(str(self.folder))} PICTURE ...",
-            soft_wrap=True,
+        """Draw the curves and what `model` finds, write summary.json and return it."""
+        if rows:
+            self.files.write("curves.png", draw_curves(rows, self.task.shown))
+        self.files.write("val_predictions.png", self.task.draw_predictions(model, validation, device))
+        summary = {"run": str(self.folder), "task": self.name, **result, **self._data, "machine": machine()}
+        self.files.write("summary.json", as_json(summary))
+        reached = {f"val_{name}": value for name, value in (result["scores"] or {}).items()}
+        best = f"{self._shown(reached)} (epoch {result['best_epoch']})" if reached else "not validated yet"
+        say(
+            f"{best}; see {self.folder}\n"
+            f"next: {self.command('evaluate')}\n      {self.command('predict')} PICTURE ..."
         )
         return summary
+
+    def command(self, name: str) -> str:
+        """What to type for a command on this run."""
+        return f"reference_trainer {name} {shlex.quote(str(self.folder))}"
+
+    def resumed(self, progress: Progress, complete: bool) -> None:
+        """Say where a run goes on, or that there is nothing left of it."""
+        if complete:
+            why = f"all {self.epochs} epochs are done"
+            if progress.epoch < self.epochs:
+                why = f"stopped early after epoch {progress.epoch} of {self.epochs}"
+            say(f"complete: {why}; {self.command('resume')} --epochs N trains further")
+        else:
+            done = progress.step - progress.epoch * self.steps_per_epoch
+            say(
+                f"resuming in epoch {progress.epoch + 1} of {self.epochs} after {done} of its "
+                f"{self.steps_per_epoch} steps; step {progress.step} of {self.epochs * self.steps_per_epoch}"
+            )
+
+    def stopped(self, by: str, progress: Progress) -> None:
+        """Say how to go on with a run that a signal stopped."""
+        say(f"stopped by {by} after step {progress.step}; go on with: {self.command('resume')}")
+
+    def lost(self, names: Sequence[str], newest: str | None) -> None:
+        """Say what of a run is not on the disk."""
+        left = f"the newest state saved is {newest}" if newest else "no state is saved"
+        say(f"NOT SAVED: {', '.join(names)}; {left}. Make room, then: {self.command('resume')}")
 
 
 def new_folder(parent: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from boxreg import box_iou
+from boxreg import box_iou, convert
 
 from .config import TrainConfig
 from .data.loading import Batch, Collate, Opened, Squares, open_sources, to_batch
@@ -75,6 +75,14 @@ class Task(Protocol):
         """Other figures of a training batch, each (K,): metrics.jsonl gets their means over the epoch."""
         ...
 
+    def alone(self, prediction: Any, batch: Any, index: int) -> tuple[Any, Any]:
+        """The prediction and the batch that hold one picture of these."""
+        ...
+
+    def boxes(self, batch: Any) -> list[Tensor]:
+        """Each picture's target boxes (K, 4), xyxy in pixels."""
+        ...
+
     def scorer(self) -> Scorer:
         """A new one for a pass over the validation set."""
         ...
@@ -122,6 +130,19 @@ class SingleBox:
     def figures(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """The IoU of each picture's answer."""
         return {"iou": box_iou(answer(prediction)[0], batch.targets, fmt="cxcywh")}
+
+    def alone(self, prediction: Prediction, batch: Batch, index: int) -> tuple[Prediction, Batch]:
+        """One picture of a batch."""
+        one = slice(index, index + 1)
+        boxes, objectness = prediction
+        return (
+            Prediction(boxes[one], None if objectness is None else objectness[one]),
+            Batch(batch.images[one], batch.targets[one]),
+        )
+
+    def boxes(self, batch: Batch) -> list[Tensor]:
+        """The one box of each picture."""
+        return list(convert(batch.targets, "cxcywh", "xyxy")[:, None] * batch.images.shape[-1])
 
     def scorer(self) -> BoxScorer:
         """Scores by IoU."""
