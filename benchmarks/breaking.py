@@ -7,7 +7,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_trainer import evaluate, learner
 from reference_trainer.__main__ import main
 from reference_trainer.checkpoint import newest_state
 from reference_trainer.meter import TIMES
@@ -84,29 +82,18 @@ def finish(process: multiprocessing.Process, seconds: float = 120.0) -> int | No
     return process.exitcode
 
 
-def signal_at(step: int | None, batch: int | None, number: signal.Signals) -> Callable[[], None]:
-    """A `ready` after which a process sends itself a signal in a step, or in a batch of validation."""
-
-    def ready() -> None:
-        if step is not None:
-            _counted(learner.Learner, "gradients", step, number)
-        if batch is not None:
-            _counted(evaluate, "prepare_images", batch, number)
-
-    return ready
-
-
-def _counted(owner: Any, name: str, at: int, number: signal.Signals) -> None:
-    calls, original = 0, getattr(owner, name)
+def counted(original: Callable[..., Any], at: int, act: Callable[[], None]) -> Callable[..., Any]:
+    """A function that calls `act` before its call number `at`, counted from 1."""
+    calls = 0
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == at:
-            os.kill(os.getpid(), number)
+            act()
         return original(*arguments, **named)
 
-    setattr(owner, name, wrapped)
+    return wrapped
 
 
 def run_folder(parent: Path) -> Path:

@@ -10,7 +10,6 @@ import hashlib
 import pickle
 import re
 import struct
-import zipfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -62,17 +61,13 @@ def unpack_state(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     if hashlib.sha256(content[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:
-        whole = zipfile.is_zipfile(path)
-        what = "its bytes do not match its digest" if whole else "it is cut short, or no checkpoint"
-        raise CheckpointError(f"{path}: damaged: {what}")
+        raise CheckpointError(f"{path}: damaged: it is not what its digest says, or no checkpoint")
     try:
         state: dict[str, Any] = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it asks for {asked[1]}" if asked else "it holds more than tensors and plain values"
-        raise CheckpointError(
-            f"{path}: refused: {what}, which could run anything; nothing was run"
-        ) from error
+        raise CheckpointError(f"{path}: refused: {what}, which might run code; none was run") from error
     return state
 
 

@@ -20,7 +20,7 @@ MEANINGS = {TARGET: "target", PREDICTION: "prediction"}
 PICTURES_SHOWN = 24
 
 
-def draw_curves(rows: Sequence[dict[str, Any]], shown: Mapping[str, str]) -> bytes:
+def draw_curves(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> bytes:
     """Loss terms, the figures `shown` under their labels, and the learning rate over the epochs."""
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     epochs = [row["epoch"] for row in rows]

@@ -5,17 +5,30 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from reference_trainer import report
 from reference_trainer.__main__ import main
+from reference_trainer.tasks import SingleBox
 from tests.reference_trainer.runs import LEARN, SIZE, SMALL, Done, call
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Runs that draw nothing: it takes longer than the small ones train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_curves", lambda *_: b"curves")
+        patch.setattr(SingleBox, "draw_batch", lambda *_: b"batch")
+        patch.setattr(SingleBox, "draw_predictions", lambda *_: b"predictions")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) ->
     console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
     monkeypatch.setattr(report, "console", console)
     run = new_report(tmp_path, steps_per_epoch=2)
-    with run.progress() as bar:
+    with run.bar() as bar:
         for _ in range(3):
             run.step(2, STEP, 3e-3, 321.0)
         bar.refresh()
@@ -51,18 +51,3 @@ def test_a_terminal_gets_one_bar_with_all_figures(tmp_path: Path, monkeypatch: p
 
 def test_elsewhere_no_bar_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(tmp_path, monkeypatch, terminal=False) == ""
-
-
-def test_an_epoch_that_was_cut_short_is_not_shown_as_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(report, "console", Console(file=stream, width=200, highlight=False))
-    run = new_report(tmp_path, steps_per_epoch=60)
-    figures = {"weighted": {"iou": 1.5}, "loss": 1.5, "train_iou": 0.5, "lr": 3e-3}
-    figures |= {"pictures_per_second": 300.0, "seconds": 4.0}
-    for epoch, steps in ((1, 60), (2, 17)):
-        run.epoch({"epoch": epoch, "steps": steps} | figures)
-    whole, cut = stream.getvalue().splitlines()
-    assert "epoch   1  " in whole
-    assert "epoch   2 (its first 17 steps)  " in cut
