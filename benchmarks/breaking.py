@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reference_trainer import report
 from reference_trainer.__main__ import main
 from reference_trainer.checkpoint import newest_state
 from reference_trainer.meter import TIMES
+from reference_trainer.tasks import SingleBox
 
 SETTINGS = ["--data.pictures", "80", "--data.size", "64", "--model.width", "8", "--model.dropout", "0.3"]
 SETTINGS += ["--device", "cpu", "--validate-every", "1", "--batch-size", "8"]
@@ -54,6 +56,13 @@ def _flat(value: Any) -> Iterator[bytes]:
         yield repr(value).encode()
 
 
+def undraw(patch: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Draw nothing: it takes longer than these runs train."""
+    patch(report, "draw_curves", lambda *_: b"curves")
+    patch(SingleBox, "draw_batch", lambda *_: b"batch")
+    patch(SingleBox, "draw_predictions", lambda *_: b"predictions")
+
+
 def start(arguments: list[str], ready: Callable[[], None], log: Path) -> multiprocessing.Process:
     """The command line in a child that is forked, which saves the imports; `ready` is called in it first."""
 
@@ -62,6 +71,7 @@ def start(arguments: list[str], ready: Callable[[], None], log: Path) -> multipr
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
             torch.set_num_threads(1)
+            undraw()
             ready()
             code = main(arguments)
             sys.stdout.flush()

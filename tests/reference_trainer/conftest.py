@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from reference_trainer import report
+from benchmarks.breaking import undraw
 from reference_trainer.__main__ import main
-from reference_trainer.tasks import SingleBox
 from tests.reference_trainer.runs import LEARN, SIZE, SMALL, Done, call
 
 
@@ -23,11 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
-    """Runs that draw nothing: it takes longer than the small ones train."""
+    """Runs that draw nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw_curves", lambda *_: b"curves")
-        patch.setattr(SingleBox, "draw_batch", lambda *_: b"batch")
-        patch.setattr(SingleBox, "draw_predictions", lambda *_: b"predictions")
+        undraw(patch.setattr)
         yield
 
 
