@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -24,6 +24,9 @@ Train a box regressor and show what came of it.
   reference_trainer train                      the toy task, nothing needed
   reference_trainer train --data PATH          your pictures: YOLO, COCO or Pascal VOC
   reference_trainer train --preset baseline    the set-up that got stuck
+  reference_trainer resume RUN                 go on with a run that was stopped, exactly where it was
+  reference_trainer resume RUN --epochs N      train further
+  reference_trainer replay RUN                 see again what was not finite
   reference_trainer evaluate RUN
   reference_trainer predict RUN PICTURE ...
   reference_trainer data check PATH            list all that is wrong with your pictures and labels
@@ -44,6 +47,9 @@ data check --help and data write --help list their options.
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 """Exit codes of a run that a signal stopped."""
 
+LOST = 1
+"""Exit code of a run that could not save all that it should."""
+
 
 @dataclass(frozen=True)
 class BaseOptions:
@@ -53,6 +59,30 @@ class BaseOptions:
     """reference (the default): the whole recipe; baseline: the set-up that got stuck, with its faults."""
     config: Path | None = None
     """A configuration file to start from instead, such as the config.yaml of a run."""
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Go on with a run exactly where it was last saved; what comes of it is as if it had never stopped."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    epochs: int | None = None
+    """Train for so many epochs in all: a finished run goes on, its learning rate that of a run of so many."""
+    workers: int | None = None
+    """Processes that augment pictures from here on; they change no result."""
+    device: Device | None = None
+    """Where to train from here on; by default where the run was."""
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Meet the batch again whose loss or gradient was not finite, and name what is not; ends with 1 then."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +151,42 @@ def train(arguments: list[str]) -> int:
         description="Train a box regressor. Options change the preset's settings, shown as defaults below.",
     )
 
-    from .report import print_result
     from .train import train as run
 
-    summary = run(config)
-    print_result({key: summary[key] for key in ("run", "task", "mean_iou", "seconds")})
+    return report_end(run(config))
+
+
+def resume(arguments: list[str]) -> int:
+    """The command `resume`."""
+    options = tyro.cli(ResumeOptions, args=arguments, prog="reference_trainer resume")
+
+    from .train import resume as run
+
+    return report_end(run(options.run, options.epochs, options.workers, options.device))
+
+
+def report_end(summary: dict[str, Any]) -> int:
+    """Print what came of a training run; returns the exit code."""
+    from .report import print_result
+
+    lost = ["lost"] if summary["lost"] else []
+    print_result({key: summary[key] for key in ("run", "task", summary["best_by"], "seconds", *lost)})
+    if lost:
+        return LOST
     return STOPPED[summary["stopped_by"]] if summary["stopped_by"] else 0
+
+
+def replay(arguments: list[str]) -> int:
+    """The command `replay`."""
+    options = tyro.cli(ReplayOptions, args=arguments, prog="reference_trainer replay")
+
+    from .nonfinite import replay as run
+    from .report import print_result
+
+    result, lines = run(options.run, options.device)
+    print("\n".join(lines))
+    print_result(result)
+    return 0 if result["finite"] else 1
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -201,6 +261,8 @@ DATA_COMMANDS: dict[str, Command] = {"check": check, "write": write}
 
 COMMANDS: dict[str, Command] = {
     "train": train,
+    "resume": resume,
+    "replay": replay,
     "evaluate": evaluate,
     "predict": predict,
     "data": data,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
+from .files import write_whole
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -207,6 +208,8 @@ class TrainConfig(Settings):
     """Stop after this many epochs without a better validation IoU."""
     validate_every: Count = 3
     """Epochs between validations; the last epoch always validates."""
+    save_every: Count | None = None
+    """Save the state of the run after so many optimizer steps too, not only after each epoch."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -279,15 +282,24 @@ def load_config(path: Path) -> TrainConfig:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
+    return parse_config(tree, f"{path}: ")
+
+
+def parse_config(tree: Mapping[str, Any], where: str = "") -> TrainConfig:
+    """The configuration that a tree of settings spells.
+
+    Raises:
+        ConfigError: if it holds an unknown or wrong value; each line starts with `where`.
+    """
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in explain(error))) from error
+        raise ConfigError("\n".join(f"{where}{line}" for line in explain(error))) from error
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def explain(error: ValidationError) -> Iterator[str]:

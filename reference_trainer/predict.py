@@ -13,9 +13,9 @@ from boxreg import convert
 
 from .checkpoint import load_run, pick_device
 from .data.sample import Letterbox, decode_picture, letterbox
-from .evaluate import prepare_images
-from .model import answer
-from .report import draw_found, write_json
+from .drawing import draw_found
+from .files import as_json, write_whole
+from .model import answer, prepare_images
 
 
 class Found(NamedTuple):
@@ -50,11 +50,12 @@ def predict_run(folder: Path, pictures: Sequence[Path], out: Path | None, device
     found = [find_box(model, path, config.data.size, device) for path in pictures]
     out = folder / "predictions" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "predictions.json", [one.as_json() for one in found])
+    write_whole(out / "predictions.json", as_json([one.as_json() for one in found]))
     for number, one in enumerate(found):
         # Pictures of one name may come from several folders.
         drawing = out / f"{number:03d}-{one.path.stem}.png"
-        draw_found(one.image, one.box, f"{one.path.name}  confidence {one.confidence:.2f}", drawing)
+        title = f"{one.path.name}  confidence {one.confidence:.2f}"
+        write_whole(drawing, draw_found(one.image, one.box, title))
     return {"run": str(folder), "predictions": str(out / "predictions.json"), "pictures": len(found)}
 
 
@@ -67,7 +68,7 @@ def find_box(model: nn.Module, path: Path, size: int, device: torch.device) -> F
     """
     image = decode_picture(path)
     square, _, fitted = letterbox(image, torch.zeros(0, 4), size)
-    boxes, confidence = answer(model(prepare_images(square[None], device)))
+    boxes, confidence = answer(model(prepare_images(square[None].to(device))))
     return Found(path, image, in_original(boxes[0].cpu(), fitted, size), float(confidence[0]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -92,6 +93,15 @@ class Ema:
         self.updates += 1
         self._averaged.update_parameters(model)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The average and how often it was updated, which decides its ramp."""
+        return {"updates": self.updates, "model": self.model.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.updates = state["updates"]
+        self.model.load_state_dict(state["model"])
+
 
 class EarlyStopping:
     """Remembers the best score; `over` says when `patience` epochs brought none. NaN is never best."""
@@ -99,14 +109,29 @@ class EarlyStopping:
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.best, self.best_epoch = -math.inf, 0
+        self.waiting_since, self.validated = 0, 0
 
     def improved(self, score: float, epoch: int) -> bool:
-        """Whether `score` is the best so far."""
+        """Whether `score`, that of the validation after `epoch`, is the best so far."""
+        self.validated = epoch
         if not score > self.best:
             return False
-        self.best, self.best_epoch = score, epoch
+        self.best, self.best_epoch, self.waiting_since = score, epoch, epoch
         return True
 
-    def over(self, epoch: int) -> bool:
-        """Whether it is time to stop after `epoch`."""
-        return epoch - self.best_epoch >= self.patience
+    @property
+    def over(self) -> bool:
+        """Whether the last validation said that it is time to stop."""
+        return self.validated - self.waiting_since >= self.patience
+
+    def wait_anew(self) -> None:
+        """Count the epochs without a better score from now on."""
+        self.waiting_since = self.validated
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the patience, which the configuration gives."""
+        return {name: value for name, value in vars(self).items() if name != "patience"}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        vars(self).update(state)

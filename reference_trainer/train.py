@@ -1,84 +1,83 @@
-"""The training run, from a configuration to a folder of results: read `train` first."""
+"""The training run, from a configuration to a folder of results: read `learn` first."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from boxreg import box_iou
-
-from .checkpoint import CONFIG, WEIGHTS, pick_device, save_weights
-from .config import TrainConfig, save_config
-from .data.loading import Batch, Batches, Squares, open_sources, task_name, train_loader, val_loader
-from .errors import ConfigError, UserError
-from .evaluate import Scores, evaluate, prepare_images
-from .model import answer, build_model
-from .objective import Criterion, Objective
-from .recipe import EarlyStopping, Ema, build_optimizer, describe_optimizer, lr_factor, warmup_steps
+from .checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    Checkpoints,
+    Found,
+    load_run,
+    newest_state,
+    pack_state,
+    pack_weights,
+    pick_device,
+    states,
+)
+from .config import TrainConfig, parse_config, save_config
+from .data.loading import Batch, Batches, EpochBatches, ObjectBatch, Squares, train_loader, val_loader
+from .errors import CheckpointError, ConfigError, UserError
+from .evaluate import evaluate
+from .learner import Learner, build_learner
+from .nonfinite import NONFINITE, diagnose
+from .progress import Progress, random_state, restore_random_state
+from .recipe import EarlyStopping, describe_optimizer, warmup_steps
 from .report import RunReport
 from .stopping import StopRequest
+from .tasks import build_task
+
+STATE_FORMAT = 1
+"""Raised when older states can no longer be gone on from."""
 
 
 @dataclass
-class Learner:
-    """What learns: the network, its average, and everything that moves them."""
+class Run:
+    """A run under way: what it learns from, what learns, how far it has come, where it is kept."""
 
-    model: nn.Module
-    ema: Ema
-    criterion: Criterion
-    optimizer: Optimizer
-    schedule: LambdaLR
-    clip_norm: float | None
-    device: torch.device
+    config: TrainConfig
+    pictures: dict[str, Squares]
+    loader: Batches
+    batches: EpochBatches
+    validation: Batches
+    learner: Learner
+    progress: Progress
+    report: RunReport
+    checkpoints: Checkpoints
+    started: float
 
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.progress.epoch >= self.config.epochs or self.progress.stopping.over
 
-class Step(NamedTuple):
-    """What one optimizer step came to."""
+    @property
+    def seconds(self) -> float:
+        """How long it has taken, in all processes that went on with it."""
+        return self.progress.seconds + time.perf_counter() - self.started
 
-    objective: Objective
-    iou: Tensor
-    gradient_norm: Tensor
-
-
-@dataclass
-class Meter:
-    """Adds up the steps of an epoch."""
-
-    steps: list[Step] = field(default_factory=list)
-    pictures: int = 0
-    seconds: float = 0.0
-    stepping: float = 0.0
-
-    def row(self, clip_norm: float | None) -> dict[str, Any]:
-        """The epoch's means, its speed, and the share of its time spent in forward, backward and step."""
-        objectives = [step.objective for step in self.steps]
-        norms = torch.stack([step.gradient_norm for step in self.steps])
-        return {
-            "loss": mean([objective.total for objective in objectives]),
-            "raw": {name: mean([o.raw[name] for o in objectives]) for name in objectives[0].raw},
-            "weighted": {
-                name: mean([o.weighted[name] for o in objectives]) for name in objectives[0].weighted
-            },
-            "train_iou": torch.cat([step.iou for step in self.steps]).mean().item(),
-            "gradient_norm": norms.mean().item(),
-            "clipped_share": 0.0 if clip_norm is None else (norms > clip_norm).float().mean().item(),
-            "pictures_per_second": self.pictures / self.seconds,
-            "step_share": self.stepping / self.seconds,
+    def save(self) -> None:
+        """Save all that is needed to go on from here."""
+        progress = self.progress
+        state = {
+            "format": STATE_FORMAT,
+            "config": self.config.model_dump(mode="json"),
+            "data": data_digests(self.pictures),
+            "random": random_state(),
+            "step": progress.step,
+            "progress": progress.state_dict(self.seconds),
+            **self.learner.state_dict(),
         }
-
-
-def mean(values: list[Tensor]) -> float:
-    """The mean of scalars, read from the device once."""
-    return torch.stack(values).mean().item()
+        self.checkpoints.save(state, progress.step, progress.best_step)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -87,148 +86,257 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         ConfigError: if the configuration cannot be met on this machine.
         DataError: if the pictures or their labels are broken; nothing has been trained then.
+        UserError: if a loss or gradient is not finite.
     """
+    return carry_out(config, None)
+
+
+def resume(
+    folder: Path, epochs: int | None = None, workers: int | None = None, device: str | None = None
+) -> dict[str, Any]:
+    """Go on with a run exactly where its newest whole state was saved, at whatever step.
+
+    With the same epochs, what comes of it is bit for bit what would have come of it without the break; the
+    number of workers makes no difference. With other `epochs` the learning rate is from here on that of a run
+    of so many; an early stop is lifted, and its patience counts anew.
+
+    Raises:
+        CheckpointError: if no state of the run can be used, or its data has changed.
+        ConfigError: if `epochs` have already passed, or the device is not there.
+        DataError: if the pictures or their labels are broken.
+    """
+    found = newest_state(folder)
+    if found.state.get("format") != STATE_FORMAT:
+        raise CheckpointError(f"{found.path}: of another version, its format is not {STATE_FORMAT}")
+    saved = found.state["config"]
+    changes = {"epochs": epochs, "device": device}
+    tree = saved | {name: value for name, value in changes.items() if value is not None}
+    if workers is not None:
+        tree = tree | {"data": saved["data"] | {"workers": workers}}
+    config, done = parse_config(tree), found.state["progress"]["epoch"]
+    if config.epochs < done:
+        raise ConfigError(f"epochs: got {epochs}, but {folder} has done {done}")
+    return carry_out(config, found)
+
+
+def carry_out(config: TrainConfig, found: Found | None) -> dict[str, Any]:
+    """Train from the beginning, or from a state that was found, and return the summary."""
+    run = prepare(config, found)
+    with StopRequest() as stop:
+        if found:
+            # Last, since building draws random numbers.
+            restore_random_state(found.state["random"])
+        with run.report.bar(run.progress.step):
+            learn(run, stop)
+        return conclude(run, stop)
+
+
+def prepare(config: TrainConfig, found: Found | None) -> Run:
+    """Open the data, build what learns, and make or reopen the folder."""
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
-    criterion = Criterion(config.loss)
-
-    sources, left_out, problems = open_sources(config.data, config.seed)
+    task = build_task(config)
+    sources, left_out, problems = task.open_data()
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
-    loader, batches = train_loader(pictures["train"], config)
-    validation = val_loader(pictures["val"])
+    loader, batches = train_loader(pictures["train"], config, task.collate)
     total_steps = config.epochs * len(loader)
 
     warmup = warmup_steps(config.schedule, total_steps)
     if warmup >= total_steps:
         raise ConfigError(f"schedule.warmup_steps: got {warmup}, but the run has {total_steps} steps")
     config = config.resolved(device.type, loader.num_workers, warmup)
-    learner = build_learner(config, pictures["train"].prior(), criterion, total_steps, device)
-    report = RunReport(config, task_name(config.data.path), len(loader))
+    if found:
+        check_data(pictures, found)
+    learner = build_learner(config, task, pictures["train"], total_steps, device, found and found.state)
+    report = RunReport(config, task, len(loader), found.path.parents[1] if found else None)
     save_config(config, report.folder / CONFIG)
+    run = Run(
+        config=config,
+        pictures=pictures,
+        loader=loader,
+        batches=batches,
+        validation=val_loader(pictures["val"], task.collate),
+        learner=learner,
+        progress=Progress(EarlyStopping(config.patience)),
+        report=report,
+        checkpoints=Checkpoints(report.files),
+        started=started,
+    )
     report.start(learner.model, pictures, left_out, problems)
-
-    stopping = EarlyStopping(config.patience)
-    best: Scores | None = None
-    with StopRequest() as stop, report.progress():
-        for epoch in range(1, config.epochs + 1):
-            batches.epoch = epoch
-            row = {"epoch": epoch} | train_epoch(learner, loader, epoch, report, stop)
-            last = epoch == config.epochs or stop.requested
-            validate = last or epoch % config.validate_every == 0
-            if validate:
-                scores = evaluate(learner.ema.model, validation, device)
-                if not scores.iou.isfinite().all():
-                    raise diverged("the boxes are not finite", epoch, learner, report)
-                row |= {f"val_{name}": value for name, value in scores.summary().items()}
-                if stopping.improved(row["val_mean_iou"], epoch) or best is None:
-                    best = scores
-                    save_weights(learner.ema.model, sources["train"].names, report.folder / WEIGHTS)
-            report.epoch(row | {"seconds": time.perf_counter() - started})
-            if last or (validate and (stop.requested or stopping.over(epoch))):
-                break
-
-    assert best is not None  # the last epoch always validates
-    return report.finish(
-        {
-            "mean_iou": best.summary()["mean_iou"],
-            "seconds": time.perf_counter() - started,
-            "best_epoch": stopping.best_epoch,
-            "stopped_by": stop.name,
-            "scores": best.summary(),
-            "optimizer": describe_optimizer(learner.optimizer),
-        },
-        pictures["val"],
-        best,
-    )
+    if found:
+        restore(run, found)
+    return run
 
 
-def build_learner(
-    config: TrainConfig,
-    prior: tuple[float, float, float, float],
-    criterion: Criterion,
-    total_steps: int,
-    device: torch.device,
-) -> Learner:
-    """The network with the optimizer and schedule that `config` names."""
-    model = build_model(config.model, prior).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(config.optimizer, model)
-    return Learner(
-        model=model,
-        ema=Ema(model, config.ema_decay),
-        criterion=criterion,
-        optimizer=optimizer,
-        schedule=LambdaLR(optimizer, lambda step: lr_factor(config.schedule, step, total_steps)),
-        clip_norm=config.clip_norm,
-        device=device,
-    )
+def restore(run: Run, found: Found) -> None:
+    """Bring progress and folder back to where the state was saved, and say where that is."""
+    progress, before = run.progress, found.state["config"]["epochs"]
+    progress.load_state_dict(found.state["progress"], run.learner.device)
+    if run.config.epochs != before and progress.stopping.over:
+        progress.stopping.wait_anew()
+    run.checkpoints.set_aside(found.damaged)
+    # The process that is gone may have come further than its last state.
+    run.report.metrics(progress.rows)
+    best = run.checkpoints.best_weights(progress.best_step)
+    if progress.scores and best:
+        run.report.files.write(WEIGHTS, pack_weights(best, run.pictures["train"].source.names))
+    run.report.resumed(progress, run.complete)
 
 
-def train_epoch(
-    learner: Learner, loader: Batches, epoch: int, report: RunReport, stop: StopRequest
-) -> dict[str, Any]:
-    """One pass over the training pictures, or up to the step at which a stop was asked for.
+def learn(run: Run, stop: StopRequest) -> None:
+    """Train from where the run is to its end, or to where it is asked to stop; its state is saved then."""
+    learner, progress = run.learner, run.progress
+    while not run.complete:
+        train_epoch(run, stop)
+        epoch, scores = progress.epoch + 1, None
+        validates = epoch == run.config.epochs or epoch % run.config.validate_every == 0
+        if validates and not stop.requested:
+            scores = evaluate(
+                learner.task, learner.ema.model, run.validation, learner.device, lambda: stop.requested
+            )
+        if stop.requested:
+            # Validation is repeated when the run goes on.
+            return run.save()
+        close_epoch(run, scores)
+        run.save()
+    return None
+
+
+def train_epoch(run: Run, stop: StopRequest) -> None:
+    """What is left of an epoch, or up to the step at which a stop was asked for.
 
     Raises:
-        UserError: if the loss of the epoch is not finite.
+        UserError: if the loss or the gradient of a step is not finite; that step is not taken.
     """
+    learner, progress, batches = run.learner, run.progress, run.batches
     learner.model.train()
-    meter = Meter()
-    started = time.perf_counter()
-    for batch in loader:
-        report.first_batch(batch)
-        lr = float(learner.schedule.get_last_lr()[0])
-        before = time.perf_counter()
-        step = take_step(learner, batch)
-        meter.steps.append(step)
-        meter.pictures += len(batch.targets)
-        meter.stepping += time.perf_counter() - before
-        meter.seconds = time.perf_counter() - started
-        report.step(epoch, step.objective, step.iou, lr, meter.pictures / meter.seconds)
+    batches.epoch, batches.first = progress.epoch + 1, progress.step - progress.epoch * len(batches)
+    if batches.first == len(batches):
+        return
+    before = time.perf_counter()
+    for batch in run.loader:
+        run.report.first_batch(batch)
+        random, lr, begun = random_state(), learner.lr, time.perf_counter()
+        step = learner.gradients(batch)
+        if not step.finite():
+            raise not_finite(run, batch, random)
+        learner.move()
+        now = time.perf_counter()
+        progress.step += 1
+        progress.meter.add(step, lr, len(batch.images), now - before, now - begun)
+        before = now
+        run.report.step(batches.epoch, step, lr, progress.meter.pictures / progress.meter.seconds)
         if stop.requested:
             break
-    row = meter.row(learner.clip_norm)
-    if not math.isfinite(row["loss"]):
-        raise diverged(f"the loss is {row['loss']}", epoch, learner, report)
-    return row | {"lr": lr, "steps": len(meter.steps), "pictures": meter.pictures}
+        if run.config.save_every and progress.step % run.config.save_every == 0:
+            run.save()
 
 
-def diverged(what: str, epoch: int, learner: Learner, report: RunReport) -> UserError:
-    """The error of a run that has left the finite numbers."""
-    peak = learner.optimizer.param_groups[0]["initial_lr"]
-    left = "the best weights before" if (report.folder / WEIGHTS).exists() else "no weights"
-    return UserError(
-        f"{what} in epoch {epoch}; try a smaller --optimizer.lr than {peak}. {report.folder} holds {left}"
-    )
+def close_epoch(run: Run, scores: dict[str, float] | None) -> None:
+    """Write down what came of an epoch; keep the weights if they are the best."""
+    learner, progress = run.learner, run.progress
+    epoch = progress.epoch + 1
+    row = {"epoch": epoch, **progress.meter.row(learner.clip_norm)}
+    if scores is not None:
+        if not all(map(math.isfinite, scores.values())):
+            raise UserError(f"the scores are not finite in epoch {epoch}; {advice(run)}")
+        row |= {f"val_{name}": value for name, value in scores.items()}
+    row["seconds"] = run.seconds
+    progress.close_epoch(row)
+    run.report.metrics(progress.rows)
+    run.report.epoch(row)
+    if scores and (progress.stopping.improved(scores[learner.task.best_by], epoch) or not progress.scores):
+        progress.scores, progress.best_step = scores, progress.step
+        save_average(run)
 
 
-def take_step(learner: Learner, batch: Batch) -> Step:
-    """Forward, backward, clip, step; then the average follows."""
-    images, targets = prepare_images(batch.images, learner.device), batch.targets.to(learner.device)
-    with autocast(learner.device):
-        prediction = learner.model(images)
-    objective = learner.criterion(prediction, targets)
-    learner.optimizer.zero_grad(set_to_none=True)
-    objective.total.backward()  # type: ignore[no-untyped-call]
-    norm = clip_gradient(learner.model.parameters(), learner.clip_norm)
-    learner.optimizer.step()
-    learner.schedule.step()
-    learner.ema.update(learner.model)
-    with torch.no_grad():
-        iou = box_iou(answer(prediction)[0], targets, fmt="cxcywh")
-    return Step(objective.detached(), iou, norm)
+def conclude(run: Run, stop: StopRequest) -> dict[str, Any]:
+    """Draw what the run came to, write its summary and say what to do next."""
+    learner, progress, report = run.learner, run.progress, run.report
+    if not run.complete:
+        report.stopped(str(stop.name), progress)
+        if not progress.scores:
+            save_average(run)
+    try:
+        model = load_run(report.folder)[1].to(learner.device)
+    except CheckpointError:  # the disk is full
+        model = learner.ema.model
+    scores = progress.scores
+    result = {
+        learner.task.best_by: scores and scores[learner.task.best_by],
+        "seconds": run.seconds,
+        "best_epoch": progress.stopping.best_epoch,
+        "stopped_by": None if run.complete else stop.name,
+        "best_by": learner.task.best_by,
+        "scores": scores,
+        "optimizer": describe_optimizer(learner.optimizer),
+    }
+    summary = report.finish(result, progress.rows, model, run.pictures["val"], learner.device)
+    lost = [*report.files.waiting, *(["the last state"] if run.checkpoints.lost else [])]
+    if lost:
+        newest = states(report.folder)
+        report.lost(lost, newest[-1].name if newest else None)
+    return summary | {"lost": lost}
 
 
-def clip_gradient(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
-    """Scale the gradient down to norm `limit`; returns its norm before."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if limit is not None:
-        for gradient in gradients:
-            gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+def save_average(run: Run) -> None:
+    """Write the averaged weights, to evaluate and to predict with."""
+    names = run.pictures["train"].source.names
+    run.report.files.write(WEIGHTS, pack_weights(run.learner.ema.model.state_dict(), names))
 
 
-def autocast(device: torch.device) -> AbstractContextManager[None]:
-    """bfloat16 on CUDA; float32 on the CPU, where it is the faster of the two."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor]) -> UserError:
+    """The error of a step that was not taken; the batch is saved with what it met."""
+    learner, progress, source = run.learner, run.progress, run.pictures["train"].source
+    indices = run.batches.indices(progress.step - progress.epoch * len(run.batches))
+    names = [source[index].source for index in indices]
+    state = {
+        "config": run.config.model_dump(mode="json"),
+        "names": source.names,
+        "epoch": run.batches.epoch,
+        "step": progress.step + 1,
+        "model": learner.model.state_dict(),
+        "random": random,
+        "batch": batch._asdict(),
+        "pictures": names,
+    }
+    saved = run.report.files.write(NONFINITE, pack_state(state), later=False)
+    moved = batch.to(learner.device)
+    found = diagnose(learner.task, learner.model, moved, random, learner.device)
+    see = [f"see it again: {run.report.command('replay')}"] if saved else []
+    where = f"at step {progress.step + 1}, in epoch {run.batches.epoch}"
+    head = f"loss or gradient not finite {where}; {advice(run)}"
+    return UserError("\n".join([head, *found.lines(names, learner.task.boxes(moved)), *see]))
+
+
+def advice(run: Run) -> str:
+    """What to do about a run that has left the finite numbers."""
+    peak = run.learner.optimizer.param_groups[0]["initial_lr"]
+    left = "the best weights before" if run.progress.scores else "no weights"
+    return f"try a smaller --optimizer.lr than {peak}. {run.report.folder} holds {left}"
+
+
+def data_digests(pictures: Mapping[str, Squares]) -> dict[str, str]:
+    """What tells each split from another: the number of its pictures, their boxes' numbers, the classes."""
+    return {
+        split: hashlib.sha256(
+            repr(squares.source.names).encode() + squares.source.box_counts.tobytes()
+        ).hexdigest()
+        for split, squares in pictures.items()
+    }
+
+
+def check_data(pictures: Mapping[str, Squares], found: Found) -> None:
+    """See that a run goes on with the data that it began with.
+
+    Raises:
+        CheckpointError: if it is not.
+    """
+    now, before = data_digests(pictures), found.state["data"]
+    changed = [split for split in now if now[split] != before[split]]
+    if changed:
+        raise CheckpointError(
+            f"{found.path}: the {' and '.join(changed)} pictures have changed since: other pictures, "
+            "boxes or classes; a run goes on only with its own data"
+        )

@@ -47,6 +47,10 @@ class Batch(NamedTuple):
     images: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
 
 class ObjectBatch(NamedTuple):
     """Pictures uint8 (B, 3, S, S), and each one's boxes (K, 4), xyxy in pixels, and labels (K,)."""
@@ -54,6 +58,16 @@ class ObjectBatch(NamedTuple):
     images: Tensor
     boxes: list[Tensor]
     labels: list[Tensor]
+
+    def to(self, device: torch.device) -> ObjectBatch:
+        """The same on a device."""
+        boxes, labels = ([part.to(device, non_blocking=True) for part in parts] for parts in self[1:])
+        return ObjectBatch(self.images.to(device, non_blocking=True), boxes, labels)
+
+
+def batch_from(parts: Mapping[str, Any]) -> Batch | ObjectBatch:
+    """The batch whose parts these are, by name."""
+    return Batch(**parts) if "targets" in parts else ObjectBatch(**parts)
 
 
 Batches = DataLoader[Sample]
@@ -166,19 +180,31 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index), shuffled by (seed, epoch); set `epoch` before each pass."""
+    """Batches of (epoch, index), shuffled by (seed, epoch).
+
+    Set `epoch` before each pass, and `first` to the batch that it starts with; no more is needed to resume.
+    """
 
     def __init__(self, length: int, batch_size: int, seed: int) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.epoch = 0
+        self.epoch = self.first = 0
 
     def __len__(self) -> int:
+        """Batches of a whole epoch."""
         return -(-self.length // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist()
-        for start in range(0, self.length, self.batch_size):
+        order = self._order()
+        for start in range(self.first * self.batch_size, self.length, self.batch_size):
             yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+
+    def indices(self, number: int) -> list[int]:
+        """The indices of one batch of the epoch, the first being number 0."""
+        return self._order()[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def _order(self) -> list[int]:
+        order: list[int] = np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist()
+        return order
 
 
 def to_batch(samples: list[Sample]) -> Batch:
@@ -218,7 +244,8 @@ def train_loader(
 
 def val_loader(squares: Squares, collate: Collate = to_batch) -> Batches:
     """Batches of pictures as they are, in order."""
-    return DataLoader(squares, batch_size=64, collate_fn=collate)
+    # A generator of its own, as above: a pass draws from it, and a pass that is repeated draws again.
+    return DataLoader(squares, batch_size=64, collate_fn=collate, generator=torch.Generator())
 
 
 class Opened(NamedTuple):
@@ -259,6 +286,8 @@ def task_name(path: Path | None) -> str:
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; only the main one decides what it means.
+    # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the job; only
+    # the main one decides what they mean.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.breaking import undraw
 from reference_trainer.__main__ import main
 from tests.reference_trainer.runs import LEARN, SIZE, SMALL, Done, call
 
@@ -16,6 +18,14 @@ from tests.reference_trainer.runs import LEARN, SIZE, SMALL, Done, call
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Runs that draw nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        undraw(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="session")

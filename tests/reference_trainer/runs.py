@@ -21,7 +21,7 @@ SMALL = ["--epochs", "2", "--data.pictures", "40", "--data.size", str(SIZE), "--
 SMALL += ["--model.width", "8", "--validate-every", "1", "--device", "cpu"]
 LEARN = ["--epochs", "16", "--data.pictures", "300", "--data.size", str(SIZE), "--data.workers", "0"]
 LEARN += ["--validate-every", "4", "--device", "cpu"]
-FILES = {"config.yaml", "metrics.jsonl", "summary.json", "model.safetensors"}
+FILES = {"config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints"}
 DRAWINGS = {"curves.png", "train_batch.png", "val_predictions.png"}
 
 

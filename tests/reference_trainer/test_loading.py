@@ -141,6 +141,17 @@ def test_an_epoch_covers_every_index_once(length: int, batch_size: int, seed: in
     assert list(again) == batches
 
 
+def test_an_epoch_goes_on_from_any_batch() -> None:
+    sampler = EpochBatches(23, 5, seed=1)
+    sampler.epoch = 3
+    whole = list(sampler)
+    for first in range(len(whole) + 1):
+        sampler.first = first
+        assert list(sampler) == whole[first:]
+    for number, batch in enumerate(whole):
+        assert sampler.indices(number) == [index for _, index in batch]
+
+
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = set()
     for seed in range(5):

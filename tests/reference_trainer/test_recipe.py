@@ -277,6 +277,6 @@ def test_training_ends_after_three_epochs_without_a_better_score(
     for epoch, score in enumerate(scores, start=1):
         better = score > max([s for s in scores[: epoch - 1] if s == s], default=-math.inf)
         assert stopping.improved(score, epoch) == better
-        if stopping.over(epoch) and over is None:
+        if stopping.over and over is None:
             over = epoch
     assert (stopping.best_epoch, over) == (best_epoch, ends)

@@ -10,10 +10,19 @@ from rich.console import Console
 
 from reference_trainer import report
 from reference_trainer.config import TrainConfig
+from reference_trainer.meter import Step
 from reference_trainer.objective import Objective
+from reference_trainer.tasks import build_task
 
 TERMS = {"coord": torch.tensor(0.25), "iou": torch.tensor(1.5)}
-OBJECTIVE = Objective(torch.tensor(1.75), TERMS, TERMS)
+STEP = Step(
+    Objective(torch.tensor(1.75), TERMS, TERMS), {"iou": torch.tensor([0.5, 0.75])}, torch.tensor(1.0)
+)
+
+
+def new_report(out: Path, steps_per_epoch: int) -> report.RunReport:
+    config = TrainConfig(epochs=2, out=out)
+    return report.RunReport(config, build_task(config), steps_per_epoch)
 
 
 def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> str:
@@ -21,10 +30,10 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) ->
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
     monkeypatch.setattr(report, "console", console)
-    run = report.RunReport(TrainConfig(epochs=2, out=tmp_path), "toy", steps_per_epoch=2)
-    with run.progress() as bar:
+    run = new_report(tmp_path, steps_per_epoch=2)
+    with run.bar() as bar:
         for _ in range(3):
-            run.step(2, OBJECTIVE, torch.tensor([0.5, 0.75]), 3e-3, 321.0)
+            run.step(2, STEP, 3e-3, 321.0)
         bar.refresh()
     return stream.getvalue()
 
@@ -36,24 +45,9 @@ def test_a_terminal_gets_one_bar_with_all_figures(tmp_path: Path, monkeypatch: p
     assert "\x1b[" in written
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written)
     # Three of four steps on ten columns: seven and a half.
-    assert f"epoch 2 {'━' * 7}╸{'━' * 2} IoU" in plain
+    assert f"epoch 2 {'━' * 7}╸{'━' * 2} train IoU" in plain
     assert written.endswith("\x1b[2K"), "the bar is wiped away at the end"
 
 
 def test_elsewhere_no_bar_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(tmp_path, monkeypatch, terminal=False) == ""
-
-
-def test_an_epoch_that_was_cut_short_is_not_shown_as_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(report, "console", Console(file=stream, width=200, highlight=False))
-    run = report.RunReport(TrainConfig(epochs=2, out=tmp_path), "toy", steps_per_epoch=60)
-    figures = {"weighted": {"iou": 1.5}, "loss": 1.5, "train_iou": 0.5, "lr": 3e-3}
-    figures |= {"pictures_per_second": 300.0, "seconds": 4.0}
-    for epoch, steps in ((1, 60), (2, 17)):
-        run.epoch({"epoch": epoch, "steps": steps} | figures)
-    whole, cut = stream.getvalue().splitlines()
-    assert "epoch   1  " in whole
-    assert "epoch   2 (its first 17 steps)  " in cut

@@ -207,13 +207,13 @@ def test_a_signal_leaves_a_run_that_can_be_used(
     assert "Traceback" not in messages
     done = Done(json.loads(out.splitlines()[-1]), messages)
     assert f"stopped by {number.name}" in messages
-    assert f"next: reference_trainer evaluate {done.folder}" in messages
+    assert f"go on with: reference_trainer resume {done.folder}\n" in messages
     assert {file.name for file in done.folder.iterdir()} == FILES | DRAWINGS
     assert done.summary["stopped_by"] == number.name
+    # It was never validated, and can be used all the same.
+    assert done.result["mean_iou"] is done.summary["scores"] is None
     assert all(weight.isfinite().all() for weight in done.weights.values())
-
-    scored = call_here(capsys, "evaluate", done.folder, "--device", "cpu").result
-    assert scored["mean_iou"] == pytest.approx(done.result["mean_iou"], abs=1e-6)
+    assert call_here(capsys, "evaluate", done.folder, "--device", "cpu").result["mean_iou"] > 0
 
 
 def test_training_from_a_yolo_folder_is_training_on_its_pictures(

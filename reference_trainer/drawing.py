@@ -1,0 +1,103 @@
+"""The pictures of a run as PNG: curves, and boxes on what was learned from and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import matplotlib
+from torch import Tensor
+
+from boxreg import convert
+
+matplotlib.use("agg")
+from matplotlib import pyplot
+from matplotlib.patches import Rectangle
+
+TARGET, PREDICTION = "lime", "red"
+MEANINGS = {TARGET: "target", PREDICTION: "prediction"}
+PICTURES_SHOWN = 24
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> bytes:
+    """Loss terms, the figures `shown` under their labels, and the learning rate over the epochs."""
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for name in rows[0]["weighted"]:
+        left.plot(epochs, [row["weighted"][name] for row in rows], label=name)
+    left.plot(epochs, [row["loss"] for row in rows], "k", label="total")
+    left.set(title="training loss, terms times their lambda", xlabel="epoch", yscale="log")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False)
+    for key, label in shown.items():
+        measured = [row for row in rows if key in row]
+        middle.plot([row["epoch"] for row in measured], [row[key] for row in measured], ".-", label=label)
+    middle.set(title="scores", xlabel="epoch", ylim=(0, 1))
+    middle.grid(alpha=0.3)
+    middle.legend(loc="lower right")
+    right.plot(epochs, [row["lr"] for row in rows], "C3")
+    right.set(title="learning rate", xlabel="epoch", ylim=(0, None))
+    return _png(figure)
+
+
+def draw_batch(images: Tensor, targets: Tensor) -> bytes:
+    """Training pictures as the network sees them, with their target boxes."""
+    titles = [""] * len(images)
+    return _draw_grid(images, [[(box, TARGET)] for box in targets], titles)
+
+
+def draw_predictions(images: Tensor, targets: Tensor, boxes: Tensor, iou: Tensor) -> bytes:
+    """Validation pictures with target, prediction and their IoU."""
+    pairs = [[(target, TARGET), (box, PREDICTION)] for target, box in zip(targets, boxes, strict=True)]
+    return _draw_grid(images, pairs, [f"IoU {value:.2f}" for value in iou.tolist()])
+
+
+def draw_found(image: Tensor, box: Sequence[float], title: str) -> bytes:
+    """One picture of any size with the box found in it, xyxy in pixels."""
+    height, width = image.shape[-2:]
+    tall = min(max(6 * height / width, 1), 60)
+    figure = pyplot.figure(figsize=(6, tall), layout="constrained")
+    axes = figure.subplots()
+    _draw_picture(axes, image, title)
+    _draw_box(axes, box, PREDICTION)
+    return _png(figure)
+
+
+def _draw_grid(images: Tensor, boxes: list[list[tuple[Tensor, str]]], titles: list[str]) -> bytes:
+    count = min(len(images), PICTURES_SHOWN)
+    columns = min(count, 8)
+    rows = -(-count // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(1.8 * columns, 2.0 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image, drawn, title in zip(axes.flat, images, boxes, titles, strict=False):
+        _draw_picture(axis, image, title)
+        for box, colour in drawn:
+            _draw_box(axis, (convert(box, "cxcywh", "xyxy") * image.shape[-1]).tolist(), colour)
+    colours = [colour for _, colour in boxes[0]]
+    handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour) for colour in colours]
+    names = [MEANINGS[colour] for colour in colours]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    return _png(figure)
+
+
+def _draw_picture(axes: Any, image: Tensor, title: str) -> None:
+    height, width = image.shape[-2:]
+    axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="nearest")
+    axes.set_title(title, fontsize=9, parse_math=False)
+    axes.set_axis_off()
+    axes.set(xlim=(0, width), ylim=(height, 0))
+
+
+def _draw_box(axes: Any, box: Sequence[float], colour: str) -> None:
+    x1, y1, x2, y2 = box
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.5))
+
+
+def _png(figure: Any) -> bytes:
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    pyplot.close(figure)
+    return content.getvalue()

@@ -1,0 +1,110 @@
+"""A loss or gradient that is not finite: which terms, which pictures, and the batch to see it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import pick_device, unpack_state
+from .config import parse_config
+from .data.loading import Batch, ObjectBatch, batch_from
+from .model import autocast, prepare_images
+from .progress import restore_random_state
+from .tasks import Task, build_task
+
+NONFINITE = "nonfinite.pt"
+"""The batch of a run's folder whose loss or gradient was not finite, with the weights that met it."""
+
+SHOWN = 4
+"""Pictures, and boxes of each, that a message names."""
+
+
+class Diagnosis(NamedTuple):
+    """What is not finite.
+
+    Attributes:
+        terms: each term of the loss that is at fault: its name, and its value or "its gradient".
+        pictures: positions in the batch of those whose loss alone, or its gradient, is not finite.
+    """
+
+    terms: dict[str, str]
+    pictures: list[int]
+
+    def lines(self, names: Sequence[str], boxes: Sequence[Tensor]) -> list[str]:
+        """For people: the terms, then the pictures with their boxes."""
+        terms = ", ".join(f"{name} ({what})" for name, what in self.terms.items())
+        named = [
+            f"  {names[index]}: boxes {_rounded(boxes[index])}, xyxy in pixels"
+            for index in self.pictures[:SHOWN]
+        ]
+        more = len(self.pictures) - SHOWN
+        rest = [f"  and {more} more of {len(names)} pictures"] if more > 0 else []
+        head = "pictures:" if named else "pictures: none alone, only all of them together"
+        return [f"terms: {terms or 'none alone, only their sum'}", head, *named, *rest]
+
+
+def _rounded(boxes: Tensor) -> list[list[float]]:
+    return [[round(value, 2) for value in box] for box in boxes[:SHOWN].tolist()]
+
+
+def diagnose(
+    task: Task, model: nn.Module, batch: Batch | ObjectBatch, random: list[Tensor], device: torch.device
+) -> Diagnosis:
+    """Repeat the forward pass of a batch, and look at each term and each picture of it.
+
+    Args:
+        task: what is learned.
+        model: with the weights that met the batch, in training mode.
+        batch: on the device.
+        random: the state of the generators before that pass.
+        device: of model and batch.
+    """
+    restore_random_state(random)
+    with autocast(device):
+        prediction = model(prepare_images(batch.images))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def fault(loss: Tensor) -> str | None:
+        """The value of a loss if that is at fault, or its gradient."""
+        if not loss.isfinite().all():
+            return f"{loss.item()}"
+        if not loss.requires_grad:
+            return None
+        slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        norm = nn.utils.get_total_norm([slope for slope in slopes if slope is not None])
+        return None if norm.isfinite() else "its gradient"
+
+    terms = {name: fault(term) for name, term in task.objective(prediction, batch).weighted.items()}
+    pictures = [
+        index
+        for index in range(len(batch.images))
+        if fault(task.objective(*task.alone(prediction, batch, index)).total)
+    ]
+    return Diagnosis({name: what for name, what in terms.items() if what}, pictures)
+
+
+def replay(folder: Path, device_name: str) -> tuple[dict[str, Any], list[str]]:
+    """Meet again what stopped a run: the same weights, batch and random numbers.
+
+    Returns:
+        The result, and the lines that say what is not finite.
+
+    Raises:
+        CheckpointError: if the run left no such batch.
+    """
+    state = unpack_state(folder / NONFINITE)
+    device = pick_device(device_name)
+    task = build_task(parse_config(state["config"]))
+    model = task.build_model(state["names"])
+    model.load_state_dict(state["model"])
+    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    batch = batch_from(state["batch"]).to(device)
+    found = diagnose(task, model, batch, state["random"], device)
+    at_fault = [state["pictures"][index] for index in found.pictures]
+    result = {"run": str(folder), "finite": not (found.terms or found.pictures), "terms": found.terms}
+    where = f"step {state['step']} of epoch {state['epoch']}"
+    return result | {"pictures": at_fault}, [where, *found.lines(state["pictures"], task.boxes(batch))]
