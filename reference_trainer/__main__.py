@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import tyro
 
-from .config import PRESETS, Device, TrainConfig, load_config
+from .config import AUGMENTATIONS, PRESETS, Device, TrainConfig, load_config
 from .errors import ConfigError, UserError
 
 DESCRIPTION = """\
@@ -59,6 +59,8 @@ class BaseOptions:
     """reference (the default): the whole recipe; baseline: the set-up that got stuck, with its faults."""
     config: Path | None = None
     """A configuration file to start from instead, such as the config.yaml of a run."""
+    augmentation: Literal["off", "light", "default", "heavy"] | None = None
+    """How strongly training pictures vary: sets all --augment options, before single ones change them."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,13 @@ def train(arguments: list[str]) -> int:
     if base.preset and base.config:
         raise ConfigError("--preset and --config both say where to start; give one of them")
     default = load_config(base.config) if base.config else PRESETS[base.preset or "reference"]
+    if base.augmentation:
+        default = default.model_copy(update={"augment": AUGMENTATIONS[base.augmentation]})
     config = tyro.cli(
         TrainConfig,
         args=rest,
         default=default,
-        prog="reference_trainer train [--preset reference|baseline | --config FILE]",
+        prog="reference_trainer train [--preset reference|baseline | --config FILE] [--augmentation NAME]",
         description="Train a box regressor. Options change the preset's settings, shown as defaults below.",
     )
 

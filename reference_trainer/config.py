@@ -83,6 +83,9 @@ class AugmentConfig(Settings):
     """Zoom by a factor between 1 - scale and 1 + scale."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Smallest share of the side that a random crop keeps; 1 keeps all."""
+    rotate: Annotated[float, Field(ge=0, le=45)] = 0.0
+    """Largest angle to rotate by, in degrees; boxes are drawn anew around their rotated corners. A picture
+    with an object at its edge stays upright."""
     colour: Share = 0.3
     """Probability of the colour jitter."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -91,6 +94,10 @@ class AugmentConfig(Settings):
     """Contrast factor between 1 - x and 1 + x."""
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Saturation factor between 1 - x and 1 + x."""
+    blur: NotNegative = 0.0
+    """Largest standard deviation of a Gaussian blur, in pixels."""
+    noise: Share = 0.0
+    """Largest standard deviation of Gaussian noise, as a share of the range of a pixel."""
 
     @model_validator(mode="after")
     def _colour_has_a_strength(self) -> Self:
@@ -237,18 +244,35 @@ class TrainConfig(Settings):
         )
 
 
-NO_AUGMENTATION = AugmentConfig(
-    hflip=0,
-    vflip=0,
-    dflip=0,
-    translate=0,
-    scale=0,
-    crop=1,
-    colour=0,
-    brightness=0,
-    contrast=0,
-    saturation=0,
-)
+AUGMENTATIONS: dict[str, AugmentConfig] = {
+    "off": AugmentConfig(
+        hflip=0,
+        vflip=0,
+        dflip=0,
+        translate=0,
+        scale=0,
+        crop=1,
+        colour=0,
+        brightness=0,
+        contrast=0,
+        saturation=0,
+    ),
+    # What leaves photographs likely: no picture upside down or on its side.
+    "light": AugmentConfig(vflip=0, dflip=0, translate=0.05, scale=0.1, crop=0.95),
+    "default": AugmentConfig(),
+    "heavy": AugmentConfig(
+        translate=0.2,
+        scale=0.4,
+        rotate=10,
+        colour=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        blur=1.0,
+        noise=0.05,
+    ),
+}
+"""Strengths by name."""
 
 PRESETS: dict[str, TrainConfig] = {
     "reference": TrainConfig(),
@@ -259,7 +283,7 @@ PRESETS: dict[str, TrainConfig] = {
         clip_norm=1.0,
         ema_decay=0.0,
         patience=25,
-        augment=NO_AUGMENTATION,
+        augment=AUGMENTATIONS["off"],
         model=ModelConfig(head="pooled", output="linear", norm="none", activation="leaky_relu", dropout=0.5),
         loss=LossConfig(lambda_coord=5.0, lambda_wh=5.0, lambda_iou=1.0, distance="mse"),
         optimizer=OptimizerConfig(name="sgd", lr=1e-2, weight_decay=5e-4, exempt=False),

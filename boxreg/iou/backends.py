@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -144,7 +145,7 @@ def _compiled(wanted: Pass, many: bool) -> Callable[[Tensor, Tensor, int], Resul
         return reduce_loss(loss, wanted.reduction), of_pred, of_target
 
     # The option, which changes nothing, keeps the two apart in the compiler's cache on disk.
-    options = {"cpp.min_chunk_size": 511} if many else None
+    options: dict[str, Any] | None = {"cpp.min_chunk_size": 511} if many else None
     return torch.compile(one_pass, fullgraph=True, dynamic=True, options=options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -16,17 +17,31 @@ from ..config import AugmentConfig
 WINDOW_DRAWS = 7
 """Random numbers that decide one picture's window: crop, zoom, shift in x and y, three flips."""
 
+BLUR_REACH = 3.0
+"""A blur's kernel reaches this many standard deviations to either side."""
+
 LEAST_SHARE, LEAST_SIDE = 0.25, 2.0
 """An object is removed if less than this share of its box is left, or less than so many pixels either way."""
 
 
-class Window(NamedTuple):
-    """The part of each picture that becomes the new picture.
+def rotated(boxes: Tensor, angle: Tensor, side: float) -> Tensor:
+    """The boxes (K, 4) around the corners of boxes turned clockwise by `angle` (K, 1) about the middle."""
+    middle = (boxes[:, :2] + boxes[:, 2:] - side) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2
+    cos, sin = angle.cos(), angle.sin()
+    turned = middle * cos + middle.flip(1) * torch.cat([-sin, sin], dim=1) + side / 2
+    reach = half * cos.abs() + half.flip(1) * sin.abs()
+    return torch.cat([turned - reach, turned + reach], dim=1)
 
-    start (B, 2) and window (B, 1) in pixels; mirrored (B, 2) for x and y, and after that turned over (B, 1)
-    along the diagonal; side of the picture in pixels.
+
+class Window(NamedTuple):
+    """The part of each picture, turned about its middle, that becomes the new picture.
+
+    angle (B, 1), clockwise; start (B, 2) and window (B, 1) in pixels; mirrored (B, 2) for x and y, and after
+    that turned over (B, 1) along the diagonal; side of the picture in pixels.
     """
 
+    angle: Tensor
     start: Tensor
     window: Tensor
     mirrored: Tensor
@@ -35,6 +50,8 @@ class Window(NamedTuple):
 
     def boxes(self, boxes: Tensor, owner: Tensor) -> Tensor:
         """Boxes (K, 4), xyxy in pixels, of the pictures `owner` (K,), as they lie in the new ones, uncut."""
+        if self.angle.any():
+            boxes = rotated(boxes, self.angle[owner], self.side)
         start, scale = self.start[owner], self.side / self.window[owner]
         mirrored, diagonal = self.mirrored[owner], self.diagonal[owner]
         low, high = ((end - start) * scale for end in boxes.chunk(2, dim=1))
@@ -54,23 +71,33 @@ class Window(NamedTuple):
         diagonal = self.diagonal[:, :, None]
         x = torch.where(diagonal, across.transpose(1, 2), across)
         y = torch.where(diagonal, down.transpose(1, 2), down)
+        if self.angle.any():
+            cos, sin = self.angle[:, :, None].cos(), self.angle[:, :, None].sin()
+            x, y = x * cos + y * sin, y * cos - x * sin
         grid = torch.stack([x, y], dim=-1)
         moved = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
         return moved.round_().to(images.dtype)
 
 
-def draw_window(kept: Tensor, reach: Tensor, side: float, draws: Tensor, config: AugmentConfig) -> Window:
-    """Flip, zoom, shift and crop, each picture in its own way; one object of each stays whole.
+def draw_window(
+    kept: Tensor, reach: Tensor, side: float, draws: Tensor, angle: Tensor, config: AugmentConfig
+) -> Window:
+    """Rotate, flip, zoom, shift and crop, each picture in its own way; one object of each stays whole.
 
     Args:
         kept: the box of that object (B, 4), xyxy in pixels.
         reach: of all objects of a picture together, the box (B, 4), xyxy in pixels.
         side: of the pictures in pixels.
         draws: (B, WINDOW_DRAWS), uniform in [0, 1).
+        angle: (B, 1), to rotate by; pictures with an object at an edge stay upright.
         config: the strengths.
     """
-    low, high = kept.chunk(2, dim=1)
     nearest, farthest = reach.chunk(2, dim=1)
+    at_edge = ((nearest <= 0) | (farthest >= side)).any(1, keepdim=True)
+    angle = torch.where(at_edge, 0.0, angle)
+    if angle.any():
+        kept = rotated(kept, angle, side)
+    low, high = kept.chunk(2, dim=1)
     share = config.crop + (1.0 - config.crop) * draws[:, 0:1]
     window = side * share / (1.0 + config.scale * (2.0 * draws[:, 1:2] - 1.0))
     window = torch.maximum(window, (high - low).amax(1, keepdim=True))
@@ -85,16 +112,16 @@ def draw_window(kept: Tensor, reach: Tensor, side: float, draws: Tensor, config:
     last = torch.where(farthest < side, low, torch.minimum(low, side - window))
     start = torch.minimum(torch.maximum(start, first), last)
     mirrored = draws[:, 4:6] < torch.tensor([config.hflip, config.vflip])
-    return Window(start, window, mirrored, draws[:, 6:7] < config.dflip, side)
+    return Window(angle, start, window, mirrored, draws[:, 6:7] < config.dflip, side)
 
 
 class Augmentation:
-    """What happens to training pictures: colour jitter for some, then flips, zoom, shift and crop.
+    """What happens to training pictures: for some colour jitter, blur and noise, then all that moves pixels.
 
-    The jitter is torchvision's. Its geometric transforms draw once for a whole batch, take no boxes with edge
-    padding, and picture by picture cost a fifth of a training step on two cores; so flips, zoom, shift
-    and crop are one resampling of the batch, and edge pixels fill what comes free (a reflected border
-    would put a second object beside the first).
+    Jitter and blur are torchvision's. Its geometric transforms draw once for a whole batch, take no boxes
+    with edge padding, and picture by picture cost a fifth of a training step on two cores; so rotation,
+    flips, zoom, shift and crop are one resampling of the batch, and edge pixels fill what comes free (a
+    reflected border would put a second object beside the first). Noise comes after it, which would smooth it.
 
     Args:
         config: the strengths.
@@ -103,9 +130,8 @@ class Augmentation:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
         self.jitter = v2.ColorJitter(config.brightness, config.contrast, config.saturation)
-        self.moves = any(
-            (config.hflip, config.vflip, config.dflip, config.scale, config.translate, config.crop < 1)
-        )
+        flips = config.hflip, config.vflip, config.dflip
+        self.moves = any((*flips, config.scale, config.translate, config.crop < 1, config.rotate))
 
     def __call__(
         self, images: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], seeds: Sequence[int]
@@ -116,22 +142,41 @@ class Augmentation:
         whole, so that a picture does not lose all it has. The others are cut at the new edges, and removed
         with their labels if less than a quarter is left of them, or less than 2 pixels either way.
         """
-        drawn, coloured = [], []
+        drawn, angles, seen, noises = [], [], [], []
         for image, seed in zip(images, seeds, strict=True):
             with own_randomness(seed):
                 *draws, chance = torch.rand(WINDOW_DRAWS + 1).tolist()
-                coloured.append(self.jitter(image) if chance < self.config.colour else image)
+                image = self.jitter(image) if chance < self.config.colour else image
+                turn, softness, noise = torch.rand(3).tolist()
+                seen.append(blur(image, self.config.blur * softness))
+                if self.config.noise:
+                    noises.append(torch.randn(image.shape) * (255 * self.config.noise * noise))
             drawn.append(draws)
-        images = torch.stack(coloured)
-        if not self.moves:
-            return images, boxes, labels
+            angles.append(math.radians(self.config.rotate * (2 * turn - 1)))
+        images = torch.stack(seen)
+        if self.moves:
+            images, boxes, labels = self._move(images, boxes, labels, seeds, drawn, angles)
+        if noises:
+            images = (images + torch.stack(noises)).round_().clamp_(0, 255).to(images.dtype)
+        return images, boxes, labels
+
+    def _move(
+        self,
+        images: Tensor,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        seeds: Sequence[int],
+        drawn: list[list[float]],
+        angles: list[float],
+    ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
         side, counts = float(images.shape[-1]), torch.tensor([len(each) for each in boxes])
         owner, flat = torch.arange(len(counts)).repeat_interleave(counts), torch.cat(list(boxes))
         lot = torch.tensor([seed % max(len(each), 1) for each, seed in zip(boxes, seeds, strict=True)])
         whole = (counts.cumsum(0) - counts + lot)[counts > 0]
         kept = torch.full((len(counts), 4), side / 2)
         kept[counts > 0] = flat[whole]
-        window = draw_window(kept, _reach(flat, owner, kept), side, torch.tensor(drawn), self.config)
+        reach, angle = _reach(flat, owner, kept), torch.tensor(angles)[:, None]
+        window = draw_window(kept, reach, side, torch.tensor(drawn), angle, self.config)
 
         moved = window.boxes(flat, owner)
         cut = moved.clamp(0.0, side)
@@ -141,6 +186,14 @@ class Augmentation:
         left: list[int] = torch.bincount(owner[stays], minlength=len(counts)).tolist()
         boxes, labels = (torch.split(rows[stays], left) for rows in (cut, torch.cat(list(labels))))
         return window.pictures(images), boxes, labels
+
+
+def blur(image: Tensor, sigma: float) -> Tensor:
+    """A picture uint8 (3, S, S) under a Gaussian blur; one too weak to change a pixel is left out."""
+    if sigma < 0.1:
+        return image
+    blurred: Tensor = v2.functional.gaussian_blur(image, 2 * math.ceil(BLUR_REACH * sigma) + 1, [sigma])
+    return blurred
 
 
 def _reach(boxes: Tensor, owner: Tensor, start: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference_trainer.config import NO_AUGMENTATION, AugmentConfig
+from reference_trainer.config import AUGMENTATIONS, AugmentConfig
 from reference_trainer.data.augment import LEAST_SHARE, LEAST_SIDE, Augmentation
 from reference_trainer.data.toy import ToyPictures, draw_scene
 
 SIDE = 96
+NO_AUGMENTATION = AUGMENTATIONS["off"]
 SEEDS = 25
 # Bilinear edges put the half-way pixel within half a pixel of the true edge, at either end.
 PIXEL = {"rtol": 0.0, "atol": 1.0}
@@ -131,14 +132,15 @@ def test_every_augmentation_does_something() -> None:
     names = set(AugmentConfig.model_fields) - {"colour"}  # the others' probability
     image, box = torch.from_numpy(draw_scene(0, 0, SIDE).render()), (20.0, 30.0, 50.0, 60.0)
     for name in names:
-        strength = {"crop": 0.5, "hflip": 1.0, "vflip": 1.0, "dflip": 1.0}.get(name, 0.5)
+        others = {"crop": 0.5, "hflip": 1.0, "vflip": 1.0, "dflip": 1.0, "rotate": 20.0, "blur": 3.0}
+        strength = others.get(name, 0.5)
         colour = float(name in ("brightness", "contrast", "saturation"))
         config = AugmentConfig.model_validate(
             NO_AUGMENTATION.model_dump() | {name: strength, "colour": colour}
         )
         changed = augment(image, box, config, seed=1)
         assert not torch.equal(changed.image, image), name
-        moves = name in {"hflip", "vflip", "dflip", "translate", "scale", "crop"}
+        moves = name in {"hflip", "vflip", "dflip", "translate", "scale", "crop", "rotate"}
         assert (changed.box.tolist() != list(box)) == moves, name
 
 
@@ -155,6 +157,74 @@ def test_the_strengths_are_the_bounds() -> None:
     assert shifts.abs().max() <= 0.25 * SIDE + 0.5
     assert shifts.amin() < -0.23 * SIDE
     assert shifts.amax() > 0.23 * SIDE
+
+
+ROTATIONS = {
+    "rotate": AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"rotate": 20}),
+    "heavy, without blur": AUGMENTATIONS["heavy"].model_copy(update={"blur": 0.0, "colour": 0.0}),
+}
+
+
+@pytest.mark.parametrize("strength", ROTATIONS)
+@pytest.mark.parametrize("place", RECTANGLES)
+def test_a_rotated_box_bounds_the_object_s_pixels_and_is_tight(place: str, strength: str) -> None:
+    turned = 0
+    for seed in range(SEEDS):
+        augmented, box = augment(rectangle(RECTANGLES[place]), RECTANGLES[place], ROTATIONS[strength], seed)
+        pixels = bright(augmented)
+        torch.testing.assert_close(
+            box, tight_box(pixels), rtol=0, atol=1.5, msg=lambda text, s=seed: f"seed {s}: {text}"
+        )
+        width, height = (box[2:] - box[:2]).tolist()
+        turned += pixels.sum() < 0.9 * width * height
+    at_edge = min(RECTANGLES[place]) <= 0 or max(RECTANGLES[place]) >= SIDE
+    # One at the edge would be smeared beyond it: such pictures stay upright.
+    least = SEEDS // 2 if strength == "rotate" else 1
+    assert (turned == 0) if at_edge else (turned >= least)
+
+
+def test_a_rotation_is_at_most_the_strength_and_goes_either_way() -> None:
+    config = AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"rotate": 15})
+    given = torch.tensor([[40.0, 46, 56, 50], [14, 47, 18, 49]])  # the second turns about the middle
+    angles = []
+    for seed in range(0, 400, 2):  # the lot falls on the first
+        image = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
+        _, (boxes,), _ = Augmentation(config)(image, [given], [torch.arange(2)], [seed])
+        x, y = ((boxes[1, :2] + boxes[1, 2:]) / 2 - SIDE / 2).tolist()
+        angles.append(np.degrees(np.arctan2(-y, -x)))
+    assert -15 <= min(angles) < -14
+    assert 14 < max(angles) <= 15
+
+
+def test_noise_and_blur_are_as_strong_as_they_say() -> None:
+    grey = torch.full((3, SIDE, SIDE), 128, dtype=torch.uint8)
+    noisy = AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"noise": 0.1})
+    deviations = [augment(grey, (20, 20, 40, 40), noisy, seed).image.float().std() for seed in range(40)]
+    assert max(deviations) < 25.5
+    assert max(deviations) > 23
+    edge = rectangle((48, 0, SIDE, SIDE))
+    blur = AugmentConfig.model_validate(NO_AUGMENTATION.model_dump() | {"blur": 2.0})
+    steepest = [
+        augment(edge, (48, 0, SIDE, SIDE), blur, seed).image[0].float().diff(dim=1).amax()
+        for seed in range(40)
+    ]
+    # The steepest slope of an edge of height 200 under a Gaussian of deviation s is 200 / (s sqrt(2 pi)).
+    assert min(steepest) == pytest.approx(200 / (2 * np.sqrt(2 * np.pi)), rel=0.1)
+    assert max(steepest) == 200
+
+
+def test_stronger_names_move_more() -> None:
+    image, box = torch.from_numpy(draw_scene(0, 2, SIDE).render()), (30.0, 40.0, 50.0, 60.0)
+
+    def change(config: AugmentConfig) -> float:
+        moved = [augment(image, box, config, seed) for seed in range(60)]
+        return float(
+            torch.stack([(each.image.float() - image.float()).abs().mean() for each in moved]).mean()
+        )
+
+    changes = [change(config) for config in AUGMENTATIONS.values()]
+    assert changes[0] == 0
+    assert changes == sorted(changes)
 
 
 def test_strength_0_leaves_the_picture_as_it_is() -> None:
