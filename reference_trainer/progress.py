@@ -57,14 +57,13 @@ class Progress:
 
 
 def random_state() -> list[Tensor]:
-    """The state of torch's generators: the CPU's, then each GPU's. Dropout draws from them."""
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return [torch.get_rng_state(), *gpus]
+    """The state of torch's generators: the CPU's, then that of the GPU in use. Dropout draws from them."""
+    gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *gpu]
 
 
 def restore_random_state(state: list[Tensor]) -> None:
-    """Draw from here on as was drawn after `random_state`; GPUs that are not there are left out."""
+    """Draw from here on as was drawn after `random_state`, on the CPU and, if it is in use, on the GPU."""
     torch.set_rng_state(state[0])
-    if torch.cuda.is_available():
-        for gpu, own in enumerate(state[1 : torch.cuda.device_count() + 1]):
-            torch.cuda.set_rng_state(own, gpu)
+    if len(state) > 1 and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.set_rng_state(state[1])
