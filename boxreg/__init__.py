@@ -8,6 +8,9 @@ from .assign import ResponsibleCellAssigner as ResponsibleCellAssigner
 from .assign import Targets as Targets
 from .assign import TaskAlignedAssigner as TaskAlignedAssigner
 from .assign import pad_targets as pad_targets
+from .audit import AuditReport as AuditReport
+from .audit import Finding as Finding
+from .audit import audit as audit
 from .box_loss import BoxLoss as BoxLoss
 from .box_loss import BoxLossTerms as BoxLossTerms
 from .boxes import convert as convert
