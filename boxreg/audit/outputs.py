@@ -77,7 +77,8 @@ def output_range(probe: Probe) -> Found:
     low, high = far.amin(0), far.amax(0)
     target = probe.target
     slack = 0.01 * (high - low)
-    outside = ((target < low - slack) | (target > high + slack)).any(-1).float().mean()
+    # One cell of many need not reach every target.
+    outside = probe.aligned * ((target < low - slack) | (target > high + slack)).any(-1).float().mean()
     evidence: dict[str, Any] = {
         "reach_low": low.tolist(),
         "reach_high": high.tolist(),

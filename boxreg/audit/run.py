@@ -18,7 +18,7 @@ FEWEST_STEPS_AN_EPOCH, FEWEST_UPDATES = 16, 1000
 LONGEST_SIMULATED = 100_000
 LONGEST_WARMUP = 0.2
 ENDED_RATE, LONGEST_END = 0.02, 0.15
-"""A rate below the first share of the peak moves nothing; the run may end so for the second share of it."""
+"""A rate below the first share of the peak moves nothing; the second share of the run may be at such."""
 
 LONGEST_PATIENCE = 1 / 3
 

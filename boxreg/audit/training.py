@@ -210,7 +210,8 @@ def clipping(probe: Probe) -> Found:
         yield Finding(
             "clipping",
             "warning",
-            f"{share:.0%} of the first {len(norms)} steps are clipped, to 1/{usual / limit:.0f} of the gradient",
+            f"{share:.0%} of the first {len(norms)} steps are clipped, to 1/{usual / limit:.0f} of "
+            "the gradient",
             {"share": share, "clip_norm": limit, "usual_norm": usual},
             "then the clip, not the learning rate, decides how long a step is",
             "clip at 3 to 10, above the usual norm; Adam needs none",
