@@ -273,7 +273,7 @@ def _other_readings(probe: Probe, boxes: Tensor) -> dict[str, Tensor]:
 
 
 def _contrast(picture: Tensor, boxes: Tensor) -> Tensor:
-    """How much the strips just inside and just outside of boxes (R, 4) differ, the mean of four sides (R,)."""
+    """How much strips just inside and just outside of boxes (R, 4) differ, averaged over its sides (R,)."""
     _, height, width = picture.shape
     x1, y1, x2, y2 = (boxes * boxes.new_tensor([width, height, width, height])).unbind(1)
     across, down = ((0.1 * (high - low)).clamp(min=2.0) for low, high in ((x1, x2), (y1, y2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -37,7 +38,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """The same for `json.dumps`."""
-        return asdict(self) | {"evidence": dict(self.evidence)}
+        return asdict(self) | {"evidence": _finite(self.evidence)}
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {_number(value)}" for name, value in self.evidence.items())
@@ -119,6 +120,15 @@ def run_checks(checks: list[Check], probe: object) -> AuditReport:
 
 def _paragraph(name: str, text: str) -> str:
     return textwrap.fill(text, _WIDTH, initial_indent=f"  {name:<9}", subsequent_indent=" " * 11)
+
+
+def _finite(value: Any) -> Any:
+    """The same with NaN and infinity, which JSON has not, as text."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: object) -> str:

@@ -158,7 +158,7 @@ def saturated_outputs(probe: Probe) -> Found:
             "saturated-outputs",
             "error",
             f"{_percent(share)} of the bounded outputs sit at their bound, where the targets do not",
-            {"share": share, "raw_largest": float(probe.layer.raw.abs().max())},
+            {"share": share, "raw_largest": float(probe.layer.raw.detach().abs().max())},
             "a saturated sigmoid passes on next to no gradient, so these outputs hardly move",
             "make the last layer's weights smaller at the start and set its bias (boxreg.BoxHead does both); "
             "check that inputs are normalised and the learning rate is not too high",

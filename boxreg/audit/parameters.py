@@ -21,11 +21,14 @@ DECAY_LIMITS: dict[str, float] = {"SGD": 5e-3, **dict.fromkeys(ADAPTIVE, 0.3)}
 
 BETA2_RANGE = (0.95, 0.9999)
 
-SLOWEST_UPDATE = 1e-5
-"""A matrix that a step at the peak rate changes by less than this share of its norm hardly learns."""
+SLOWEST_UPDATE = 1e-6
+"""A matrix that a step at the peak rate changes by less than this share of its norm does not learn."""
 
-UNEVEN_UPDATES = 100.0
-"""Times that one matrix may change faster than another before one learning rate cannot suit both."""
+UNEVEN_UPDATES, SLOW_UPDATE = 100.0, 2e-4
+"""Times that one matrix may change faster than another, while the middle one changes less than that share.
+
+A head with weights near 0 changes fast beside layers that do well.
+"""
 
 
 def _kind(probe: Probe) -> str:
@@ -280,14 +283,14 @@ def update_size(probe: Probe) -> Found:
     slowest, fastest = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
     spread = ratios[fastest] / ratios[slowest]
     sgd = not isinstance(probe.optimizer, torch.optim.Adam) and _kind(probe) not in ADAPTIVE
-    slow = median(ratios.values()) < SLOWEST_UPDATE
-    if slow or (sgd and spread > UNEVEN_UPDATES):
+    middle = median(ratios.values())
+    if middle < SLOWEST_UPDATE or (sgd and spread > UNEVEN_UPDATES and middle < SLOW_UPDATE):
         yield Finding(
             "update-size",
             "warning",
             f"a step changes {slowest} by {ratios[slowest]:.1e} of its norm, {fastest} by "
             f"{ratios[fastest]:.1e}",
-            {"slowest": ratios[slowest], "fastest": ratios[fastest], "median": median(ratios.values())},
+            {"slowest": ratios[slowest], "fastest": ratios[fastest], "median": middle},
             "about 1e-3 a step is healthy; where layers differ a hundredfold one rate cannot suit "
             "all of them",
             "use torch.optim.AdamW with lr about 1e-3, which steps every layer alike, or "

@@ -204,13 +204,17 @@ class Probe:
             raise NotCheckedError("the model computes its loss itself: give a criterion(outputs, targets)")
         return read_loss(self.criterion(output, self.targets))
 
-    @cached_property
-    def output(self) -> Any:
+    def respond(self) -> Any:
         """What the model says of the batch, as it trains but without dropout."""
         if self.criterion is None:
             raise NotCheckedError("the model computes its loss itself: give a criterion(outputs, targets)")
         with without_dropout(self.model):
             return forward(self.model, self.inputs)
+
+    @cached_property
+    def output(self) -> Any:
+        """What the model says of the batch, with its graph."""
+        return self.respond()
 
     def boxes_of(self, output: Any) -> Tensor:
         """The decoded boxes (N, 4) in an output, in the format and unit of the targets.
@@ -285,8 +289,7 @@ class Probe:
             if any(True for _ in module.parameters(recurse=False))
         ]
         try:
-            with without_dropout(self.model):
-                boxes = self.boxes_of(forward(self.model, self.inputs))
+            boxes = self.boxes_of(self.respond())
         finally:
             for hook in hooks:
                 hook.remove()
@@ -310,8 +313,7 @@ class Probe:
 
         hook = self.layer.module.register_forward_hook(add)
         try:
-            with without_dropout(self.model):
-                return forward(self.model, self.inputs), seen[-1]
+            return self.respond(), seen[-1]
         finally:
             hook.remove()
 
