@@ -42,6 +42,8 @@ from .losses import NWDLoss as NWDLoss
 from .losses import ShapeIoULoss as ShapeIoULoss
 from .losses import SIoULoss as SIoULoss
 from .losses import WIoULoss as WIoULoss
+from .overfitting import OverfitReport as OverfitReport
+from .overfitting import overfit as overfit
 from .param_groups import Rule as Rule
 from .param_groups import param_groups as param_groups
 from .param_groups import param_table as param_table

@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -134,19 +134,19 @@ class Settings:
     picture_size: tuple[float, float]
     boxes: Callable[[Any], Tensor] | None
     target_boxes: Callable[[Any], Tensor] | None
-    declared: Mapping[str, Any]
-    schedule: Any
-    epochs: int | None
-    pictures: int | None
-    patience: int | None
-    clip_norm: float | None
-    ema_decay: float | None
-    redraw: Callable[[], Batch] | None
-    val_batch: Batch | None
-    train_data: Any
-    val_data: Any
-    trained: bool
-    steps: int
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Any = None
+    epochs: int | None = None
+    pictures: int | None = None
+    patience: int | None = None
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    redraw: Callable[[], Batch] | None = None
+    val_batch: Batch | None = None
+    train_data: Any = None
+    val_data: Any = None
+    trained: bool = False
+    steps: int = 8
 
 
 @dataclass
@@ -208,7 +208,7 @@ class Probe:
         """What the model says of the batch, as it trains but without dropout."""
         if self.criterion is None:
             raise NotCheckedError("the model computes its loss itself: give a criterion(outputs, targets)")
-        with without_dropout(self.model):
+        with without_dropout(self.model), kept_buffers(self.model):
             return forward(self.model, self.inputs)
 
     @cached_property
@@ -357,9 +357,8 @@ def _detached_copy(value: Any) -> Any:
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Dropout off, all else as it is; the running statistics of norms are put back afterwards."""
+    """Dropout off, all else as it is."""
     dropped = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for module in dropped:
         module.eval()
     try:
@@ -367,6 +366,15 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for module in dropped:
             module.train()
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """The running statistics of norms are afterwards as before."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
         for buffer, kept in buffers:
             # Through data: a backward pass to come may have kept the buffer, and would count a change.
             buffer.data.copy_(kept)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ..boxes import convert
 from ..iou.functional import box_iou
 from .findings import Check, Finding, Found, NotCheckedError
-from .probe import Probe, floating, without_dropout
+from .probe import Probe, floating, kept_buffers, without_dropout
 
 SMALL_BATCH = 8
 SMALL_DATA, STRONG_DROPOUT = 10_000, 0.4
@@ -84,7 +84,7 @@ def normalisation(probe: Probe) -> Found:
 
     hooks = [module.register_forward_hook(note(name)) for name, module in layers]
     try:
-        with torch.no_grad(), without_dropout(probe.model):
+        with torch.no_grad(), without_dropout(probe.model), kept_buffers(probe.model):
             probe.loss(probe.model, probe.criterion, (probe.inputs, probe.targets))
     finally:
         for hook in hooks:
