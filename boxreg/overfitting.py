@@ -23,11 +23,11 @@ from .iou.functional import box_iou
 LOOK_EVERY = 10
 """Steps between two looks at the boxes."""
 
-PATIENCE, SLOWER = 150, 0.5
-"""Steps without a lower loss after which the learning rate is multiplied."""
+FIRST_CYCLE = 128
+"""Steps in which the learning rate first falls to 0 along a cosine; each further cycle is twice as long.
 
-SLOWEST = 1e-3
-"""Share of the first learning rate that it is never lowered below."""
+The last hundredths of an IoU need small steps, and how many large ones come before is not known
+(Loshchilov and Hutter, 2016, arXiv:1608.03983)."""
 
 SUSPECTS = [*data.CHECKS, *parameters.CHECKS, *outputs.CHECKS, *loss.CHECKS]
 """Checks that may say why nothing is learnt; those of schedules and regularisation have no part in it."""
@@ -113,8 +113,8 @@ def overfit(
     """Learn a few pictures by heart, and say what is to blame where that fails.
 
     A network that can place boxes at all brings 1 to 8 pictures to an IoU of nearly 1. So that nothing else
-    stands in the way, dropout and weight decay are off, and the learning rate falls whenever the loss has not
-    for 150 steps. The batch should not be augmented.
+    stands in the way, dropout and weight decay are off, and the learning rate falls to 0 in cycles of 128
+    steps, 256, 512 and so on. The batch should not be augmented.
 
     Args:
         model: as for `boxreg.audit`; its norms work as in training.
@@ -208,15 +208,11 @@ class _Trial:
     def run(self) -> bool:
         """Train until every box is there, or the budget ends."""
         begun = time.perf_counter()
-        lowest, since, factor = math.inf, 0, 1.0
         with without_dropout(self.probe.model):
             while self.steps < self.max_steps:
+                for group, rate in zip(self.probe.optimizer.param_groups, self.rates, strict=True):
+                    group["lr"] = rate * _rate(self.steps)
                 loss = self._step()
-                lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
-                if since >= PATIENCE:
-                    since, factor = 0, max(factor * SLOWER, SLOWEST)
-                    for group, rate in zip(self.probe.optimizer.param_groups, self.rates, strict=True):
-                        group["lr"] = rate * factor
                 self.seconds = time.perf_counter() - begun
                 over = self.seconds > self.max_seconds or not math.isfinite(loss)
                 if (self.steps % LOOK_EVERY == 0 or over) and self._look(loss):
@@ -260,6 +256,14 @@ class _Trial:
             not torch.equal(before, after)
             for before, after in zip(self.started, self.probe.model.parameters(), strict=True)
         )
+
+
+def _rate(step: int) -> float:
+    """The share of the learning rate at a step: cosines to 0, each twice as long as the one before."""
+    cycle = FIRST_CYCLE
+    while step >= cycle:
+        step, cycle = step - cycle, 2 * cycle
+    return 0.5 * (1.0 + math.cos(math.pi * step / cycle))
 
 
 def _same(one: Any, other: Any) -> bool:
