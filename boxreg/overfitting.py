@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ._checks import check_choice, check_number
 from .audit import AuditReport, Finding, data, loss, outputs, parameters
-from .audit.findings import run_checks
+from .audit.findings import NotCheckedError, run_checks
 from .audit.probe import Batch, Probe, Settings, own_randomness, without_dropout
 from .boxes import FORMATS
 from .iou.functional import box_iou
@@ -37,10 +37,10 @@ DEEDS = (
     "parameters-in-groups",
     "target-reading",
     "empty-targets",
-    "loss-optimum",
-    "loss-towards-target",
     "clamp-in-loss",
     "clamped-outputs",
+    "loss-optimum",
+    "loss-towards-target",
     "output-range",
     "saturated-outputs",
     "parameters-without-gradient",
@@ -164,6 +164,10 @@ def overfit(
     with own_randomness():
         first = batch() if callable(batch) else batch
         probe = Probe(model, criterion, optimizer, first, settings)
+        try:
+            _ = probe.predicted
+        except NotCheckedError as missing:
+            raise ValueError(f"boxes: {missing}") from missing
         trial = _Trial(probe, batch if callable(batch) else None, target_iou, max_steps, max_seconds)
         reached = trial.run()
         report = None

@@ -93,6 +93,7 @@ def _readings(probe: Probe, boxes: Tensor) -> dict[str, float]:
     scale = max(float(target.abs().max()), 1.0)
     unit = target.new_tensor([width, height, width, height]) if max(width, height) > 1 else scale
     read = {f"{other} instead of {fmt}": convert(boxes, other, fmt) for other in FORMATS if other != fmt}
+    read |= {f"written as {other} first": convert(boxes, fmt, other) for other in FORMATS if other != fmt}
     read |= {
         "through a sigmoid": boxes.sigmoid(),
         "before a sigmoid": boxes.clamp(1e-6, 1 - 1e-6).logit(),

@@ -80,3 +80,19 @@ class TestRuns:
 
     def test_no_run(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "not a run folder" in refused(capsys, "audit", tmp_path)
+
+
+class TestOverfit:
+    def test_a_picture_is_learnt(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["overfit", "1", "--model.width", "8", *QUICK]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["reached"] is True
+        assert result["iou"][0] >= 0.99
+
+    def test_what_is_not_learnt(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["overfit", "2", "--optimizer.lr", "1e-9", "--seconds", "1", *QUICK]) == 1
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["reached"] is False
+
+    @pytest.mark.parametrize("count", ["0", "9"])
+    def test_how_many(self, capsys: pytest.CaptureFixture[str], count: str) -> None:
+        assert "expected 1 to 8" in refused(capsys, "overfit", count)
