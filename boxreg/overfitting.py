@@ -23,7 +23,7 @@ from .iou.functional import box_iou
 LOOK_EVERY = 10
 """Steps between two looks at the boxes."""
 
-FIRST_CYCLE = 128
+FIRST_CYCLE = 200
 """Steps in which the learning rate first falls to 0 along a cosine; each further cycle is twice as long.
 
 The last hundredths of an IoU need small steps, and how many large ones come before is not known
@@ -113,8 +113,8 @@ def overfit(
     """Learn a few pictures by heart, and say what is to blame where that fails.
 
     A network that can place boxes at all brings 1 to 8 pictures to an IoU of nearly 1. So that nothing else
-    stands in the way, dropout and weight decay are off, and the learning rate falls to 0 in cycles of 128
-    steps, 256, 512 and so on. The batch should not be augmented.
+    stands in the way, dropout and weight decay are off, and the learning rate falls to 0 in cycles of 200
+    steps, 400, 800 and so on. The batch should not be augmented.
 
     Args:
         model: as for `boxreg.audit`; its norms work as in training.
