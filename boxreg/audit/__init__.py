@@ -107,9 +107,8 @@ def audit(
         >>> batch = torch.randn(8, 32), torch.rand(8, 4) * 0.2 + 0.4
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         >>> report = boxreg.audit(model, nn.MSELoss(), optimizer, batch, declared={"optimizer": "AdamW"})
-        >>> for finding in report.of("error"):
-        ...     print(f"{finding.check}: {finding.what}")
-        optimizer-kind: the configuration says AdamW, what runs is SGD
+        >>> next(finding.what for finding in report.findings if finding.check == "optimizer-kind")
+        'the configuration says AdamW, what runs is SGD'
     """
     _check_arguments(model, optimizer, batch, steps)
     check_choice("fmt", fmt, FORMATS)

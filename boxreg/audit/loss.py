@@ -14,7 +14,7 @@ from ..iou.functional import box_iou
 from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe, floating, replaced
 
-FREE_STEPS, FREE_RATE = 200, 0.08
+FREE_STEPS, FREE_RATE = 100, 0.12
 """Of the descent of outputs: steps, and the largest change a step in numbers about 1."""
 
 REACHED = 0.9
