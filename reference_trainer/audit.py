@@ -17,8 +17,7 @@ from boxreg import AuditReport, Finding, convert
 from .checkpoint import load_run, pick_device
 from .config import TrainConfig
 from .data.loading import Squares, TrainingSamples, open_sources, to_batch, train_loader
-from .evaluate import prepare_images
-from .model import answer, build_model
+from .model import answer, build_model, prepare_images
 from .objective import Criterion
 from .recipe import build_optimizer, lr_factor
 
@@ -89,7 +88,7 @@ def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
         clip_norm=config.clip_norm or math.inf,
         ema_decay=config.ema_decay,
         redraw=redraw,
-        val_batch=(prepare_images(val.images, device), val.targets.to(device)),
+        val_batch=(prepare_images(val.images.to(device)), val.targets.to(device)),
         train_data=Labelled(squares["train"]),  # type: ignore[arg-type]
         val_data=Labelled(squares["val"]),  # type: ignore[arg-type]
         trained=trained is not None,
@@ -106,7 +105,7 @@ def _drawer(
     def draw() -> tuple[Tensor, Tensor]:
         epoch = next(epochs)
         batch = to_batch(samples.__getitems__([(epoch, index) for index in pictures]))
-        return prepare_images(batch.images, device), batch.targets.to(device)
+        return prepare_images(batch.images.to(device)), batch.targets.to(device)
 
     return draw
 

@@ -10,8 +10,7 @@ from boxreg import OverfitReport
 from .checkpoint import pick_device
 from .config import TrainConfig
 from .data.loading import Squares, open_sources, to_batch
-from .evaluate import prepare_images
-from .model import answer, build_model
+from .model import answer, build_model, prepare_images
 from .objective import Criterion
 from .recipe import build_optimizer
 
@@ -32,7 +31,7 @@ def overfit_config(config: TrainConfig, pictures: int, seconds: float) -> Overfi
     return boxreg.overfit(
         model,
         criterion,
-        (prepare_images(batch.images, device), batch.targets.to(device)),
+        (prepare_images(batch.images.to(device)), batch.targets.to(device)),
         optimizer=build_optimizer(config.optimizer, model),
         boxes=lambda prediction: answer(prediction)[0],
         max_steps=100_000,
