@@ -8,6 +8,9 @@ from .assign import ResponsibleCellAssigner as ResponsibleCellAssigner
 from .assign import Targets as Targets
 from .assign import TaskAlignedAssigner as TaskAlignedAssigner
 from .assign import pad_targets as pad_targets
+from .audit import AuditReport as AuditReport
+from .audit import Finding as Finding
+from .audit import audit as audit
 from .box_loss import BoxLoss as BoxLoss
 from .box_loss import BoxLossTerms as BoxLossTerms
 from .boxes import convert as convert
@@ -39,6 +42,8 @@ from .losses import NWDLoss as NWDLoss
 from .losses import ShapeIoULoss as ShapeIoULoss
 from .losses import SIoULoss as SIoULoss
 from .losses import WIoULoss as WIoULoss
+from .overfitting import OverfitReport as OverfitReport
+from .overfitting import overfit as overfit
 from .param_groups import Rule as Rule
 from .param_groups import param_groups as param_groups
 from .param_groups import param_table as param_table

@@ -27,6 +27,8 @@ Train a box regressor and show what came of it.
   reference_trainer resume RUN                 go on with a run that was stopped, exactly where it was
   reference_trainer resume RUN --epochs N      train further
   reference_trainer replay RUN                 see again what was not finite
+  reference_trainer audit [RUN]                what is wrong with a configuration or a run
+  reference_trainer overfit [1..8]             can so few pictures be learnt by heart?
   reference_trainer evaluate RUN
   reference_trainer predict RUN PICTURE ...
   reference_trainer data check PATH            list all that is wrong with your pictures and labels
@@ -43,6 +45,9 @@ usage: reference_trainer data check|write
 
 data check --help and data write --help list their options.
 """
+
+MOST_OVERFITTED = 8
+"""Pictures that `overfit` may be asked to learn."""
 
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 """Exit codes of a run that a signal stopped."""
@@ -85,6 +90,30 @@ class ReplayOptions:
     """Folder of the run."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA where there is one."""
+
+
+@dataclass(frozen=True)
+class AuditOptions(BaseOptions):
+    """Find out what keeps a set-up from learning: a preset, a file or a run, and settings changed in it.
+
+    Ends with 0 if nothing above info was found, with 3 after warnings and with 4 after errors.
+    """
+
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print all findings as one JSON object, with their severity, evidence and fix."""
+
+
+@dataclass(frozen=True)
+class OverfitOptions(BaseOptions):
+    """Learn a few pictures by heart, and say what is to blame if that fails; other options change settings.
+
+    Ends with 0 if every box came to an IoU of 0.99, with 1 otherwise.
+    """
+
+    pictures: int = 8
+    """Pictures to learn, 1 to 8; the first argument says it too."""
+    seconds: float = 60.0
+    """Time after which it has failed."""
 
 
 @dataclass(frozen=True)
@@ -137,23 +166,32 @@ class WriteOptions:
     """Most objects in a picture; above 1, one picture in twenty has none."""
 
 
-def train(arguments: list[str]) -> int:
-    """The command `train`."""
-    base, rest = tyro.cli(
-        BaseOptions, args=arguments, return_unknown_args=True, add_help=False, prog="reference_trainer train"
-    )
+def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
+    """The settings of a command: where they come from, changed by the arguments that are left.
+
+    Raises:
+        ConfigError: if it is not clear where to start.
+    """
     if base.preset and base.config:
         raise ConfigError("--preset and --config both say where to start; give one of them")
     default = load_config(base.config) if base.config else PRESETS[base.preset or "reference"]
     if base.augmentation:
         default = default.model_copy(update={"augment": AUGMENTATIONS[base.augmentation]})
-    config = tyro.cli(
+    return tyro.cli(
         TrainConfig,
         args=rest,
         default=default,
-        prog="reference_trainer train [--preset reference|baseline | --config FILE] [--augmentation NAME]",
+        prog=f"reference_trainer {command} [--preset NAME | --config FILE] [--augmentation NAME]",
         description="Train a box regressor. Options change the preset's settings, shown as defaults below.",
     )
+
+
+def train(arguments: list[str]) -> int:
+    """The command `train`."""
+    base, rest = tyro.cli(
+        BaseOptions, args=arguments, return_unknown_args=True, add_help=False, prog="reference_trainer train"
+    )
+    config = settings(base, rest, "train")
 
     from .train import train as run
 
@@ -191,6 +229,56 @@ def replay(arguments: list[str]) -> int:
     print("\n".join(lines))
     print_result(result)
     return 0 if result["finite"] else 1
+
+
+def audit(arguments: list[str]) -> int:
+    """The command `audit`: its first argument may be the folder of a run."""
+    folder = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    options, rest = tyro.cli(
+        AuditOptions,
+        args=arguments[1:] if folder else arguments,
+        return_unknown_args=True,
+        prog="reference_trainer audit [RUN]",
+    )
+    if folder and (rest or options.preset or options.config):
+        raise ConfigError("a run has its own configuration: give RUN, or --preset, --config and settings")
+    config = TrainConfig() if folder else settings(options, rest, "audit")
+
+    from .audit import EXIT_CODES, audit_config, audit_run
+    from .report import print_result
+
+    report = audit_run(folder) if folder else audit_config(config)
+    if options.json:
+        print_result(report.as_dict())
+    else:
+        print(report)
+        print_result({"worst": report.worst, "findings": [finding.check for finding in report.findings]})
+    return EXIT_CODES[report.worst]
+
+
+def overfit(arguments: list[str]) -> int:
+    """The command `overfit`: its first argument may be the number of pictures."""
+    if arguments and not arguments[0].startswith(
+        "-"
+    ):  # a bare number; the settings that follow are not this command's own
+        arguments = ["--pictures", *arguments]
+    options, rest = tyro.cli(
+        OverfitOptions,
+        args=arguments,
+        return_unknown_args=True,
+        prog="reference_trainer overfit",
+    )
+    if not 1 <= options.pictures <= MOST_OVERFITTED:
+        raise UserError(f"PICTURES: got {options.pictures}, expected 1 to {MOST_OVERFITTED}")
+    config = settings(options, rest, "overfit")
+
+    from .overfit import overfit_config
+    from .report import print_result
+
+    report = overfit_config(config, options.pictures, options.seconds)
+    print(report)
+    print_result(report.as_dict())
+    return 0 if report.reached else 1
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -267,6 +355,8 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "resume": resume,
     "replay": replay,
+    "audit": audit,
+    "overfit": overfit,
     "evaluate": evaluate,
     "predict": predict,
     "data": data,
