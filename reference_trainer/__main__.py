@@ -221,7 +221,8 @@ def starting_point(base: BaseOptions, asks_for_help: bool) -> TrainConfig:
             raise ConfigError(f"task: got {base.task!r}, but {where} is of task {start.task!r}")
         return start
     task = base.task
-    if task is None and base.data and not asks_for_help:
+    # That there is no such file is said once the other options are understood.
+    if task is None and base.data and base.data.exists() and not asks_for_help:
         from .data.opening import task_for
         from .report import say
 

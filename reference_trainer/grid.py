@@ -24,7 +24,7 @@ from .data.loading import ObjectBatch, Opened, Squares, open_objects, to_object_
 from .detection import LEAST_CONFIDENCE, DetectionMetrics, Detections, detect
 from .drawing import PICTURES_SHOWN, PREDICTION, TARGET, Mark, draw_grid
 from .errors import ConfigError
-from .grid_model import GridDetector, boxes_per_cell, default_sizes, typical_sizes
+from .grid_model import GridDetector, boxes_per_cell, known_sizes, typical_sizes
 from .model import prepare_images
 from .objective import Objective
 
@@ -185,7 +185,7 @@ def assigner_of(config: ModelConfig) -> Assigner:
     if config.own_assigner == "task_aligned":
         return TaskAlignedAssigner()
     if config.own_assigner == "anchor_ratio":
-        return AnchorRatioAssigner(anchors=config.anchors or default_sizes(config))
+        return AnchorRatioAssigner(anchors=known_sizes(config))
     return ResponsibleCellAssigner(kind=RESPONSIBLE_BY)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -84,7 +85,7 @@ class GridDetector(nn.Module):
         self.dropout = nn.Dropout2d(config.dropout)
         self.neck = Pyramid(widths + widths[-1:] * len(self.coarser), config)
         decoders = decoders_of(config, size)
-        prior = prior or default_sizes(config)
+        prior = expressible(prior or known_sizes(config), decoders)
         aligned = config.own_assigner == "task_aligned"
         levels = [Level(size // stride, size // stride, stride) for stride in strides_of(config)]
         share = objects * POSITIVES[config.own_assigner] / config.levels
@@ -116,17 +117,31 @@ def decoders_of(config: ModelConfig, size: int) -> list[Decoder]:
     """What raw numbers stand for, on each level."""
     if config.decoder == "cell":
         return [GridCellDecoder((size, size), CELL_STRETCH)] * config.levels
-    strides, anchors = strides_of(config), config.anchors or default_sizes(config)
+    strides, anchors = strides_of(config), known_sizes(config)
     if config.decoder in WITH_ANCHORS:
         kind = YOLOv3Decoder if config.decoder == "yolov3" else YOLOv5Decoder
         return [kind(stride, sizes) for stride, sizes in zip(strides, anchors, strict=True)]
     return [DFLDecoder(stride) if config.decoder == "dfl" else LTRBDecoder(stride) for stride in strides]
 
 
-def default_sizes(config: ModelConfig) -> AnchorSizes:
-    """Squares of 4 cells: what is assumed of boxes that nobody has seen."""
+def known_sizes(config: ModelConfig) -> AnchorSizes:
+    """The anchors, or squares of 4 cells: what is assumed of boxes that nobody has seen."""
+    if config.anchors:
+        return config.anchors
     sides = [UNKNOWN_SIZE * stride for stride in strides_of(config)]
     return tuple(((side, side),) * boxes_per_cell(config) for side in sides)
+
+
+def expressible(sizes: AnchorSizes, decoders: Sequence[Decoder]) -> AnchorSizes:
+    """The sizes, cut to half of the largest box where distributions reach only so far."""
+    most = [
+        (decoder.bins - 1) * decoder.stride if isinstance(decoder, DFLDecoder) else math.inf
+        for decoder in decoders
+    ]
+    return tuple(
+        tuple((min(width, limit), min(height, limit)) for width, height in level)
+        for level, limit in zip(sizes, most, strict=True)
+    )
 
 
 def boxes_per_cell(config: ModelConfig) -> int:
