@@ -174,6 +174,34 @@ class WriteOptions:
     """Most objects in a picture; above 1, one picture in twenty has none."""
 
 
+def starting_point(base: BaseOptions, looks_at_data: bool) -> TrainConfig:
+    """The settings to start from; the data may be looked at to choose the task.
+
+    Raises:
+        ConfigError: if the options contradict each other.
+        DataError: if nothing is said of the task, and the data cannot be read to see.
+    """
+    if base.preset and base.config:
+        raise ConfigError("--preset and --config both say where to start; give one of them")
+    if base.config or base.preset:
+        start = load_config(base.config) if base.config else PRESETS[base.preset or ""]
+        if base.task not in (None, start.task):
+            where = base.config or f"preset {base.preset!r}"
+            raise ConfigError(f"task: got {base.task!r}, but {where} is of task {start.task!r}")
+        return start
+    task = base.task
+    # That there is no such file is said once the other options are understood.
+    if task is None and base.data and base.data.exists() and looks_at_data:
+        from .data.opening import task_for
+        from .report import say
+
+        task, why = task_for(base.data)
+        say(f"task {task}: {why}")
+    if task == "grid":
+        return PRESETS["photos" if base.data else "grid"]
+    return PRESETS["reference"]
+
+
 def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
     """The settings of a command: where they come from, changed by the arguments that are left.
 
@@ -181,7 +209,8 @@ def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
         ConfigError: if it is not clear where to start.
         DataError: see `starting_point`.
     """
-    default = starting_point(base, asks_for_help=not {"-h", "--help"}.isdisjoint(rest))
+    looks = command == "train" and {"-h", "--help"}.isdisjoint(rest)
+    default = starting_point(base, looks_at_data=looks)
     if base.augmentation:
         default = default.model_copy(update={"augment": AUGMENTATIONS[base.augmentation]})
     return tyro.cli(
@@ -203,34 +232,6 @@ def train(arguments: list[str]) -> int:
     from .train import train as run
 
     return report_end(run(config))
-
-
-def starting_point(base: BaseOptions, asks_for_help: bool) -> TrainConfig:
-    """The settings that a training starts from.
-
-    Raises:
-        ConfigError: if the options contradict each other.
-        DataError: if nothing is said of the task, and the data cannot be read to see.
-    """
-    if base.preset and base.config:
-        raise ConfigError("--preset and --config both say where to start; give one of them")
-    if base.config or base.preset:
-        start = load_config(base.config) if base.config else PRESETS[base.preset or ""]
-        if base.task not in (None, start.task):
-            where = base.config or f"preset {base.preset!r}"
-            raise ConfigError(f"task: got {base.task!r}, but {where} is of task {start.task!r}")
-        return start
-    task = base.task
-    # That there is no such file is said once the other options are understood.
-    if task is None and base.data and base.data.exists() and not asks_for_help:
-        from .data.opening import task_for
-        from .report import say
-
-        task, why = task_for(base.data)
-        say(f"task {task}: {why}")
-    if task == "grid":
-        return PRESETS["photos" if base.data else "grid"]
-    return PRESETS["reference"]
 
 
 def resume(arguments: list[str]) -> int:
@@ -275,7 +276,7 @@ def audit(arguments: list[str]) -> int:
         return_unknown_args=True,
         prog="reference_trainer audit [RUN]",
     )
-    if folder and (rest or options.preset or options.config):
+    if folder and (rest or options.preset or options.config or options.task or options.data):
         raise ConfigError("a run has its own configuration: give RUN, or --preset, --config and settings")
     config = TrainConfig() if folder else settings(options, rest, "audit")
 

@@ -15,6 +15,7 @@ from .config import ModelConfig, TrainConfig
 from .data.loading import Batch, Collate, Opened, Squares, open_sources, to_batch
 from .detection import Detections
 from .drawing import PICTURES_SHOWN, PREDICTION, TARGET, Mark, draw_grid
+from .errors import ConfigError
 from .grid import Grid
 from .model import Prediction, answer, build_model, prepare_images
 from .objective import Criterion, Objective
@@ -224,6 +225,16 @@ class BoxScorer:
         iou = torch.cat(self._iou)
         shares = {f"iou_over_{bar}": (iou > bar).float().mean().item() for bar in (0.5, 0.75, 0.9)}
         return {"mean_iou": iou.mean().item(), "median_iou": iou.median().item()} | shares
+
+
+def refuse_grid(config: TrainConfig, command: str) -> None:
+    """Say that a command is for one box a picture.
+
+    Raises:
+        ConfigError: if `config` is of another task.
+    """
+    if config.task != "single":
+        raise ConfigError(f"task: got {config.task!r}, but {command} knows task 'single' only")
 
 
 def build_task(config: TrainConfig) -> Task:
