@@ -123,7 +123,8 @@ def trained_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Train
 
     def pretend(config: TrainConfig) -> dict[str, Any]:
         seen.append(config)
-        return {"run": "run", "task": "toy", "mean_iou": 0.5, "seconds": 1.0, "stopped_by": None}
+        summary = {"run": "run", "task": "toy", "mean_iou": 0.5, "shown": ["mean_iou"]}
+        return summary | {"seconds": 1.0, "stopped_by": None, "lost": []}
 
     monkeypatch.setattr("reference_trainer.train.train", pretend)
     assert main(["train", *arguments]) == 0
@@ -193,7 +194,7 @@ def test_missing_keys_keep_their_default_and_numbers_may_be_written_as_1e_3(tmp_
         ("epoch: 3", "epoch: unknown setting; did you mean 'epochs'?"),
         ("data: {picture: 3}", "data.picture: unknown setting; did you mean 'pictures'?"),
         ("optimizer: {learning_rate: 3}", "optimizer.learning_rate: unknown setting; "),
-        ("zzz: 3", "zzz: unknown setting; known are epochs, seed, "),
+        ("zzz: 3", "zzz: unknown setting; known are task, epochs, seed, "),
     ],
     ids=["top", "branch", "far from any", "nothing near"],
 )
