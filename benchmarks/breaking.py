@@ -19,6 +19,7 @@ from torch import Tensor
 from reference_trainer import report
 from reference_trainer.__main__ import main
 from reference_trainer.checkpoint import newest_state
+from reference_trainer.grid import Grid
 from reference_trainer.meter import TIMES
 from reference_trainer.tasks import SingleBox
 
@@ -59,8 +60,9 @@ def _flat(value: Any) -> Iterator[bytes]:
 def undraw(patch: Callable[[Any, str, Any], None] = setattr) -> None:
     """Draw nothing: it takes longer than these runs train."""
     patch(report, "draw_curves", lambda *_: b"curves")
-    patch(SingleBox, "draw_batch", lambda *_: b"batch")
-    patch(SingleBox, "draw_predictions", lambda *_: b"predictions")
+    for task in (SingleBox, Grid):
+        patch(task, "draw_batch", lambda *_: b"batch")
+        patch(task, "draw_predictions", lambda *_: b"predictions")
 
 
 def start(arguments: list[str], ready: Callable[[], None], log: Path) -> multiprocessing.Process:

@@ -11,17 +11,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from .config import AUGMENTATIONS, PRESETS, Device, TrainConfig, load_config
+from .config import AUGMENTATIONS, PRESETS, Device, Task, TrainConfig, load_config
 from .errors import ConfigError, UserError
 
 DESCRIPTION = """\
 Train a box regressor and show what came of it.
 
   reference_trainer train                      the toy task, nothing needed
+  reference_trainer train --task grid          the same with up to six objects a picture, of three classes
   reference_trainer train --data PATH          your pictures: YOLO, COCO or Pascal VOC
   reference_trainer train --preset baseline    the set-up that got stuck
   reference_trainer resume RUN                 go on with a run that was stopped, exactly where it was
@@ -30,7 +31,7 @@ Train a box regressor and show what came of it.
   reference_trainer audit [RUN]                what is wrong with a configuration or a run
   reference_trainer overfit [1..8]             can so few pictures be learnt by heart?
   reference_trainer evaluate RUN
-  reference_trainer predict RUN PICTURE ...
+  reference_trainer predict RUN PICTURE ...    pictures, or folders of them
   reference_trainer data check PATH            list all that is wrong with your pictures and labels
   reference_trainer data write FOLDER          write the toy pictures as a YOLO folder
 
@@ -60,12 +61,17 @@ LOST = 1
 class BaseOptions:
     """Where a training's settings come from, before single options change them."""
 
-    preset: Literal["reference", "baseline"] | None = None
-    """reference (the default): the whole recipe; baseline: the set-up that got stuck, with its faults."""
+    preset: Literal["reference", "baseline", "grid", "photos"] | None = None
+    """reference: one box a picture, the whole recipe; baseline: the set-up that got stuck, with its faults;
+    grid: any number of boxes; photos: the same for pictures of your own."""
     config: Path | None = None
     """A configuration file to start from instead, such as the config.yaml of a run."""
     augmentation: Literal["off", "light", "default", "heavy"] | None = None
     """How strongly training pictures vary: sets all --augment options, before single ones change them."""
+    task: Task | None = None
+    """See TrainConfig; without a preset it decides which."""
+    data: Annotated[Path | None, tyro.conf.arg(aliases=["--data.path"])] = None
+    """See DataConfig; its boxes decide the task if nobody does."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +136,16 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Find the box in pictures; draw it, and write it as JSON in the pictures' own pixels."""
+    """Find the boxes in pictures; draw them, and write them as JSON in the pictures' own pixels."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """Picture files."""
+    """Picture files, or folders: their pictures at any depth."""
     out: Path | None = None
     """Folder for the drawings and predictions.json; by default RUN/predictions."""
+    confidence: float | None = None
+    """Task grid: of the least sure box; by default the one with the best F1 in validation."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA where there is one."""
 
@@ -166,20 +174,48 @@ class WriteOptions:
     """Most objects in a picture; above 1, one picture in twenty has none."""
 
 
+def starting_point(base: BaseOptions, looks_at_data: bool) -> TrainConfig:
+    """The settings to start from; the data may be looked at to choose the task.
+
+    Raises:
+        ConfigError: if the options contradict each other.
+        DataError: if nothing is said of the task, and the data cannot be read to see.
+    """
+    if base.preset and base.config:
+        raise ConfigError("--preset and --config both say where to start; give one of them")
+    if base.config or base.preset:
+        start = load_config(base.config) if base.config else PRESETS[base.preset or ""]
+        if base.task not in (None, start.task):
+            where = base.config or f"preset {base.preset!r}"
+            raise ConfigError(f"task: got {base.task!r}, but {where} is of task {start.task!r}")
+        return start
+    task = base.task
+    # That there is no such file is said once the other options are understood.
+    if task is None and base.data and base.data.exists() and looks_at_data:
+        from .data.opening import task_for
+        from .report import say
+
+        task, why = task_for(base.data)
+        say(f"task {task}: {why}")
+    if task == "grid":
+        return PRESETS["photos" if base.data else "grid"]
+    return PRESETS["reference"]
+
+
 def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
     """The settings of a command: where they come from, changed by the arguments that are left.
 
     Raises:
         ConfigError: if it is not clear where to start.
+        DataError: see `starting_point`.
     """
-    if base.preset and base.config:
-        raise ConfigError("--preset and --config both say where to start; give one of them")
-    default = load_config(base.config) if base.config else PRESETS[base.preset or "reference"]
+    looks = command == "train" and {"-h", "--help"}.isdisjoint(rest)
+    default = starting_point(base, looks_at_data=looks)
     if base.augmentation:
         default = default.model_copy(update={"augment": AUGMENTATIONS[base.augmentation]})
     return tyro.cli(
         TrainConfig,
-        args=rest,
+        args=[*rest, *(["--data", str(base.data)] if base.data else [])],
         default=default,
         prog=f"reference_trainer {command} [--preset NAME | --config FILE] [--augmentation NAME]",
         description="Train a box regressor. Options change the preset's settings, shown as defaults below.",
@@ -212,7 +248,7 @@ def report_end(summary: dict[str, Any]) -> int:
     from .report import print_result
 
     lost = ["lost"] if summary["lost"] else []
-    print_result({key: summary[key] for key in ("run", "task", summary["best_by"], "seconds", *lost)})
+    print_result({key: summary[key] for key in ("run", "task", *summary["shown"], "seconds", *lost)})
     if lost:
         return LOST
     return STOPPED[summary["stopped_by"]] if summary["stopped_by"] else 0
@@ -240,7 +276,7 @@ def audit(arguments: list[str]) -> int:
         return_unknown_args=True,
         prog="reference_trainer audit [RUN]",
     )
-    if folder and (rest or options.preset or options.config):
+    if folder and (rest or options.preset or options.config or options.task or options.data):
         raise ConfigError("a run has its own configuration: give RUN, or --preset, --config and settings")
     config = TrainConfig() if folder else settings(options, rest, "audit")
 
@@ -301,7 +337,7 @@ def predict(arguments: list[str]) -> int:
     from .predict import predict_run
     from .report import print_result
 
-    print_result(predict_run(options.run, options.pictures, options.out, options.device))
+    print_result(predict_run(options.run, options.pictures, options.out, options.device, options.confidence))
     return 0
 
 

@@ -20,6 +20,7 @@ from .data.loading import Squares, TrainingSamples, open_sources, to_batch, trai
 from .model import answer, build_model, prepare_images
 from .objective import Criterion
 from .recipe import build_optimizer, lr_factor
+from .tasks import refuse_grid
 
 EXIT_CODES = {None: 0, "info": 0, "warning": 3, "error": 4}
 """By the worst that was found; 2 is a command that cannot be understood."""
@@ -61,6 +62,7 @@ def audit_run(folder: Path) -> AuditReport:
 
 
 def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
+    refuse_grid(config, "audit")
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
     criterion = Criterion(config.loss)

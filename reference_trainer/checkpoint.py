@@ -7,6 +7,7 @@ torch notices no flipped bit, and the archive's checksums leave out headers and 
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import struct
@@ -149,10 +150,26 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
 
-def pack_weights(weights: Mapping[str, torch.Tensor], names: list[str]) -> bytes:
-    """The content of a safetensors file with a model's weights and its classes' names."""
+def pack_weights(
+    weights: Mapping[str, torch.Tensor], names: list[str], scores: Mapping[str, float] | None = None
+) -> bytes:
+    """The content of a safetensors file: a model's weights, its classes' names, its validation scores."""
     whole = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    return bytes(save(whole, metadata={"names": "\n".join(names)}))
+    return bytes(save(whole, metadata={"names": "\n".join(names), "scores": json.dumps(scores or {})}))
+
+
+def saved_scores(folder: Path) -> dict[str, float]:
+    """The validation scores of a run's weights, the confidence chosen there among them.
+
+    Raises:
+        CheckpointError: if the weights cannot be read.
+    """
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            scores: dict[str, float] = json.loads((file.metadata() or {}).get("scores", "{}"))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
+    return scores
 
 
 def load_run(folder: Path) -> tuple[TrainConfig, nn.Module, list[str]]:

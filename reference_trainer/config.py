@@ -19,6 +19,23 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
+Task = Literal["single", "grid"]
+Assigner = Literal["task_aligned", "anchor_ratio", "responsible_cell"]
+AnchorSizes = tuple[tuple[tuple[float, float], ...], ...]
+
+ASSIGNERS: dict[str, Assigner] = {
+    "cell": "responsible_cell",
+    "yolov3": "responsible_cell",
+    "yolov5": "anchor_ratio",
+    "ltrb": "task_aligned",
+    "dfl": "task_aligned",
+}
+"""Each decoder of the grid task with the assignment of the detectors that it comes from."""
+
+WITH_ANCHORS = ("yolov3", "yolov5")
+
+FINEST_STRIDE = 8
+"""Pixels per cell of the finest level of the grid task; of each further one twice as many."""
 
 
 class Settings(BaseModel):
@@ -113,9 +130,22 @@ class ModelConfig(Settings):
     """The network."""
 
     head: Literal["dense", "pooled"] = "dense"
-    """dense: a box and an objectness from every cell of the last map; pooled: one vector, one box."""
+    """Task single. dense: a box and an objectness from every cell of the last map; pooled: one vector, one
+    box."""
     output: Literal["boxhead", "linear"] = "boxhead"
-    """boxhead: boxreg's, decoded, started at the data's prior; linear: a bare nn.Linear, undecoded."""
+    """Task single. boxhead: boxreg's, decoded, started at the data's prior; linear: a bare nn.Linear."""
+    decoder: Literal["cell", "yolov3", "yolov5", "ltrb", "dfl"] = "cell"
+    """Task grid: what the raw numbers of a cell stand for. cell: centre in or near the cell; yolov3, yolov5:
+    three anchors; ltrb: distances of the sides; dfl: distributions of these."""
+    assigner: Assigner | None = None
+    """Task grid: which predictions answer for an object. If not given, that of the detectors which have the
+    decoder: responsible_cell for cell and yolov3, anchor_ratio for yolov5, task_aligned for ltrb and dfl.
+    With task_aligned classes alone score; with the others there is objectness."""
+    levels: Annotated[int, Field(ge=1, le=3)] = 1
+    """Task grid: maps that predict, of 8, 16 and 32 pixels a cell."""
+    anchors: Annotated[AnchorSizes | None, tyro.conf.Suppress] = None
+    """Task grid, yolov3 and yolov5: (width, height) in pixels of the square, of each level as many; if not
+    given, found from the training boxes."""
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     """Channels of the first stage; each of the four stages doubles them."""
     norm: Literal["group", "batch", "none"] = "group"
@@ -124,6 +154,28 @@ class ModelConfig(Settings):
     """Activation after each convolution."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the head."""
+
+    @property
+    def own_assigner(self) -> Assigner:
+        """The assigner named, or that of the decoder."""
+        return self.assigner or ASSIGNERS[self.decoder]
+
+    @model_validator(mode="after")
+    def _anchors_are_read(self) -> Self:
+        if self.decoder in WITH_ANCHORS:
+            if self.anchors is not None and len(self.anchors) != self.levels:
+                raise ValueError(
+                    f"anchors: got those of {len(self.anchors)} levels, but levels is {self.levels}"
+                )
+            return self
+        self.refuse_unused("anchors", f"decoder {self.decoder!r} has none")
+        if self.assigner == "anchor_ratio":
+            with_anchors = " or ".join(map(repr, WITH_ANCHORS))
+            raise ValueError(
+                f"assigner: got 'anchor_ratio', but decoder {self.decoder!r} has no anchors; "
+                f"set decoder to {with_anchors}, or assigner to another"
+            )
+        return self
 
     @model_validator(mode="after")
     def _dense_is_decoded(self) -> Self:
@@ -147,9 +199,13 @@ class LossConfig(Settings):
     lambda_iou: NotNegative = 5.0
     """Factor of the overlap term."""
     lambda_obj: NotNegative = 1.0
-    """Dense head: factor of objectness in the cells near the object's centre."""
+    """Factor of objectness where there is an object: in task single, in the cells near its centre."""
     lambda_noobj: NotNegative = 0.5
-    """Dense head: factor of objectness in all other cells."""
+    """Factor of objectness in all other cells."""
+    lambda_class: NotNegative = 1.0
+    """Task grid: factor of the class term."""
+    lambda_dfl: NotNegative = 1.0
+    """Task grid, decoder dfl: factor of the distribution focal loss."""
     distance: Literal["mse", "smooth_l1", "l1"] = "smooth_l1"
     """What centre and size terms do with a difference."""
     size: Literal["wh", "sqrt_wh"] = "wh"
@@ -197,6 +253,8 @@ class ScheduleConfig(Settings):
 class TrainConfig(Settings):
     """Everything that decides a training run."""
 
+    task: Task = "single"
+    """single: the one box of each picture; grid: any number of boxes of several classes."""
     epochs: Count = 70
     """Passes over the training pictures."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -225,21 +283,42 @@ class TrainConfig(Settings):
     schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
-    def _cells_have_objectness(self) -> Self:
-        if self.model.head == "pooled":
-            for name in ("lambda_obj", "lambda_noobj"):
-                self.loss.refuse_unused(
-                    name, "head 'pooled' has no objectness; set head to 'dense' or leave it out"
-                )
+    def _settings_are_of_the_task(self) -> Self:
+        if self.task == "single":
+            for settings, names in (
+                (self.model, ("decoder", "assigner", "levels", "anchors")),
+                (self.loss, ("lambda_class", "lambda_dfl")),
+            ):
+                for name in names:
+                    settings.refuse_unused(name, "task 'single' does not read it; set task to 'grid'")
+            self._objectness_is_there(self.model.head != "pooled", "head 'pooled'", "head to 'dense'")
+            return self
+        for name in ("head", "output"):
+            self.model.refuse_unused(name, "task 'grid' does not read it; set task to 'single'")
+        aligned = self.model.own_assigner == "task_aligned"
+        self._objectness_is_there(not aligned, "assigner 'task_aligned'", "assigner to another")
+        if self.model.decoder != "dfl":
+            self.loss.refuse_unused("lambda_dfl", f"decoder {self.model.decoder!r} has no distributions")
+        coarsest = FINEST_STRIDE * 2 ** (self.model.levels - 1)
+        if self.data.size % coarsest:
+            raise ValueError(
+                f"data.size: got {self.data.size}, expected a multiple of {coarsest}, the cell of the "
+                f"coarsest of {self.model.levels} levels"
+            )
         return self
 
-    def resolved(self, device: str, workers: int, warmup_steps: int) -> Self:
+    def _objectness_is_there(self, there: bool, without: str, instead: str) -> None:
+        for name in () if there else ("lambda_obj", "lambda_noobj"):
+            self.loss.refuse_unused(name, f"{without} has no objectness; set {instead} or leave it out")
+
+    def resolved(self, device: str, workers: int, warmup_steps: int, model: ModelConfig) -> Self:
         """The same with the settings filled in that are decided when a run starts."""
         return self.model_copy(
             update={
                 "device": device,
                 "data": self.data.model_copy(update={"workers": workers}),
                 "schedule": self.schedule.model_copy(update={"warmup_steps": warmup_steps}),
+                "model": model,
             }
         )
 
@@ -274,6 +353,8 @@ AUGMENTATIONS: dict[str, AugmentConfig] = {
 }
 """Strengths by name."""
 
+GRID = TrainConfig(task="grid", epochs=50, model=ModelConfig(decoder="ltrb", levels=2))
+
 PRESETS: dict[str, TrainConfig] = {
     "reference": TrainConfig(),
     # The set-up that got stuck, faults included: SGD where its note said AdamW, linear outputs on [0, 1]
@@ -288,6 +369,15 @@ PRESETS: dict[str, TrainConfig] = {
         loss=LossConfig(lambda_coord=5.0, lambda_wh=5.0, lambda_iou=1.0, distance="mse"),
         optimizer=OptimizerConfig(name="sgd", lr=1e-2, weight_decay=5e-4, exempt=False),
         schedule=ScheduleConfig(name="steps"),
+    ),
+    "grid": GRID,
+    # Photographs: larger, with smaller objects in them, and not to be turned upside down.
+    "photos": GRID.model_copy(
+        update={
+            "data": DataConfig(size=256),
+            "augment": AugmentConfig(vflip=0, dflip=0, scale=0.4),
+            "model": GRID.model.model_copy(update={"levels": 3}),
+        }
     ),
 }
 

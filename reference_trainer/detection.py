@@ -111,8 +111,9 @@ class DetectionScores(NamedTuple):
         mean_iou: of objects found with their detections, at `confidence`.
         precision: share of detections that find an object, at `confidence`.
         recall: share of objects that are found, at `confidence`.
-        f1: harmonic mean of the two, over all classes together, the best there is.
-        confidence: the score from which on detections are taken for `f1`.
+        f1: harmonic mean of the two, over all classes together.
+        confidence: the score from which on detections are taken for these, where `f1` is best if nobody named
+            another.
         classes: by name.
     """
 
@@ -197,8 +198,12 @@ class DetectionMetrics:
         distributed.all_gather_object(everybody, self.records)
         self.records = {picture: record for records in everybody for picture, record in records.items()}
 
-    def compute(self) -> DetectionScores:
-        """The scores of all pictures so far."""
+    def compute(self, confidence: float | None = None) -> DetectionScores:
+        """The scores of all pictures so far.
+
+        Args:
+            confidence: from which on detections are taken; by default that of the best F1.
+        """
         objects, found = self._as_coco()
         classes = dict.fromkeys(self.names, ClassScores(None, None))
         if not objects.anns:
@@ -213,7 +218,7 @@ class DetectionMetrics:
         overlaps = {int(pair.split("_")[0]): iou for pair, iou in matches.items()}
         scores = np.array([annotation["score"] for annotation in found.anns.values()])
         iou = np.array([overlaps.get(number, 0.0) for number in found.anns])
-        best = best_f1(scores, iou, len(objects.anns))
+        best = best_f1(scores, iou, len(objects.anns), confidence)
         return DetectionScores(float(by_class[0].mean()), float(by_class.mean()), **best, classes=classes)
 
     def _as_coco(self) -> tuple[Any, Any]:
@@ -251,13 +256,16 @@ class DetectionMetrics:
 _quiet = logging.getLogger(__name__)
 
 
-def best_f1(scores: Floats, iou: Floats, objects: int) -> Mapping[str, float]:
+def best_f1(
+    scores: Floats, iou: Floats, objects: int, confidence: float | None = None
+) -> Mapping[str, float]:
     """The confidence from which on detections have the best F1, and what they are like there.
 
     Args:
         scores: of the detections.
         iou: of each with the object that it has found; 0 for none.
         objects: how many there are to be found.
+        confidence: another than the best.
 
     Returns:
         `precision`, `recall`, `f1`, `confidence`, and `mean_iou` of what is found.
@@ -268,14 +276,17 @@ def best_f1(scores: Floats, iou: Floats, objects: int) -> Mapping[str, float]:
     f1 = 2 * hits / (taken + objects)
     # Equal scores are taken together.
     f1[:-1][scores[:-1] == scores[1:]] = 0.0
-    if not f1.any():
-        return dict.fromkeys(("precision", "recall", "f1", "confidence", "mean_iou"), 0.0)
-    best = int(f1.argmax())
+    best = int(f1.argmax()) if len(f1) else -1
+    if confidence is not None:
+        best = int((scores >= confidence).sum()) - 1
+    if best < 0 or not hits[best]:
+        nothing = dict.fromkeys(("precision", "recall", "f1", "mean_iou"), 0.0)
+        return nothing | {"confidence": confidence or 0.0}
     return {
         "precision": float(hits[best] / taken[best]),
         "recall": float(hits[best] / objects),
         "f1": float(f1[best]),
-        "confidence": float(scores[best]),
+        "confidence": float(scores[best]) if confidence is None else confidence,
         "mean_iou": float(iou[: best + 1].sum() / hits[best]),
     }
 

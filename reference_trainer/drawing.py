@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from torch import Tensor
-
-from boxreg import convert
 
 matplotlib.use("agg")
 from matplotlib import pyplot
@@ -40,30 +38,18 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> 
     return _png(figure)
 
 
-def draw_batch(images: Tensor, targets: Tensor) -> bytes:
-    """Training pictures as the network sees them, with their target boxes."""
-    titles = [""] * len(images)
-    return _draw_grid(images, [[(box, TARGET)] for box in targets], titles)
+class Mark(NamedTuple):
+    """A box to be drawn, xyxy in pixels of the picture, and what is written at it."""
+
+    box: Sequence[float]
+    colour: str
+    text: str = ""
 
 
-def draw_predictions(images: Tensor, targets: Tensor, boxes: Tensor, iou: Tensor) -> bytes:
-    """Validation pictures with target, prediction and their IoU."""
-    pairs = [[(target, TARGET), (box, PREDICTION)] for target, box in zip(targets, boxes, strict=True)]
-    return _draw_grid(images, pairs, [f"IoU {value:.2f}" for value in iou.tolist()])
-
-
-def draw_found(image: Tensor, box: Sequence[float], title: str) -> bytes:
-    """One picture of any size with the box found in it, xyxy in pixels."""
-    height, width = image.shape[-2:]
-    tall = min(max(6 * height / width, 1), 60)
-    figure = pyplot.figure(figsize=(6, tall), layout="constrained")
-    axes = figure.subplots()
-    _draw_picture(axes, image, title)
-    _draw_box(axes, box, PREDICTION)
-    return _png(figure)
-
-
-def _draw_grid(images: Tensor, boxes: list[list[tuple[Tensor, str]]], titles: list[str]) -> bytes:
+def draw_grid(
+    images: Tensor, marks: Sequence[Sequence[Mark]], titles: Sequence[str], legend: Sequence[str]
+) -> bytes:
+    """The first of some pictures side by side, with their boxes and what the colours in the legend mean."""
     count = min(len(images), PICTURES_SHOWN)
     columns = min(count, 8)
     rows = -(-count // columns)
@@ -72,14 +58,25 @@ def _draw_grid(images: Tensor, boxes: list[list[tuple[Tensor, str]]], titles: li
     )
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, image, drawn, title in zip(axes.flat, images, boxes, titles, strict=False):
+    for axis, image, drawn, title in zip(axes.flat, images, marks, titles, strict=False):
         _draw_picture(axis, image, title)
-        for box, colour in drawn:
-            _draw_box(axis, (convert(box, "cxcywh", "xyxy") * image.shape[-1]).tolist(), colour)
-    colours = [colour for _, colour in boxes[0]]
-    handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour) for colour in colours]
-    names = [MEANINGS[colour] for colour in colours]
+        for mark in drawn:
+            _draw_mark(axis, mark)
+    handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour) for colour in legend]
+    names = [MEANINGS[colour] for colour in legend]
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    return _png(figure)
+
+
+def draw_picture(image: Tensor, marks: Sequence[Mark], title: str) -> bytes:
+    """One picture of any size with its boxes."""
+    height, width = image.shape[-2:]
+    tall = min(max(6 * height / width, 1), 60)
+    figure = pyplot.figure(figsize=(6, tall), layout="constrained")
+    axes = figure.subplots()
+    _draw_picture(axes, image, title)
+    for mark in marks:
+        _draw_mark(axes, mark)
     return _png(figure)
 
 
@@ -91,9 +88,12 @@ def _draw_picture(axes: Any, image: Tensor, title: str) -> None:
     axes.set(xlim=(0, width), ylim=(height, 0))
 
 
-def _draw_box(axes: Any, box: Sequence[float], colour: str) -> None:
-    x1, y1, x2, y2 = box
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.5))
+def _draw_mark(axes: Any, mark: Mark) -> None:
+    x1, y1, x2, y2 = mark.box
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=mark.colour, linewidth=1.5))
+    if mark.text:
+        background = {"facecolor": mark.colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.7}
+        axes.text(x1, y1, mark.text, fontsize=6, va="bottom", bbox=background, parse_math=False, clip_on=True)
 
 
 def _png(figure: Any) -> bytes:

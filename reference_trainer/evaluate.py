@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import load_run, pick_device
+from .checkpoint import load_run, pick_device, saved_scores
 from .config import DataConfig
 from .data.loading import Batches, Squares, task_name, val_loader
+from .data.sample import Renumbered
 from .errors import CheckpointError
 from .model import prepare_images
 from .tasks import Task, build_task
@@ -31,15 +32,26 @@ def evaluate(
     loader: Batches,
     device: torch.device,
     stop: Callable[[], bool] = never,
+    confidence: float | None = None,
 ) -> dict[str, float] | None:
     """Score a model in evaluation mode over a loader; its mode is put back afterwards.
+
+    Args:
+        task: what is learned.
+        model: in any mode.
+        loader: of a validation set, from `val_loader`.
+        device: of the model.
+        stop: asked after each batch.
+        confidence: see `Task.scorer`.
 
     Returns:
         The scores, or None if `stop` said so after one of the batches.
     """
     training = model.training
     model.eval()
-    scorer = task.scorer()
+    squares = loader.dataset
+    assert isinstance(squares, Squares)
+    scorer = task.scorer(squares.source.names, confidence)
     for batch in loader:
         moved = batch.to(device)
         scorer.add(model(prepare_images(moved.images)), moved)
@@ -52,18 +64,27 @@ def evaluate(
 def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str, Any]:
     """Score a run on its own validation pictures, or on those of another data set.
 
+    Classes of another data set are those of the run that have the same name; a class that the run does not
+    know is one that it never finds. Its precision and recall are those at the run's own confidence.
+
     Raises:
         UserError: if the run, its data or the device cannot be used.
     """
-    config, model, _ = load_run(folder)
+    config, model, names = load_run(folder)
     device = pick_device(device_name)
+    confidence = None
     if data:
         other = DataConfig(path=data, size=config.data.size, on_error=config.data.on_error)
         config = config.model_copy(update={"data": other})
+        confidence = saved_scores(folder).get("confidence")
     task = build_task(config)
-    pictures = Squares(task.open_data(["val"]).splits["val"], config.data.size)
+    source = task.open_data(["val"]).splits["val"]
+    if data and config.task == "grid":
+        source = Renumbered(source, names)
+    pictures = Squares(source, config.data.size)
     started = time.perf_counter()
-    scores = evaluate(task, model.to(device), val_loader(pictures, task.collate), device)
+    loader = val_loader(pictures, task.collate)
+    scores = evaluate(task, model.to(device), loader, device, confidence=confidence)
     assert scores is not None  # nobody stops it
     if not all(map(math.isfinite, scores.values())):
         raise CheckpointError(f"{folder}: its weights give boxes that are not finite")

@@ -13,6 +13,7 @@ from .data.loading import Squares, open_sources, to_batch
 from .model import answer, build_model, prepare_images
 from .objective import Criterion
 from .recipe import build_optimizer
+from .tasks import refuse_grid
 
 
 def overfit_config(config: TrainConfig, pictures: int, seconds: float) -> OverfitReport:
@@ -21,6 +22,7 @@ def overfit_config(config: TrainConfig, pictures: int, seconds: float) -> Overfi
     Raises:
         UserError: if the configuration or its data cannot be used.
     """
+    refuse_grid(config, "overfit")
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
     criterion = Criterion(config.loss)

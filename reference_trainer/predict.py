@@ -2,81 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from boxreg import convert
-
-from .checkpoint import load_run, pick_device
-from .data.sample import Letterbox, decode_picture, letterbox
-from .drawing import draw_found
+from .checkpoint import load_run, pick_device, saved_scores
+from .data.folders import EXTENSIONS, files_below
+from .data.sample import DataError, Letterbox, decode_picture, letterbox
+from .detection import Detections
+from .drawing import Mark, draw_picture
+from .errors import ConfigError
 from .files import as_json, write_whole
-from .model import answer, prepare_images
+from .model import prepare_images
+from .tasks import Task, build_task
+
+UNSURE = 0.25
+"""The confidence from which on boxes are shown, of a run that was never validated."""
+
+COLOURS = 10
+"""Classes that are drawn in colours of their own."""
 
 
-class Found(NamedTuple):
-    """The box found in a picture: xyxy in original pixels, inside the picture, and its confidence."""
+def predict_run(
+    folder: Path,
+    pictures: Sequence[Path],
+    out: Path | None,
+    device_name: str,
+    confidence: float | None = None,
+) -> dict[str, Any]:
+    """Find the boxes in each picture with a run's weights; draw them and write predictions.json.
 
-    path: Path
-    image: Tensor
-    box: list[float]
-    confidence: float
+    The file is a list in the form of COCO's results: `image_id`, the number of the picture, `category_id`,
+    the number of the class, `bbox` (x, y, width, height) in pixels and `score`; and beside them `file_name`,
+    `category_name`, and the picture's `width` and `height`. Both numbers count from 0.
 
-    def as_json(self) -> dict[str, Any]:
-        """The prediction without the picture."""
-        height, width = self.image.shape[-2:]
-        return {
-            "picture": str(self.path),
-            "width": width,
-            "height": height,
-            "box_xyxy": [round(value, 2) for value in self.box],
-            "confidence": round(self.confidence, 4),
-        }
-
-
-def predict_run(folder: Path, pictures: Sequence[Path], out: Path | None, device_name: str) -> dict[str, Any]:
-    """Find the box in each picture with a run's weights; draw them and write predictions.json.
+    Args:
+        folder: of the run.
+        pictures: files, and folders whose pictures are found at any depth.
+        out: where to write; by default a folder of the run.
+        device_name: where to compute.
+        confidence: of the least sure box; by default the one that was best in validation.
 
     Raises:
         UserError: if the run, the device or a picture cannot be used.
     """
-    config, model, _ = load_run(folder)
-    device = pick_device(device_name)
+    config, model, names = load_run(folder)
+    if config.task == "single" and confidence is not None:
+        raise ConfigError(
+            f"confidence: got {confidence}, but task 'single' gives every picture its box, however unsure"
+        )
+    if confidence is None:
+        confidence = saved_scores(folder).get("confidence", UNSURE)
+    device, task = pick_device(device_name), build_task(config)
     model = model.to(device)
-    found = [find_box(model, path, config.data.size, device) for path in pictures]
     out = folder / "predictions" if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "predictions.json", as_json([one.as_json() for one in found]))
-    for number, one in enumerate(found):
+    files = list(files_of(pictures))
+    results: list[dict[str, Any]] = []
+    for number, path in enumerate(files):
+        image = decode_picture(path)
+        found = find_boxes(task, model, image, config.data.size, device, confidence)
+        rows = as_results(found, names, config.task == "grid")
+        out.mkdir(parents=True, exist_ok=True)
         # Pictures of one name may come from several folders.
-        drawing = out / f"{number:03d}-{one.path.stem}.png"
-        title = f"{one.path.name}  confidence {one.confidence:.2f}"
-        write_whole(drawing, draw_found(one.image, one.box, title))
-    return {"run": str(folder), "predictions": str(out / "predictions.json"), "pictures": len(found)}
+        drawing = draw_picture(image, marks_of(rows), path.name)
+        write_whole(out / f"{number:03d}-{path.stem}.png", drawing)
+        height, width = image.shape[-2:]
+        of_picture = {"file_name": str(path), "width": width, "height": height}
+        results += [{"image_id": number, **row, **of_picture} for row in rows]
+    write_whole(out / "predictions.json", as_json(results))
+    counts = {"pictures": len(files), "boxes": len(results), "confidence": confidence}
+    return {"run": str(folder), "predictions": str(out / "predictions.json"), **counts}
+
+
+def files_of(pictures: Sequence[Path]) -> Iterator[Path]:
+    """The picture files that are meant: those named, and those at any depth in folders named.
+
+    Raises:
+        DataError: if a folder holds none.
+    """
+    for path in pictures:
+        if not path.is_dir():
+            yield path
+            continue
+        inside = [Path(file) for file in files_below(path, EXTENSIONS)]
+        if not inside:
+            raise DataError(f"{path}: no picture in this folder: {', '.join(EXTENSIONS)}")
+        yield from sorted(inside)
 
 
 @torch.no_grad()
-def find_box(model: nn.Module, path: Path, size: int, device: torch.device) -> Found:
-    """Find the box in a picture of any size.
-
-    Raises:
-        DataError: if the picture cannot be read.
-    """
-    image = decode_picture(path)
+def find_boxes(
+    task: Task, model: nn.Module, image: Tensor, size: int, device: torch.device, confidence: float
+) -> Detections:
+    """What is found in a picture (3, H, W) of any size, in its own pixels and inside it."""
     square, _, fitted = letterbox(image, torch.zeros(0, 4), size)
-    boxes, confidence = answer(model(prepare_images(square[None].to(device))))
-    return Found(path, image, in_original(boxes[0].cpu(), fitted, size), float(confidence[0]))
+    (found,) = task.find(model(prepare_images(square[None].to(device))), size, confidence)
+    return Detections(in_original(found.boxes.cpu(), fitted), found.scores.cpu(), found.labels.cpu())
 
 
-def in_original(box: Tensor, fitted: Letterbox, size: int) -> list[float]:
-    """A box (4,), cxcywh as fractions of the square, as xyxy in original pixels inside the picture."""
-    first, second = fitted.undo(convert(box, "cxcywh", "xyxy") * size).view(2, 2)
-    # A linear output may name the corners the other way round.
-    corners = torch.stack([torch.minimum(first, second), torch.maximum(first, second)])
-    edges = corners.new_tensor([fitted.width, fitted.height])
-    pixels: list[float] = torch.minimum(corners.clamp(min=0), edges).flatten().tolist()
-    return pixels
+def in_original(boxes: Tensor, fitted: Letterbox) -> Tensor:
+    """Boxes (K, 4), xyxy in pixels of the square, in pixels of the original and cut at its edges."""
+    edges = boxes.new_tensor([fitted.width, fitted.height] * 2)
+    return torch.minimum(fitted.undo(boxes).clamp(min=0), edges)
+
+
+def as_results(found: Detections, names: Sequence[str], classes: bool) -> list[dict[str, Any]]:
+    """Rows in the form of COCO's results; a box that lies beside the picture, in the grey, is none."""
+    rows = []
+    for box, score, label in zip(
+        found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+    ):
+        x1, y1, x2, y2 = box
+        if classes and not (x2 > x1 and y2 > y1):
+            continue
+        bbox = [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)]
+        row = {"category_id": label, "bbox": bbox, "score": round(score, 4)}
+        rows.append(row | ({"category_name": names[label]} if classes else {}))
+    return rows
+
+
+def marks_of(rows: Sequence[dict[str, Any]]) -> list[Mark]:
+    """Boxes in the colours of their classes, with name and score."""
+    marks = []
+    for row in rows:
+        x, y, width, height = row["bbox"]
+        text = f"{row.get('category_name', '')} {row['score']:.2f}".strip()
+        marks.append(Mark((x, y, x + width, y + height), f"C{row['category_id'] % COLOURS}", text))
+    return marks

@@ -53,7 +53,7 @@ class RunReport:
     ) -> None:
         self.task, self.epochs, self.steps_per_epoch = task, config.epochs, steps_per_epoch
         self.name = task_name(config.data.path)
-        self.folder = folder or new_folder(config.out, f"{self.name}-{config.model.head}-seed{config.seed}")
+        self.folder = folder or new_folder(config.out, f"{self.name}-{task.label}-seed{config.seed}")
         self.files = RunFolder(self.folder, say)
         self._width = len("  ".join(f"{label} 0.0000" for label in task.shown.values()))
         self._batch_drawn = (self.folder / BATCH_DRAWING).exists()
@@ -76,6 +76,7 @@ class RunReport:
         problems: Sequence[str],
     ) -> None:
         """Say what is about to be trained, on what, and what of it was skipped."""
+        self._names = pictures["train"].source.names
         self._data: dict[str, Any] = {
             "pictures": {split: len(squares) for split, squares in pictures.items()},
             "left_out": {split: left._asdict() for split, left in left_out.items()},
@@ -84,8 +85,10 @@ class RunReport:
         }
         parameters = sum(parameter.numel() for parameter in model.parameters())
         counts = ", ".join(f"{len(squares)} {split}" for split, squares in pictures.items())
+        boxes = sum(int(squares.source.box_counts.sum()) for squares in pictures.values())
+        classes = "1 class" if len(self._names) == 1 else f"{len(self._names)} classes"
         say(
-            f"{self.name}: {counts} pictures; {parameters:,} parameters; "
+            f"{self.name}: {counts} pictures; {boxes} boxes, {classes}; {parameters:,} parameters; "
             f"{self.epochs} epochs of {self.steps_per_epoch} steps; run {self.folder}"
         )
         if problems:
@@ -94,7 +97,10 @@ class RunReport:
         for split, left in left_out.items():
             if any(left):
                 several, none = left.several_boxes, left.no_box
-                say(f"{split}: left out {several} pictures with several boxes, {none} with none")
+                say(
+                    f"{split}: left out {several} pictures with several boxes, {none} with none; "
+                    "--task grid learns all"
+                )
         for split, clipped in self._data["clipped_boxes"].items():
             if clipped:
                 say(f"{split}: clipped {clipped} boxes that stuck out of their picture by up to 1 %")
@@ -108,7 +114,7 @@ class RunReport:
     def first_batch(self, batch: Any) -> None:
         """Draw the first batch, so that wrong boxes are seen before the run has gone far."""
         if not self._batch_drawn:
-            self.files.write(BATCH_DRAWING, self.task.draw_batch(batch))
+            self.files.write(BATCH_DRAWING, self.task.draw_batch(batch, self._names))
             self._batch_drawn = True
 
     def step(self, epoch: int, step: Step, lr: float, speed: float) -> None:
@@ -149,10 +155,12 @@ class RunReport:
         """Draw the curves and what `model` finds, write summary.json and return it."""
         if rows:
             self.files.write("curves.png", draw_curves(rows, self.task.shown))
-        self.files.write("val_predictions.png", self.task.draw_predictions(model, validation, device))
+        scores = result["scores"] or {}
+        drawing = self.task.draw_predictions(model, validation, device, scores)
+        self.files.write("val_predictions.png", drawing)
         summary = {"run": str(self.folder), "task": self.name, **result, **self._data, "machine": machine()}
         self.files.write("summary.json", as_json(summary))
-        reached = {f"val_{name}": value for name, value in (result["scores"] or {}).items()}
+        reached = {f"val_{name}": value for name, value in scores.items()}
         best = f"{self._shown(reached)} (epoch {result['best_epoch']})" if reached else "not validated yet"
         say(
             f"{best}; see {self.folder}\n"

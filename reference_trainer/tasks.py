@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from boxreg import box_iou, convert
 
-from .config import TrainConfig
+from .config import ModelConfig, TrainConfig
 from .data.loading import Batch, Collate, Opened, Squares, open_sources, to_batch
-from .drawing import PICTURES_SHOWN, draw_batch, draw_predictions
+from .detection import Detections
+from .drawing import PICTURES_SHOWN, PREDICTION, TARGET, Mark, draw_grid
+from .errors import ConfigError
+from .grid import Grid
 from .model import Prediction, answer, build_model, prepare_images
 from .objective import Criterion, Objective
 
@@ -51,6 +54,11 @@ class Task(Protocol):
         ...
 
     @property
+    def label(self) -> str:
+        """What is trained, in the name of a run's folder."""
+        ...
+
+    @property
     def collate(self) -> Collate:
         """Makes a batch of samples."""
         ...
@@ -61,6 +69,10 @@ class Task(Protocol):
         Raises:
             DataError: if they are broken, or none is of use.
         """
+        ...
+
+    def model_config(self, pictures: Squares) -> ModelConfig:
+        """The network's settings with those filled in that depend on the training pictures."""
         ...
 
     def build_model(self, names: Sequence[str], pictures: Squares | None = None) -> nn.Module:
@@ -83,16 +95,25 @@ class Task(Protocol):
         """Each picture's target boxes (K, 4), xyxy in pixels."""
         ...
 
-    def scorer(self) -> Scorer:
-        """A new one for a pass over the validation set."""
+    def scorer(self, names: Sequence[str], confidence: float | None = None) -> Scorer:
+        """A new one for a pass over a validation set with classes of these names.
+
+        Where confidence decides what is found, it is the one given, or else the best for that set.
+        """
         ...
 
-    def draw_batch(self, batch: Any) -> bytes:
+    def find(self, prediction: Any, size: int, confidence: float) -> list[Detections]:
+        """What is found in each square picture of this size, from a confidence on if that decides."""
+        ...
+
+    def draw_batch(self, batch: Any, names: Sequence[str]) -> bytes:
         """A training batch with its targets, as PNG."""
         ...
 
-    def draw_predictions(self, model: nn.Module, pictures: Squares, device: torch.device) -> bytes:
-        """What a model, in evaluation mode, finds in the first pictures, as PNG."""
+    def draw_predictions(
+        self, model: nn.Module, pictures: Squares, device: torch.device, scores: Mapping[str, float]
+    ) -> bytes:
+        """What a model with these scores, in evaluation mode, finds in the first pictures, as PNG."""
         ...
 
 
@@ -114,9 +135,18 @@ class SingleBox:
         self.config = config
         self.criterion = Criterion(config.loss)
 
+    @property
+    def label(self) -> str:
+        """For the folder's name."""
+        return self.config.model.head
+
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> Opened:
         """The pictures with exactly one box."""
         return open_sources(self.config.data, self.config.seed, splits)
+
+    def model_config(self, pictures: Squares) -> ModelConfig:
+        """As it is."""
+        return self.config.model
 
     def build_model(self, names: Sequence[str], pictures: Squares | None = None) -> nn.Module:
         """The network, starting from the median box of the pictures; it does not tell classes apart."""
@@ -144,21 +174,40 @@ class SingleBox:
         """The one box of each picture."""
         return list(convert(batch.targets, "cxcywh", "xyxy")[:, None] * batch.images.shape[-1])
 
-    def scorer(self) -> BoxScorer:
-        """Scores by IoU."""
+    def scorer(self, names: Sequence[str], confidence: float | None = None) -> BoxScorer:
+        """By IoU; every picture gets its one box, however unsure."""
         return BoxScorer()
 
-    def draw_batch(self, batch: Batch) -> bytes:
+    def find(self, prediction: Prediction, size: int, confidence: float) -> list[Detections]:
+        """The one box of each picture, of the one class there is."""
+        boxes, sure = answer(prediction)
+        first, second = (convert(boxes, "cxcywh", "xyxy") * size).chunk(2, dim=1)
+        # A linear output may name the corners the other way round.
+        corners = torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=1)
+        nothing = torch.zeros(1, dtype=torch.int64, device=boxes.device)
+        return [Detections(box[None], score[None], nothing) for box, score in zip(corners, sure, strict=True)]
+
+    def draw_batch(self, batch: Batch, names: Sequence[str]) -> bytes:
         """Each picture with its target."""
-        return draw_batch(batch.images, batch.targets)
+        marks = [[Mark(boxes[0].tolist(), TARGET)] for boxes in self.boxes(batch)]
+        return draw_grid(batch.images, marks, [""] * len(marks), (TARGET,))
 
     @torch.no_grad()
-    def draw_predictions(self, model: nn.Module, pictures: Squares, device: torch.device) -> bytes:
+    def draw_predictions(
+        self, model: nn.Module, pictures: Squares, device: torch.device, scores: Mapping[str, float]
+    ) -> bytes:
         """Each picture with target, answer and their IoU."""
         shown = min(PICTURES_SHOWN, len(pictures))
-        images, targets = to_batch([pictures[index] for index in range(shown)])
-        boxes = answer(model(prepare_images(images.to(device))))[0].cpu()
-        return draw_predictions(images, targets, boxes, box_iou(boxes, targets, fmt="cxcywh"))
+        batch = to_batch([pictures[index] for index in range(shown)])
+        prediction = model(prepare_images(batch.images.to(device)))
+        found = self.find(prediction, batch.images.shape[-1], 0.0)
+        marks = [
+            [Mark(boxes[0].tolist(), TARGET), Mark(one.boxes[0].tolist(), PREDICTION)]
+            for boxes, one in zip(self.boxes(batch), found, strict=True)
+        ]
+        iou = box_iou(answer(prediction)[0].cpu(), batch.targets, fmt="cxcywh")
+        titles = [f"IoU {value:.2f}" for value in iou.tolist()]
+        return draw_grid(batch.images, marks, titles, (TARGET, PREDICTION))
 
 
 class BoxScorer:
@@ -178,10 +227,20 @@ class BoxScorer:
         return {"mean_iou": iou.mean().item(), "median_iou": iou.median().item()} | shares
 
 
+def refuse_grid(config: TrainConfig, command: str) -> None:
+    """Say that a command is for one box a picture.
+
+    Raises:
+        ConfigError: if `config` is of another task.
+    """
+    if config.task != "single":
+        raise ConfigError(f"task: got {config.task!r}, but {command} knows task 'single' only")
+
+
 def build_task(config: TrainConfig) -> Task:
     """The task that `config` names.
 
     Raises:
         ConfigError: if its settings contradict each other.
     """
-    return SingleBox(config)
+    return SingleBox(config) if config.task == "single" else Grid(config)

@@ -145,7 +145,9 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
     warmup = warmup_steps(config.schedule, total_steps)
     if warmup >= total_steps:
         raise ConfigError(f"schedule.warmup_steps: got {warmup}, but the run has {total_steps} steps")
-    config = config.resolved(device.type, loader.num_workers, warmup)
+    network = task.model_config(pictures["train"])
+    config = config.resolved(device.type, loader.num_workers, warmup, network)
+    task = build_task(config)
     if found:
         check_data(pictures, found)
     learner = build_learner(config, task, pictures["train"], total_steps, device, found and found.state)
@@ -180,7 +182,8 @@ def restore(run: Run, found: Found) -> None:
     run.report.metrics(progress.rows)
     best = run.checkpoints.best_weights(progress.best_step)
     if progress.scores and best:
-        run.report.files.write(WEIGHTS, pack_weights(best, run.pictures["train"].source.names))
+        names = run.pictures["train"].source.names
+        run.report.files.write(WEIGHTS, pack_weights(best, names, progress.scores))
     run.report.resumed(progress, run.complete)
 
 
@@ -263,12 +266,14 @@ def conclude(run: Run, stop: StopRequest) -> dict[str, Any]:
     except CheckpointError:  # the disk is full
         model = learner.ema.model
     scores = progress.scores
+    shown = [key.removeprefix("val_") for key in learner.task.shown if key.startswith("val_")]
     result = {
-        learner.task.best_by: scores and scores[learner.task.best_by],
+        **{name: scores and scores[name] for name in shown},
         "seconds": run.seconds,
         "best_epoch": progress.stopping.best_epoch,
         "stopped_by": None if run.complete else stop.name,
         "best_by": learner.task.best_by,
+        "shown": shown,
         "scores": scores,
         "optimizer": describe_optimizer(learner.optimizer),
     }
@@ -283,7 +288,8 @@ def conclude(run: Run, stop: StopRequest) -> dict[str, Any]:
 def save_average(run: Run) -> None:
     """Write the averaged weights, to evaluate and to predict with."""
     names = run.pictures["train"].source.names
-    run.report.files.write(WEIGHTS, pack_weights(run.learner.ema.model.state_dict(), names))
+    weights = run.learner.ema.model.state_dict()
+    run.report.files.write(WEIGHTS, pack_weights(weights, names, run.progress.scores))
 
 
 def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor]) -> UserError:

@@ -30,7 +30,10 @@ CORES_OF_A_STEP, MOST_WORKERS = 2, 4
 """On two cores a worker takes more from the step than it saves; beyond them it comes for free."""
 
 PRIOR_PICTURES = 1000
-"""The prior box is the median of at most this many boxes."""
+"""Prior boxes and anchors are found from at most so many pictures."""
+
+TOY_OBJECTS = 6
+"""Most objects in a toy picture where there are several."""
 
 
 class Sample(NamedTuple):
@@ -107,10 +110,14 @@ class Squares(Dataset[Sample]):
         # A worker that is not forked cannot share the memory; it decodes as it goes.
         return self.__dict__ | {"kept": None}
 
+    def first_boxes(self) -> Tensor:
+        """The boxes (K, 4) of the first pictures that have any, xyxy in pixels."""
+        first = np.flatnonzero(self.source.box_counts)[:PRIOR_PICTURES]
+        return torch.cat([self[int(index)].boxes for index in first])
+
     def prior(self) -> tuple[float, float, float, float]:
         """The median box (cx, cy, w, h) of the first pictures, as fractions of the square."""
-        boxes = torch.cat([self[index].boxes for index in range(min(len(self), PRIOR_PICTURES))])
-        return BoxHead.prior_from(boxes / self.size, fmt="xyxy")
+        return BoxHead.prior_from(self.first_boxes() / self.size, fmt="xyxy")
 
     def _load(self, index: int) -> Sample:
         picture = self.source[index]
@@ -262,19 +269,36 @@ def open_sources(config: DataConfig, seed: int, splits: Sequence[str] = ("train"
     Raises:
         DataError: if a folder, a label or a picture is broken, or a split has no one-box picture.
     """
-    opened: Mapping[str, PictureSource]
-    problems: list[str] = []
-    if config.path is None:
-        opened = toy_splits(config.pictures, config.size, seed)
-    else:
-        found = open_data(config.path, splits, skip_bad=config.on_error == "skip")
-        opened, problems = found.splits, found.problems
+    opened, problems = _open_all(config, seed, splits, 1)
     chosen = {name: one_box_only(opened[name]) for name in splits}
     empty = [name for name, (subset, _) in chosen.items() if not len(subset)]
     if empty:
         raise DataError(*(f"{config.path}: {name}: no picture with exactly one box" for name in empty))
     kept: dict[str, PictureSource] = {name: subset for name, (subset, _) in chosen.items()}
     return Opened(kept, {name: left_out for name, (_, left_out) in chosen.items()}, problems)
+
+
+def open_objects(config: DataConfig, seed: int, splits: Sequence[str] = ("train", "val")) -> Opened:
+    """The splits with all their pictures, those without a box too.
+
+    Raises:
+        DataError: if a folder, a label or a picture is broken, or a split has no box.
+    """
+    opened, problems = _open_all(config, seed, splits, TOY_OBJECTS)
+    empty = [name for name in splits if not opened[name].box_counts.any()]
+    if empty:
+        raise DataError(*(f"{config.path}: {name}: no picture has a box" for name in empty))
+    return Opened({name: opened[name] for name in splits}, {}, problems)
+
+
+def _open_all(
+    config: DataConfig, seed: int, splits: Sequence[str], most: int
+) -> tuple[Mapping[str, PictureSource], list[str]]:
+    """All pictures of some splits, toy ones with up to `most` objects, and the problems of those skipped."""
+    if config.path is None:
+        return toy_splits(config.pictures, config.size, seed, most), []
+    found = open_data(config.path, splits, skip_bad=config.on_error == "skip")
+    return found.splits, found.problems
 
 
 def task_name(path: Path | None) -> str:

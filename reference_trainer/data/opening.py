@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -116,6 +116,27 @@ def open_data(
     if "val" not in found.splits:
         opened = split_off(files["train"], str(path))
     return OpenedData(found.kind, {split: opened[split] for split in splits}, files)
+
+
+def task_for(path: Path) -> tuple[Literal["single", "grid"], str]:
+    """The task that a data set is for, and why: single only if every picture has exactly one box.
+
+    Labels alone are read; what is wrong with them is left to `open_data`.
+
+    Raises:
+        DataError: if it is not clear what is there.
+    """
+    found = recognise(path)
+    labels = found.read(found.splits)
+    counts = np.concatenate(
+        [np.bincount(each.rows().owner, minlength=len(each.files)) for each in labels.values()]
+    )
+    several, none = int((counts > 1).sum()), int((counts == 0).sum())
+    if several or none:
+        return "grid", f"of {len(counts)} pictures {several} have several boxes, {none} have none"
+    names = next(iter(labels.values())).names
+    hint = f"; --task grid tells its {len(names)} classes apart" if len(names) > 1 else ""
+    return "single", f"every picture has one box{hint}"
 
 
 def recognise(path: Path) -> DataSet:

@@ -120,6 +120,45 @@ class Subset:
         return self.source[int(self.indices[index])]
 
 
+class Renumbered:
+    """A source whose classes get the numbers that `names` gives them; classes of other names follow.
+
+    Args:
+        source: the pictures.
+        names: of the classes, the first numbers.
+
+    Raises:
+        DataError: if none of the source's classes is among `names`.
+    """
+
+    def __init__(self, source: PictureSource, names: Sequence[str]) -> None:
+        if not set(names) & set(source.names):
+            raise DataError(
+                f"no class in common: the data has {', '.join(source.names)}; expected some of "
+                f"{', '.join(names)}"
+            )
+        self.source = source
+        self.names = [*names, *(name for name in source.names if name not in names)]
+        self._numbers = torch.tensor([self.names.index(name) for name in source.names])
+
+    @property
+    def box_counts(self) -> Counts:
+        """The number of boxes of each picture."""
+        return self.source.box_counts
+
+    @property
+    def clipped(self) -> int:
+        """How many boxes were clipped."""
+        return self.source.clipped
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Picture:
+        picture = self.source[index]
+        return picture._replace(labels=self._numbers[picture.labels])
+
+
 class LeftOut(NamedTuple):
     """How many pictures `one_box_only` left out, and why."""
 

@@ -33,6 +33,36 @@ CONTRADICTIONS = {
         ["--model.head", "pooled", "--loss.lambda-noobj", "2"],
         ["lambda_noobj: got 2.0", "head 'pooled' has no objectness", "set head to 'dense'"],
     ),
+    "a decoder for one box": (
+        "model: {decoder: ltrb}",
+        ["--model.decoder", "ltrb"],
+        ["decoder: got ltrb", "task 'single' does not read it", "set task to 'grid'"],
+    ),
+    "a pooled head for many boxes": (
+        "task: grid\nmodel: {head: pooled}",
+        ["--task", "grid", "--model.head", "pooled"],
+        ["head: got pooled", "task 'grid' does not read it", "set task to 'single'"],
+    ),
+    "anchor ratios without anchors": (
+        "task: grid\nmodel: {decoder: dfl, assigner: anchor_ratio}",
+        ["--task", "grid", "--model.decoder", "dfl", "--model.assigner", "anchor_ratio"],
+        ["assigner: got 'anchor_ratio'", "decoder 'dfl' has no anchors", "'yolov3' or 'yolov5'"],
+    ),
+    "objectness of classes that score alone": (
+        "task: grid\nmodel: {decoder: ltrb}\nloss: {lambda_obj: 2}",
+        ["--task", "grid", "--model.decoder", "ltrb", "--loss.lambda-obj", "2"],
+        ["lambda_obj: got 2.0", "assigner 'task_aligned' has no objectness", "set assigner to another"],
+    ),
+    "distributions that are not there": (
+        "task: grid\nmodel: {decoder: cell}\nloss: {lambda_dfl: 2}",
+        ["--task", "grid", "--model.decoder", "cell", "--loss.lambda-dfl", "2"],
+        ["lambda_dfl: got 2.0", "decoder 'cell' has no distributions"],
+    ),
+    "size off the coarsest level": (
+        "task: grid\nmodel: {levels: 3}\ndata: {size: 80}",
+        ["--task", "grid", "--model.levels", "3", "--data.size", "80"],
+        ["size: got 80", "a multiple of 32", "3 levels"],
+    ),
     "toy pictures of a folder": (
         "data: {path: photographs, pictures: 40}",
         ["--data", "photographs", "--data.pictures", "40"],
@@ -93,7 +123,8 @@ def trained_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Train
 
     def pretend(config: TrainConfig) -> dict[str, Any]:
         seen.append(config)
-        return {"run": "run", "task": "toy", "mean_iou": 0.5, "seconds": 1.0, "stopped_by": None}
+        summary = {"run": "run", "task": "toy", "mean_iou": 0.5, "shown": ["mean_iou"]}
+        return summary | {"seconds": 1.0, "stopped_by": None, "lost": []}
 
     monkeypatch.setattr("reference_trainer.train.train", pretend)
     assert main(["train", *arguments]) == 0
@@ -163,7 +194,7 @@ def test_missing_keys_keep_their_default_and_numbers_may_be_written_as_1e_3(tmp_
         ("epoch: 3", "epoch: unknown setting; did you mean 'epochs'?"),
         ("data: {picture: 3}", "data.picture: unknown setting; did you mean 'pictures'?"),
         ("optimizer: {learning_rate: 3}", "optimizer.learning_rate: unknown setting; "),
-        ("zzz: 3", "zzz: unknown setting; known are epochs, seed, "),
+        ("zzz: 3", "zzz: unknown setting; known are task, epochs, seed, "),
     ],
     ids=["top", "branch", "far from any", "nothing near"],
 )
@@ -279,6 +310,24 @@ def test_a_preset_and_a_file_together_are_refused(
     message = refusal(["train", "--preset", "baseline", "--config", str(file)], capsys, monkeypatch)
     assert "--preset and --config" in message
     assert "baseline" in refusal(["train", "--preset", "basline"], capsys, monkeypatch)
+    message = refusal(["train", "--preset", "baseline", "--task", "grid"], capsys, monkeypatch)
+    assert "task: got 'grid', but preset 'baseline' is of task 'single'" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "preset"),
+    [
+        ([], "reference"),
+        (["--task", "single"], "reference"),
+        (["--task", "grid"], "grid"),
+        (["--task", "grid", "--data", "somewhere"], "photos"),
+    ],
+)
+def test_the_task_chooses_the_preset(
+    arguments: list[str], preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trained_with(arguments, monkeypatch)
+    assert config.model_copy(update={"data": PRESETS[preset].data}) == PRESETS[preset]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from boxreg import convert
 from reference_trainer.checkpoint import load_run
 from reference_trainer.data.sample import Letterbox, decode_picture, letterbox
 from reference_trainer.data.toy import ToyPictures
@@ -75,16 +76,18 @@ def test_predict_draws_and_writes_boxes_in_original_pixels(learned: Done, photos
     assert done.result["pictures"] == 4
     assert done.result["predictions"] == str(out / "predictions.json")
     found = json.loads((out / "predictions.json").read_text())
-    assert [one["picture"] for one in found] == [str(photo) for photo in photos]
+    assert [one["file_name"] for one in found] == [str(photo) for photo in photos]
+    assert [one["image_id"] for one in found] == [0, 1, 2, 3]
     sizes = [(160, 91), (73, 160), (333, 50), (160, 160)]
     for one, photo, (width, height) in zip(found, photos, sizes, strict=True):
         assert (one["width"], one["height"]) == (width, height)
-        x1, y1, x2, y2 = one["box_xyxy"]
-        assert 0 <= x1 <= x2 <= width
-        assert 0 <= y1 <= y2 <= height
-        assert 0 < one["confidence"] <= 1
+        x, y, w, h = one["bbox"]
+        assert min(x, y, w, h) >= 0
+        assert x + w <= width + 0.011
+        assert y + h <= height + 0.011
+        assert 0 < one["score"] <= 1
         # Written with two decimals; the batch layout changes the last bits of the network's numbers.
-        assert one["box_xyxy"] == pytest.approx(box_by_hand(learned.folder, photo), abs=0.02)
+        assert [x, y, x + w, y + h] == pytest.approx(box_by_hand(learned.folder, photo), abs=0.03)
     drawings = sorted(file for file in out.iterdir() if file.suffix == ".png")
     assert [file.name for file in drawings] == [
         f"{number:03d}-{photo.stem}.png" for number, photo in enumerate(photos)
@@ -121,7 +124,8 @@ def test_a_box_is_brought_back_into_the_picture(
     fitted: Letterbox, box: tuple[float, ...], expected: list[float]
 ) -> None:
     size = {160: 80, 40: 160}[fitted.width]
-    assert in_original(torch.tensor(box), fitted, size) == pytest.approx(expected, abs=1e-4)
+    square = convert(torch.tensor([box]), "cxcywh", "xyxy") * size
+    assert in_original(square, fitted)[0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_evaluate_needs_no_training_pictures(

@@ -113,6 +113,8 @@ def test_a_picture_that_cannot_be_read_is_refused(
         said = refused(capsys, "predict", small.folder, tmp_path / name, "--out", tmp_path / "out")
         assert str(tmp_path / name) in said
     assert "PICTURES" in refused(capsys, "predict", small.folder)
+    said = refused(capsys, "predict", small.folder, tmp_path / "text.png", "--confidence", "0.5")
+    assert "task 'single' gives every picture its box" in said
     assert not (tmp_path / "out").exists()
 
 

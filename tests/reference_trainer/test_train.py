@@ -239,11 +239,11 @@ def test_what_was_done_to_the_data_is_said_and_kept(
     labels[1].write_text("0 0.5 0.5 0.2 0.2\n1 0.2 0.2 0.2 0.2\n")
     labels[2].write_text("")
     settings = ["--data", tmp_path / "copy", *from_a_folder(SMALL), "--out", tmp_path / "runs"]
-    done = call_here(capsys, "train", *settings)
+    done = call_here(capsys, "train", "--task", "single", *settings)
     assert done.summary["pictures"] == {"train": 30, "val": 8}
     assert done.summary["left_out"]["train"] == {"no_box": 1, "several_boxes": 1}
     assert done.summary["clipped_boxes"] == {"train": 1, "val": 0}
-    assert "train: left out 1 pictures with several boxes, 1 with none" in done.messages
+    assert "left out 1 pictures with several boxes, 1 with none; --task grid learns all" in done.messages
     assert "train: clipped 1 boxes" in done.messages
     assert "val: " not in done.messages.replace("val IoU", "")
 
