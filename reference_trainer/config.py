@@ -166,7 +166,7 @@ class OptimizerConfig(Settings):
     """The optimizer; what is reported after a run is read from the live object."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with Nesterov-free momentum."""
+    """adamw, or sgd with momentum."""
     lr: Positive = 3e-3
     """Peak learning rate."""
     weight_decay: NotNegative = 0.1
@@ -176,7 +176,9 @@ class OptimizerConfig(Settings):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum, AdamW's beta1."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """AdamW's beta2; SGD has none."""
+    """AdamW's beta2, 0.99 to 0.999; SGD has none."""
+    nesterov: bool = False
+    """SGD: look ahead along the momentum, as Nesterov does."""
 
     @model_validator(mode="after")
     def _beta2_is_adamws(self) -> Self:
@@ -184,14 +186,49 @@ class OptimizerConfig(Settings):
             self.refuse_unused("beta2", "sgd has no beta2; set name to 'adamw' or leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _nesterov_is_sgds(self) -> Self:
+        if self.name != "sgd":
+            self.refuse_unused("nesterov", f"{self.name} has none; set name to 'sgd' or leave it out")
+        elif self.nesterov and not self.momentum:
+            raise ValueError("nesterov: got True, but momentum is 0; set momentum, or leave nesterov out")
+        return self
+
 
 class ScheduleConfig(Settings):
-    """The learning rate over the run, a pure function of the step."""
+    """The learning rate over the run: of each optimizer step."""
 
-    name: Literal["cosine", "steps"] = "cosine"
-    """cosine to 0; or fixed steps: the peak, from 4/7 of the run a tenth of it, from 11/14 a hundredth."""
+    name: Literal["constant", "steps", "cosine", "onecycle", "plateau"] = "cosine"
+    """constant; steps: the peak, from 4/7 of the run a tenth of it, from 11/14 a hundredth; cosine to 0;
+    onecycle: from 1/25 of the peak up to it and down to nearly nothing, both along a cosine; plateau: times
+    `factor` whenever `patience` validations brought nothing better. All after their warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Linear warm-up in optimizer steps; if not given, 200 for cosine, 1/28 of the run for steps."""
+    """Warm-up in optimizer steps: linear, of onecycle the rise. If neither this nor warmup_epochs is given:
+    30 % of the run for onecycle, 1/28 of it for steps, else 200 steps or at most a fifth of it."""
+    warmup_epochs: NotNegative | None = None
+    """Warm-up in epochs instead."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """plateau: what the learning rate is multiplied by."""
+    patience: Annotated[int, Field(ge=0)] = 3
+    """plateau: validations without a better score that pass; the next one lowers the rate."""
+    min_delta: NotNegative = 0.0
+    """plateau: how much higher a score has to be to be better."""
+
+    @model_validator(mode="after")
+    def _warmup_is_said_once(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError(
+                f"warmup_steps: got {self.warmup_steps}, and warmup_epochs: got {self.warmup_epochs:g}; "
+                "give one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reductions_are_a_plateaus(self) -> Self:
+        if self.name != "plateau":
+            for name in ("factor", "patience", "min_delta"):
+                self.refuse_unused(name, f"schedule {self.name!r} does not read it; set name to 'plateau'")
+        return self
 
 
 class TrainConfig(Settings):
@@ -239,7 +276,9 @@ class TrainConfig(Settings):
             update={
                 "device": device,
                 "data": self.data.model_copy(update={"workers": workers}),
-                "schedule": self.schedule.model_copy(update={"warmup_steps": warmup_steps}),
+                "schedule": self.schedule.model_copy(
+                    update={"warmup_steps": warmup_steps, "warmup_epochs": None}
+                ),
             }
         )
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from .config import TrainConfig
 from .data.loading import Batch, ObjectBatch, Squares
 from .errors import CheckpointError
 from .meter import Step
 from .model import autocast, prepare_images
-from .recipe import Ema, build_optimizer, lr_factor
+from .recipe import Ema, build_optimizer
+from .schedules import Schedule
 from .tasks import Task
 
 
@@ -28,14 +28,9 @@ class Learner:
     model: nn.Module
     ema: Ema
     optimizer: Optimizer
-    schedule: LambdaLR
+    schedule: Schedule
     clip_norm: float | None
     device: torch.device
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next step."""
-        return float(self.schedule.get_last_lr()[0])
 
     def gradients(self, batch: Batch | ObjectBatch) -> Step:
         """Forward, backward, clip: what the next `move` would do, and what led to it."""
@@ -57,46 +52,42 @@ class Learner:
         self.ema.update(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that has been learned; the learning rate is a function of the step."""
+        """All that has been learned, and what moves it."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
         }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            CheckpointError: if it is not of this network.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the state does not fit its configuration: {error}") from error
 
 
 def build_learner(
-    config: TrainConfig,
-    task: Task,
-    pictures: Squares,
-    total_steps: int,
-    device: torch.device,
-    saved: Mapping[str, Any] | None = None,
+    config: TrainConfig, task: Task, pictures: Squares, total_steps: int, device: torch.device
 ) -> Learner:
-    """The network with the optimizer and schedule that `config` names, as new or as they were saved.
-
-    Raises:
-        CheckpointError: if what was saved is not of this network.
-    """
+    """The network with the optimizer and schedule that `config` names, all as new."""
     model = task.build_model(pictures.source.names, pictures)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer, ema, step = build_optimizer(config.optimizer, model), Ema(model, config.ema_decay), 0
-    if saved:
-        try:
-            model.load_state_dict(saved["model"])
-            ema.load_state_dict(saved["ema"])
-            optimizer.load_state_dict(saved["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the state does not fit its configuration: {error}") from error
-        step = saved["step"]
+    optimizer = build_optimizer(config.optimizer, model)
     return Learner(
         task=task,
         model=model,
-        ema=ema,
+        ema=Ema(model, config.ema_decay),
         optimizer=optimizer,
-        schedule=LambdaLR(
-            optimizer, lambda step: lr_factor(config.schedule, step, total_steps), last_epoch=step - 1
-        ),
+        schedule=Schedule(config.schedule, optimizer, total_steps),
         clip_norm=config.clip_norm,
         device=device,
     )

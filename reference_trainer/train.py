@@ -31,12 +31,13 @@ from .evaluate import evaluate
 from .learner import Learner, build_learner
 from .nonfinite import NONFINITE, diagnose
 from .progress import Progress, random_state, restore_random_state
-from .recipe import EarlyStopping, describe_optimizer, warmup_steps
+from .recipe import EarlyStopping, describe_optimizer
 from .report import RunReport
+from .schedules import warmup_steps
 from .stopping import StopRequest
 from .tasks import build_task
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """Raised when older states can no longer be gone on from."""
 
 
@@ -141,14 +142,12 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
     loader, batches = train_loader(pictures["train"], config, task.collate)
     total_steps = config.epochs * len(loader)
-
-    warmup = warmup_steps(config.schedule, total_steps)
-    if warmup >= total_steps:
-        raise ConfigError(f"schedule.warmup_steps: got {warmup}, but the run has {total_steps} steps")
+    warmup = warmup_steps(config.schedule, total_steps, config.epochs)
     config = config.resolved(device.type, loader.num_workers, warmup)
+    learner = build_learner(config, task, pictures["train"], total_steps, device)
     if found:
         check_data(pictures, found)
-    learner = build_learner(config, task, pictures["train"], total_steps, device, found and found.state)
+        learner.load_state_dict(found.state)
     report = RunReport(config, task, len(loader), found.path.parents[1] if found else None)
     save_config(config, report.folder / CONFIG)
     run = Run(
@@ -217,7 +216,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     before = time.perf_counter()
     for batch in run.loader:
         run.report.first_batch(batch)
-        random, lr, begun = random_state(), learner.lr, time.perf_counter()
+        random, lr, begun = random_state(), learner.schedule.lr, time.perf_counter()
         step = learner.gradients(batch)
         if not step.finite():
             raise not_finite(run, batch, random)
@@ -242,6 +241,7 @@ def close_epoch(run: Run, scores: dict[str, float] | None) -> None:
         if not all(map(math.isfinite, scores.values())):
             raise UserError(f"the scores are not finite in epoch {epoch}; {advice(run)}")
         row |= {f"val_{name}": value for name, value in scores.items()}
+        learner.schedule.scored(scores[learner.task.best_by])
     row["seconds"] = run.seconds
     progress.close_epoch(row)
     run.report.metrics(progress.rows)
