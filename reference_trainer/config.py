@@ -20,6 +20,15 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 
+STRIDE, SMALLEST_SIDE = 16, 32
+"""Sides of training pictures are multiples of the first, at least the second."""
+
+LARGEST_FACTOR = 8
+"""A scale from here on is meant in pixels."""
+
+PATIENCE = 20
+"""Epochs of patience if no setting says it."""
+
 
 class Settings(BaseModel):
     """A branch of the tree: unknown keys are refused, values are checked, nothing changes later."""
@@ -40,8 +49,11 @@ class DataConfig(Settings):
     the toy pictures are generated. One picture in five is validated on if the data does not say which."""
     on_error: Literal["stop", "skip"] = "stop"
     """stop: list all that is wrong with the data, train nothing; skip: leave out each bad box or picture."""
-    size: Annotated[int, Field(ge=32)] = 128
+    size: Annotated[int, Field(ge=SMALLEST_SIDE)] = 128
     """Side of the square that pictures are letterboxed to, in pixels; a multiple of 16."""
+    scales: tuple[Positive, ...] = ()
+    """Multi-scale training: each step draws one of these sides, in pixels or, below 8, as factors of size
+    (then brought to multiples of 16), such as 0.92 1 1.08. Validation keeps to size."""
     pictures: Annotated[int, Field(ge=5)] = 1200
     """Toy pictures to generate: four fifths to train on, the rest to validate."""
     workers: Annotated[int, Field(ge=0)] | None = None
@@ -53,10 +65,30 @@ class DataConfig(Settings):
         # A run is evaluated from other folders than the one it was started in.
         return path and path.expanduser().resolve()
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sides that training draws from, in pixels; none if all is trained at `size`."""
+        sides = (
+            round(scale * self.size / STRIDE) * STRIDE if scale < LARGEST_FACTOR else scale
+            for scale in self.scales
+        )
+        return tuple(sorted({int(side) for side in sides}))
+
     @model_validator(mode="after")
-    def _size_fits_stride(self) -> Self:
-        if self.size % 16:
-            raise ValueError(f"size: got {self.size}, expected a multiple of 16 (the model's stride)")
+    def _sizes_fit_stride(self) -> Self:
+        if self.size % STRIDE:
+            raise ValueError(f"size: got {self.size}, expected a multiple of {STRIDE} (the model's stride)")
+        for scale in self.scales:
+            in_pixels = scale >= LARGEST_FACTOR
+            if in_pixels and (scale % STRIDE or scale < SMALLEST_SIDE):
+                raise ValueError(
+                    f"scales: got {scale:g}, expected a multiple of {STRIDE}, at least {SMALLEST_SIDE}, or a "
+                    f"factor below {LARGEST_FACTOR}"
+                )
+            if not in_pixels and scale * self.size < SMALLEST_SIDE:
+                raise ValueError(
+                    f"scales: got {scale:g}, of {self.size} pixels less than the {SMALLEST_SIDE} needed"
+                )
         return self
 
     @model_validator(mode="after")
@@ -118,8 +150,9 @@ class ModelConfig(Settings):
     """boxhead: boxreg's, decoded, started at the data's prior; linear: a bare nn.Linear, undecoded."""
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     """Channels of the first stage; each of the four stages doubles them."""
-    norm: Literal["group", "batch", "none"] = "group"
-    """Normalisation after each convolution."""
+    norm: Literal["group", "batch", "layer", "none"] = "group"
+    """Normalisation after each convolution: over eight groups of channels, over the pictures of a batch (of
+    all GPUs), over all channels, or none."""
     activation: Literal["silu", "leaky_relu"] = "silu"
     """Activation after each convolution."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -219,7 +252,7 @@ class ScheduleConfig(Settings):
         if self.warmup_steps is not None and self.warmup_epochs is not None:
             raise ValueError(
                 f"warmup_steps: got {self.warmup_steps}, and warmup_epochs: got {self.warmup_epochs:g}; "
-                "give one of them"
+                "give one of them, and None for the other"
             )
         return self
 
@@ -242,14 +275,23 @@ class TrainConfig(Settings):
     """Where to train; auto takes CUDA where there is one."""
     out: Path = Path("runs")
     """Folder that the run's own folder is made in."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of forward and backward pass: auto takes bf16 on GPUs that have it, else fp16, and fp32 on the CPU."""
     batch_size: Count = 16
     """Pictures an optimizer step."""
+    accumulate: Count = 1
+    """Parts that the pictures of a step are worked on in, one after another, to save memory; the gradient is
+    that of all of them. BatchNorm, if there is any, sees a part at a time."""
     clip_norm: Positive | None = 4.0
     """Clip the gradient to this norm; None does not clip."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Decay of the averaged weights that validate and are saved; 0 averages nothing."""
-    patience: Count = 20
-    """Stop after this many epochs without a better validation IoU."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better validation score; 20 if patience_steps is not given."""
+    patience_steps: Count | None = None
+    """The same in optimizer steps instead, rounded up to whole epochs."""
+    min_delta: NotNegative = 0.0
+    """How much higher than before a validation score must be for patience to start anew."""
     validate_every: Count = 3
     """Epochs between validations; the last epoch always validates."""
     save_every: Count | None = None
@@ -262,6 +304,29 @@ class TrainConfig(Settings):
     schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
+    def _parts_have_pictures(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate: got {self.accumulate}, expected at most batch_size, {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_is_said_once(self) -> Self:
+        if self.patience is not None and self.patience_steps is not None:
+            raise ValueError(
+                f"patience: got {self.patience}, and patience_steps: got {self.patience_steps}; "
+                "give one of them, and None for the other"
+            )
+        return self
+
+    def patience_epochs(self, steps: int) -> int:
+        """The patience in epochs of so many steps."""
+        if self.patience_steps is not None:
+            return -(-self.patience_steps // steps)
+        return self.patience or PATIENCE
+
+    @model_validator(mode="after")
     def _cells_have_objectness(self) -> Self:
         if self.model.head == "pooled":
             for name in ("lambda_obj", "lambda_noobj"):
@@ -270,12 +335,22 @@ class TrainConfig(Settings):
                 )
         return self
 
-    def resolved(self, device: str, workers: int, warmup_steps: int) -> Self:
+    def resolved(
+        self,
+        device: str,
+        workers: int,
+        warmup_steps: int,
+        precision: Literal["fp32", "bf16", "fp16"],
+        epoch_steps: int,
+    ) -> Self:
         """The same with the settings filled in that are decided when a run starts."""
         return self.model_copy(
             update={
                 "device": device,
-                "data": self.data.model_copy(update={"workers": workers}),
+                "precision": precision,
+                "patience": self.patience_epochs(epoch_steps),
+                "patience_steps": None,
+                "data": self.data.model_copy(update={"workers": workers, "scales": self.data.sizes}),
                 "schedule": self.schedule.model_copy(
                     update={"warmup_steps": warmup_steps, "warmup_epochs": None}
                 ),

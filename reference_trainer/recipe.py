@@ -81,19 +81,27 @@ class Ema:
 
 
 class EarlyStopping:
-    """Remembers the best score; `over` says when `patience` epochs brought none. NaN is never best."""
+    """Remembers the best score; `over` says when `patience` epochs brought none. NaN is never best.
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
+    Args:
+        patience: in epochs.
+        min_delta: how much the score must have risen, since patience last started, for it to start anew. A
+            smaller rise is remembered as the best score all the same.
+    """
+
+    def __init__(self, patience: int, min_delta: float = 0.0) -> None:
+        self.patience, self.min_delta = patience, min_delta
         self.best, self.best_epoch = -math.inf, 0
-        self.waiting_since, self.validated = 0, 0
+        self.waiting_from, self.waiting_since, self.validated = -math.inf, 0, 0
 
     def improved(self, score: float, epoch: int) -> bool:
         """Whether `score`, that of the validation after `epoch`, is the best so far."""
         self.validated = epoch
         if not score > self.best:
             return False
-        self.best, self.best_epoch, self.waiting_since = score, epoch, epoch
+        self.best, self.best_epoch = score, epoch
+        if score > self.waiting_from + self.min_delta:
+            self.waiting_from, self.waiting_since = score, epoch
         return True
 
     @property
@@ -106,8 +114,8 @@ class EarlyStopping:
         self.waiting_since = self.validated
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the patience, which the configuration gives."""
-        return {name: value for name, value in vars(self).items() if name != "patience"}
+        """All but what the configuration gives."""
+        return {name: value for name, value in vars(self).items() if name not in ("patience", "min_delta")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""

@@ -30,9 +30,11 @@ from .errors import CheckpointError, ConfigError, UserError
 from .evaluate import evaluate
 from .learner import Learner, build_learner
 from .nonfinite import NONFINITE, diagnose
+from .precision import pick_precision
 from .progress import Progress, random_state, restore_random_state
 from .recipe import EarlyStopping, describe_optimizer
 from .report import RunReport
+from .scaling import micro_batches
 from .schedules import warmup_steps
 from .stopping import StopRequest
 from .tasks import build_task
@@ -55,6 +57,7 @@ class Run:
     report: RunReport
     checkpoints: Checkpoints
     started: float
+    rehearsed: bool = False
 
     @property
     def complete(self) -> bool:
@@ -137,13 +140,14 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
     task = build_task(config)
     sources, left_out, problems = task.open_data()
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
     loader, batches = train_loader(pictures["train"], config, task.collate)
     total_steps = config.epochs * len(loader)
     warmup = warmup_steps(config.schedule, total_steps, config.epochs)
-    config = config.resolved(device.type, loader.num_workers, warmup)
+    config = config.resolved(device.type, loader.num_workers, warmup, precision, len(loader))
     learner = build_learner(config, task, pictures["train"], total_steps, device)
     if found:
         check_data(pictures, found)
@@ -157,7 +161,7 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
         batches=batches,
         validation=val_loader(pictures["val"], task.collate),
         learner=learner,
-        progress=Progress(EarlyStopping(config.patience)),
+        progress=Progress(EarlyStopping(config.patience or 0, config.min_delta)),
         report=report,
         checkpoints=Checkpoints(report.files),
         started=started,
@@ -216,11 +220,15 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     before = time.perf_counter()
     for batch in run.loader:
         run.report.first_batch(batch)
+        if learner.sizes and not run.rehearsed:
+            learner.rehearse(batch)
+            run.rehearsed = True
         random, lr, begun = random_state(), learner.schedule.lr, time.perf_counter()
+        batch = learner.sized(batch, progress.step)
         step = learner.gradients(batch)
         if not step.finite():
             raise not_finite(run, batch, random)
-        learner.move()
+        learner.move(step)
         now = time.perf_counter()
         progress.step += 1
         progress.meter.add(step, lr, len(batch.images), now - before, now - begun)
@@ -298,16 +306,17 @@ def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor])
         "step": progress.step + 1,
         "model": learner.model.state_dict(),
         "random": random,
+        "parts": learner.parts,
         "batch": batch._asdict(),
         "pictures": names,
     }
     saved = run.report.files.write(NONFINITE, pack_state(state), later=False)
-    moved = batch.to(learner.device)
-    found = diagnose(learner.task, learner.model, moved, random, learner.device)
+    parts = micro_batches(batch, learner.parts)
+    found = diagnose(learner.task, learner.model, parts, random, learner.device, learner.precision)
     see = [f"see it again: {run.report.command('replay')}"] if saved else []
     where = f"at step {progress.step + 1}, in epoch {run.batches.epoch}"
     head = f"loss or gradient not finite {where}; {advice(run)}"
-    return UserError("\n".join([head, *found.lines(names, learner.task.boxes(moved)), *see]))
+    return UserError("\n".join([head, *found.lines(names, learner.task.boxes(batch)), *see]))
 
 
 def advice(run: Run) -> str:

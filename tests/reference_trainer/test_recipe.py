@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reference_trainer.config import PRESETS, OptimizerConfig
+from reference_trainer.config import PRESETS, OptimizerConfig, TrainConfig
 from reference_trainer.model import build_model
 from reference_trainer.recipe import EarlyStopping, Ema, build_optimizer, describe_optimizer
 
@@ -206,3 +206,22 @@ def test_training_ends_after_three_epochs_without_a_better_score(
         if stopping.over and over is None:
             over = epoch
     assert (stopping.best_epoch, over) == (best_epoch, ends)
+
+
+def test_small_rises_are_best_but_do_not_prolong_the_wait() -> None:
+    stopping = EarlyStopping(patience=3, min_delta=0.125)
+    # The third has risen by enough since the wait began, though from one to the next none has.
+    scores = (0.5, 0.5625, 0.6875, 0.75, math.nan, 0.8125)
+    found = [(stopping.improved(score, epoch), stopping.over) for epoch, score in enumerate(scores, start=1)]
+    better = [improved for improved, _ in found]
+    assert better == [True, True, True, True, False, True]
+    assert [over for _, over in found] == [False] * 5 + [True]
+    assert (stopping.best, stopping.best_epoch, stopping.waiting_since) == (0.8125, 6, 3)
+
+
+def test_patience_in_steps_is_patience_in_epochs() -> None:
+    assert TrainConfig(patience_steps=17).patience_epochs(8) == 3
+    assert TrainConfig(patience=7).patience_epochs(8) == 7
+    assert TrainConfig().patience_epochs(8) == 20
+    with pytest.raises(ValueError, match="patience: got 3, and patience_steps: got 4; give one of them"):
+        TrainConfig(patience=3, patience_steps=4)
