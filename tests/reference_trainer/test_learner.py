@@ -166,6 +166,24 @@ def test_a_step_that_float16_cannot_hold_is_skipped_and_moves_nothing(pictures: 
     assert not third.finite()
 
 
+def test_a_scale_goes_on_where_it_was(pictures: Squares) -> None:
+    batch = batch_of(pictures, 4)
+    learner = learner_of(pictures, precision="fp16")
+    for scale in (2.0**120, 512.0, 512.0):
+        learner.scaler.scale(torch.zeros(()))
+        learner.scaler.update(scale)
+        learner.move(learner.gradients(batch))
+    again = learner_of(pictures, precision="fp16")
+    again.load_state_dict(copy.deepcopy(learner.state_dict()))
+    assert again.state_dict()["scaler"] == learner.state_dict()["scaler"]
+    assert learner.state_dict()["scaler"]["_growth_tracker"] == 2
+    assert again.schedule.taken == learner.schedule.taken == 2
+    for one in (learner, again):
+        one.move(one.gradients(batch))
+    for found, wanted in zip(again.model.parameters(), learner.model.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize(("precision", "eps"), [("bf16", 2**-8), ("fp16", 2**-11)])
 def test_mixed_precision_has_the_gradient_of_float32_but_for_rounding(
     precision: str, eps: float, pictures: Squares
