@@ -174,7 +174,7 @@ def test_the_reference_is_the_default_and_the_whole_recipe() -> None:
     assert reference.schedule.name == "cosine"
     assert reference.clip_norm is None or reference.clip_norm >= 3
     assert reference.ema_decay > 0
-    assert 15 <= reference.patience <= 20
+    assert 15 <= reference.patience_epochs(60) <= 20
 
 
 @pytest.mark.parametrize("preset", PRESETS)
