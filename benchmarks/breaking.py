@@ -27,6 +27,9 @@ SETTINGS = ["--data.pictures", "80", "--data.size", "64", "--model.width", "8", 
 SETTINGS += ["--device", "cpu", "--validate-every", "1", "--batch-size", "8"]
 """A run of eight steps an epoch and two batches a validation that draws random numbers in each step."""
 
+LEARNED = ("model", "ema", "optimizer", "schedule", "scaler", "random", "step")
+"""What of a state is compared."""
+
 STEPS = 8
 """Optimizer steps of an epoch of that run."""
 
@@ -35,7 +38,7 @@ def fingerprint(folder: Path) -> str:
     """A digest of all that a run has learned and written down, but for the times."""
     found = newest_state(folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    learned = {name: found.state[name] for name in ("model", "ema", "optimizer", "random", "step")}
+    learned = {name: found.state[name] for name in LEARNED}
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes())
     for part in _flat([learned, [{k: v for k, v in row.items() if k not in TIMES} for row in rows]]):
         digest.update(part)

@@ -19,7 +19,8 @@ from .config import TrainConfig
 from .data.loading import Squares, TrainingSamples, open_sources, to_batch, train_loader
 from .model import answer, build_model, prepare_images
 from .objective import Criterion
-from .recipe import build_optimizer, lr_factor
+from .recipe import build_optimizer
+from .schedules import lr_factor, warmup_steps
 from .tasks import refuse_grid
 
 EXIT_CODES = {None: 0, "info": 0, "warning": 3, "error": 4}
@@ -70,6 +71,7 @@ def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
     squares = {split: Squares(source, config.data.size) for split, source in opened.splits.items()}
     loader, _ = train_loader(squares["train"], config)  # its workers never start: batches are drawn here
     total_steps = config.epochs * len(loader)
+    warmup = warmup_steps(config.schedule, total_steps, config.epochs)
     model = trained or build_model(config.model, squares["train"].prior())
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
@@ -83,10 +85,10 @@ def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
         redraw(),
         boxes=lambda prediction: answer(prediction)[0],
         declared=_declared(config, len(pictures)),
-        schedule=lambda step: lr_factor(config.schedule, step, total_steps),
+        schedule=lambda step: lr_factor(config.schedule, warmup, step, total_steps),
         epochs=config.epochs,
         pictures=len(squares["train"]),
-        patience=config.patience,
+        patience=config.patience_epochs(len(loader)),
         clip_norm=config.clip_norm or math.inf,
         ema_decay=config.ema_decay,
         redraw=redraw,

@@ -37,6 +37,15 @@ WITH_ANCHORS = ("yolov3", "yolov5")
 FINEST_STRIDE = 8
 """Pixels per cell of the finest level of the grid task; of each further one twice as many."""
 
+STRIDE, SMALLEST_SIDE = 16, 32
+"""Sides of training pictures are multiples of the first, at least the second."""
+
+LARGEST_FACTOR = 8
+"""A scale from here on is meant in pixels."""
+
+PATIENCE = 20
+"""Epochs of patience if no setting says it."""
+
 
 class Settings(BaseModel):
     """A branch of the tree: unknown keys are refused, values are checked, nothing changes later."""
@@ -57,8 +66,11 @@ class DataConfig(Settings):
     the toy pictures are generated. One picture in five is validated on if the data does not say which."""
     on_error: Literal["stop", "skip"] = "stop"
     """stop: list all that is wrong with the data, train nothing; skip: leave out each bad box or picture."""
-    size: Annotated[int, Field(ge=32)] = 128
+    size: Annotated[int, Field(ge=SMALLEST_SIDE)] = 128
     """Side of the square that pictures are letterboxed to, in pixels; a multiple of 16."""
+    scales: tuple[Positive, ...] = ()
+    """Multi-scale training: each step draws one of these sides, in pixels or, below 8, as factors of size
+    (then brought to multiples of 16), such as 0.92 1 1.08. Validation keeps to size."""
     pictures: Annotated[int, Field(ge=5)] = 1200
     """Toy pictures to generate: four fifths to train on, the rest to validate."""
     workers: Annotated[int, Field(ge=0)] | None = None
@@ -70,10 +82,30 @@ class DataConfig(Settings):
         # A run is evaluated from other folders than the one it was started in.
         return path and path.expanduser().resolve()
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sides that training draws from, in pixels; none if all is trained at `size`."""
+        sides = (
+            round(scale * self.size / STRIDE) * STRIDE if scale < LARGEST_FACTOR else scale
+            for scale in self.scales
+        )
+        return tuple(sorted({int(side) for side in sides}))
+
     @model_validator(mode="after")
-    def _size_fits_stride(self) -> Self:
-        if self.size % 16:
-            raise ValueError(f"size: got {self.size}, expected a multiple of 16 (the model's stride)")
+    def _sizes_fit_stride(self) -> Self:
+        if self.size % STRIDE:
+            raise ValueError(f"size: got {self.size}, expected a multiple of {STRIDE} (the model's stride)")
+        for scale in self.scales:
+            in_pixels = scale >= LARGEST_FACTOR
+            if in_pixels and (scale % STRIDE or scale < SMALLEST_SIDE):
+                raise ValueError(
+                    f"scales: got {scale:g}, expected a multiple of {STRIDE}, at least {SMALLEST_SIDE}, or a "
+                    f"factor below {LARGEST_FACTOR}"
+                )
+            if not in_pixels and scale * self.size < SMALLEST_SIDE:
+                raise ValueError(
+                    f"scales: got {scale:g}, of {self.size} pixels less than the {SMALLEST_SIDE} needed"
+                )
         return self
 
     @model_validator(mode="after")
@@ -148,8 +180,9 @@ class ModelConfig(Settings):
     given, found from the training boxes."""
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     """Channels of the first stage; each of the four stages doubles them."""
-    norm: Literal["group", "batch", "none"] = "group"
-    """Normalisation after each convolution."""
+    norm: Literal["group", "batch", "layer", "none"] = "group"
+    """Normalisation after each convolution: over eight groups of channels, over the pictures of a batch (of
+    all GPUs), over all channels, or none."""
     activation: Literal["silu", "leaky_relu"] = "silu"
     """Activation after each convolution."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -222,7 +255,7 @@ class OptimizerConfig(Settings):
     """The optimizer; what is reported after a run is read from the live object."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with Nesterov-free momentum."""
+    """adamw, or sgd with momentum."""
     lr: Positive = 3e-3
     """Peak learning rate."""
     weight_decay: NotNegative = 0.1
@@ -232,7 +265,9 @@ class OptimizerConfig(Settings):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum, AdamW's beta1."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """AdamW's beta2; SGD has none."""
+    """AdamW's beta2, 0.99 to 0.999; SGD has none."""
+    nesterov: bool = False
+    """SGD: look ahead along the momentum, as Nesterov does."""
 
     @model_validator(mode="after")
     def _beta2_is_adamws(self) -> Self:
@@ -240,14 +275,49 @@ class OptimizerConfig(Settings):
             self.refuse_unused("beta2", "sgd has no beta2; set name to 'adamw' or leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _nesterov_is_sgds(self) -> Self:
+        if self.name != "sgd":
+            self.refuse_unused("nesterov", f"{self.name} has none; set name to 'sgd' or leave it out")
+        elif self.nesterov and not self.momentum:
+            raise ValueError("nesterov: got True, but momentum is 0; set momentum, or leave nesterov out")
+        return self
+
 
 class ScheduleConfig(Settings):
-    """The learning rate over the run, a pure function of the step."""
+    """The learning rate over the run: of each optimizer step."""
 
-    name: Literal["cosine", "steps"] = "cosine"
-    """cosine to 0; or fixed steps: the peak, from 4/7 of the run a tenth of it, from 11/14 a hundredth."""
+    name: Literal["constant", "steps", "cosine", "onecycle", "plateau"] = "cosine"
+    """constant; steps: the peak, from 4/7 of the run a tenth of it, from 11/14 a hundredth; cosine to 0;
+    onecycle: from 1/25 of the peak up to it and down to nearly nothing, both along a cosine; plateau: times
+    `factor` whenever `patience` validations brought nothing better. All after their warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Linear warm-up in optimizer steps; if not given, 200 for cosine, 1/28 of the run for steps."""
+    """Warm-up in optimizer steps: linear, of onecycle the rise. If neither this nor warmup_epochs is given:
+    30 % of the run for onecycle, 1/28 of it for steps, else 200 steps or at most a fifth of it."""
+    warmup_epochs: NotNegative | None = None
+    """Warm-up in epochs instead."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """plateau: what the learning rate is multiplied by."""
+    patience: Annotated[int, Field(ge=0)] = 3
+    """plateau: validations without a better score that pass; the next one lowers the rate."""
+    min_delta: NotNegative = 0.0
+    """plateau: how much higher a score has to be to be better."""
+
+    @model_validator(mode="after")
+    def _warmup_is_said_once(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError(
+                f"warmup_steps: got {self.warmup_steps}, and warmup_epochs: got {self.warmup_epochs:g}; "
+                "give one of them, and None for the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reductions_are_a_plateaus(self) -> Self:
+        if self.name != "plateau":
+            for name in ("factor", "patience", "min_delta"):
+                self.refuse_unused(name, f"schedule {self.name!r} does not read it; set name to 'plateau'")
+        return self
 
 
 class TrainConfig(Settings):
@@ -263,14 +333,23 @@ class TrainConfig(Settings):
     """Where to train; auto takes CUDA where there is one."""
     out: Path = Path("runs")
     """Folder that the run's own folder is made in."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of forward and backward pass: auto takes bf16 on GPUs that have it, else fp16, and fp32 on the CPU."""
     batch_size: Count = 16
     """Pictures an optimizer step."""
+    accumulate: Count = 1
+    """Parts that the pictures of a step are worked on in, one after another, to save memory; the gradient is
+    that of all of them. BatchNorm, if there is any, sees a part at a time."""
     clip_norm: Positive | None = 4.0
     """Clip the gradient to this norm; None does not clip."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Decay of the averaged weights that validate and are saved; 0 averages nothing."""
-    patience: Count = 20
-    """Stop after this many epochs without a better validation IoU."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better validation score; 20 if patience_steps is not given."""
+    patience_steps: Count | None = None
+    """The same in optimizer steps instead, rounded up to whole epochs."""
+    min_delta: NotNegative = 0.0
+    """How much higher than before a validation score must be for patience to start anew."""
     validate_every: Count = 3
     """Epochs between validations; the last epoch always validates."""
     save_every: Count | None = None
@@ -299,25 +378,65 @@ class TrainConfig(Settings):
         self._objectness_is_there(not aligned, "assigner 'task_aligned'", "assigner to another")
         if self.model.decoder != "dfl":
             self.loss.refuse_unused("lambda_dfl", f"decoder {self.model.decoder!r} has no distributions")
+        if self.data.scales and self.model.decoder == "cell":
+            raise ValueError("data.scales: decoder 'cell' knows one size of pictures; set decoder to another")
         coarsest = FINEST_STRIDE * 2 ** (self.model.levels - 1)
-        if self.data.size % coarsest:
-            raise ValueError(
-                f"data.size: got {self.data.size}, expected a multiple of {coarsest}, the cell of the "
-                f"coarsest of {self.model.levels} levels"
-            )
+        for name, sides in (("size", (self.data.size,)), ("scales", self.data.sizes)):
+            for side in sides:
+                if side % coarsest:
+                    raise ValueError(
+                        f"data.{name}: got {side}, expected multiples of {coarsest}, the cell of the "
+                        f"coarsest of {self.model.levels} levels"
+                    )
         return self
 
     def _objectness_is_there(self, there: bool, without: str, instead: str) -> None:
         for name in () if there else ("lambda_obj", "lambda_noobj"):
             self.loss.refuse_unused(name, f"{without} has no objectness; set {instead} or leave it out")
 
-    def resolved(self, device: str, workers: int, warmup_steps: int, model: ModelConfig) -> Self:
+    @model_validator(mode="after")
+    def _parts_have_pictures(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate: got {self.accumulate}, expected at most batch_size, {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_is_said_once(self) -> Self:
+        if self.patience is not None and self.patience_steps is not None:
+            raise ValueError(
+                f"patience: got {self.patience}, and patience_steps: got {self.patience_steps}; "
+                "give one of them, and None for the other"
+            )
+        return self
+
+    def patience_epochs(self, steps: int) -> int:
+        """The patience in epochs of so many steps."""
+        if self.patience_steps is not None:
+            return -(-self.patience_steps // steps)
+        return self.patience or PATIENCE
+
+    def resolved(
+        self,
+        device: str,
+        workers: int,
+        warmup_steps: int,
+        model: ModelConfig,
+        precision: Literal["fp32", "bf16", "fp16"],
+        epoch_steps: int,
+    ) -> Self:
         """The same with the settings filled in that are decided when a run starts."""
         return self.model_copy(
             update={
                 "device": device,
-                "data": self.data.model_copy(update={"workers": workers}),
-                "schedule": self.schedule.model_copy(update={"warmup_steps": warmup_steps}),
+                "precision": precision,
+                "patience": self.patience_epochs(epoch_steps),
+                "patience_steps": None,
+                "data": self.data.model_copy(update={"workers": workers, "scales": self.data.sizes}),
+                "schedule": self.schedule.model_copy(
+                    update={"warmup_steps": warmup_steps, "warmup_epochs": None}
+                ),
                 "model": model,
             }
         )

@@ -99,7 +99,7 @@ class Grid:
     def objective(self, prediction: DensePrediction, batch: ObjectBatch) -> Objective:
         """Assignment, and the loss of boxes, objectness and classes."""
         terms = self.criterion(prediction, pad_targets(batch.boxes, batch.labels))
-        return Objective(terms.total, terms.raw, terms.weighted)
+        return Objective(terms.total, terms.raw, terms.weighted, terms.positives.clamp(min=1).to(terms.total))
 
     def figures(self, prediction: DensePrediction, batch: ObjectBatch) -> dict[str, Tensor]:
         """None: the terms of the loss say it all."""

@@ -15,15 +15,21 @@ TIMES = ("seconds", "pictures_per_second", "step_share")
 
 
 class Step(NamedTuple):
-    """What one optimizer step came to: the loss, the task's other figures (K,), the norm of the gradient."""
+    """What one optimizer step came to: the loss, the task's other figures (K,), the norm of the gradient.
+
+    A step is skipped if the scale of float16 was too high for its gradient.
+    """
 
     objective: Objective
     figures: dict[str, Tensor]
     gradient_norm: Tensor
+    skipped: bool = False
 
     def finite(self) -> bool:
-        """Whether loss and gradient are finite; waits for the device once."""
-        return bool(torch.stack([self.objective.total, self.gradient_norm]).isfinite().all())
+        """Whether loss and gradient are finite, or the loss of a skipped step; waits for the device once."""
+        total = self.objective.total
+        values = [total] if self.skipped else [total, self.gradient_norm]
+        return bool(torch.stack(values).isfinite().all())
 
 
 class Meter:
@@ -31,6 +37,7 @@ class Meter:
 
     Attributes:
         steps: how many.
+        skipped: how many of them moved nothing.
         pictures: how many they saw.
         seconds: that they took, with the wait for their pictures.
         stepping: those of them spent in forward, backward and step.
@@ -38,21 +45,22 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self.steps = self.pictures = 0
+        self.steps = self.skipped = self.pictures = 0
         self.seconds = self.stepping = self.lr = 0.0
         self._columns: dict[str, list[Tensor]] = {}
 
     def add(self, step: Step, lr: float, pictures: int, seconds: float, stepping: float) -> None:
         """Take in a step over so many pictures, and the time that it took."""
         self.steps += 1
+        self.skipped += step.skipped
         self.lr = lr
         self.pictures += pictures
         self.seconds += seconds
         self.stepping += stepping
-        total, raw, weighted = step.objective
+        total, raw, weighted, _ = step.objective
         values = {
             "loss": total,
-            "gradient_norm": step.gradient_norm,
+            **({} if step.skipped else {"gradient_norm": step.gradient_norm}),
             **{f"raw.{name}": value for name, value in raw.items()},
             **{f"weighted.{name}": value for name, value in weighted.items()},
             **{f"train_{name}": value for name, value in step.figures.items()},
@@ -63,7 +71,7 @@ class Meter:
     def row(self, clip_norm: float | None) -> dict[str, Any]:
         """The epoch's means, its speed, and the share of its time spent in forward, backward and step."""
         means = {name: torch.cat(column).mean().item() for name, column in self._columns.items()}
-        norms = torch.cat(self._columns["gradient_norm"])
+        norms = torch.cat(self._columns.get("gradient_norm", [torch.zeros(1)]))
 
         def branch(prefix: str) -> dict[str, float]:
             return {n.removeprefix(prefix): mean for n, mean in means.items() if n.startswith(prefix)}
@@ -73,10 +81,12 @@ class Meter:
             "raw": branch("raw."),
             "weighted": branch("weighted."),
             **{name: mean for name, mean in means.items() if name.startswith("train_")},
-            "gradient_norm": means["gradient_norm"],
+            # None if every step was skipped.
+            "gradient_norm": means.get("gradient_norm"),
             "clipped_share": 0.0 if clip_norm is None else (norms > clip_norm).float().mean().item(),
             "lr": self.lr,
             "steps": self.steps,
+            "skipped_steps": self.skipped,
             "pictures": self.pictures,
             "pictures_per_second": self.pictures / self.seconds,
             "step_share": self.stepping / self.seconds,

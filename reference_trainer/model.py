@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from boxreg import BoxHead, GridCellDecoder
 
@@ -26,9 +26,14 @@ UNTRAINED_LOGIT = -4.0
 CELL_STRETCH = 3.0
 """A cell's box may be centred up to one cell away, so that neighbours of the object's cell can hold it."""
 
+FEW_FOR_BATCH_NORM = 8
+"""Pictures at a time up to which BatchNorm is warned of."""
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(8, channels),
     "batch": nn.BatchNorm2d,
+    # All channels are one group: "Group Normalization" (Wu and He 2018, arXiv:1803.08494).
+    "layer": lambda channels: nn.GroupNorm(1, channels),
     "none": lambda channels: nn.Identity(),
 }
 
@@ -125,6 +130,37 @@ def build_model(config: ModelConfig, prior: tuple[float, float, float, float]) -
     return DenseRegressor(config, prior) if config.head == "dense" else PooledRegressor(config, prior)
 
 
+def processes() -> int:
+    """How many train together."""
+    there = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if there else 1
+
+
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network with BatchNorm over the pictures of all processes, where there are several on GPUs."""
+    if device.type != "cuda" or processes() == 1:
+        return model
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return converted
+
+
+def batch_norm_warning(model: nn.Module, pictures: int) -> str | None:
+    """What to know, in figures, of BatchNorm over so few pictures at a time, if the network has any.
+
+    With SyncBatchNorm each process sees as many.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if norms and isinstance(norms[0], nn.SyncBatchNorm):
+        pictures *= processes()
+    if not norms or pictures > FEW_FOR_BATCH_NORM:
+        return None
+    return (
+        f"BatchNorm sees {pictures} pictures at a time: where pictures differ, the mean that it subtracts is "
+        f"off by {100 / math.sqrt(pictures):.0f} % of their spread, against {100 / math.sqrt(64):.0f} % with "
+        "64; --model.norm group does not depend on their number"
+    )
+
+
 def answer(prediction: Prediction) -> tuple[Tensor, Tensor]:
     """One box a picture (B, 4) in cxcywh, and its confidence (B,): the most confident cell, or the only box.
 
@@ -136,11 +172,6 @@ def answer(prediction: Prediction) -> tuple[Tensor, Tensor]:
     confidence, cell = objectness.flatten(1).max(1)
     chosen = boxes.flatten(2).gather(2, cell[:, None, None].expand(-1, 4, 1)).squeeze(2)
     return chosen, confidence.sigmoid()
-
-
-def autocast(device: torch.device) -> AbstractContextManager[None]:
-    """bfloat16 on CUDA; float32 on the CPU, where it is the faster of the two."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def prepare_images(images: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from .checkpoint import pick_device, unpack_state
 from .config import parse_config
 from .data.loading import Batch, ObjectBatch, batch_from
-from .model import autocast, prepare_images
+from .model import prepare_images
+from .precision import autocast
 from .progress import restore_random_state
+from .scaling import micro_batches
 from .tasks import Task, build_task
 
 NONFINITE = "nonfinite.pt"
@@ -52,20 +54,24 @@ def _rounded(boxes: Tensor) -> list[list[float]]:
 
 
 def diagnose(
-    task: Task, model: nn.Module, batch: Batch | ObjectBatch, random: list[Tensor], device: torch.device
+    task: Task,
+    model: nn.Module,
+    parts: Sequence[Batch | ObjectBatch],
+    random: list[Tensor],
+    device: torch.device,
+    precision: str,
 ) -> Diagnosis:
-    """Repeat the forward pass of a batch, and look at each term and each picture of it.
+    """Repeat the forward passes of a batch, and look at each term and each picture of it.
 
     Args:
         task: what is learned.
         model: with the weights that met the batch, in training mode.
-        batch: on the device.
-        random: the state of the generators before that pass.
+        parts: of the batch, on the device, in the order in which they were worked on.
+        random: the state of the generators before that.
         device: of model and batch.
+        precision: of the forward pass.
     """
     restore_random_state(random)
-    with autocast(device):
-        prediction = model(prepare_images(batch.images))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def fault(loss: Tensor) -> str | None:
@@ -78,13 +84,21 @@ def diagnose(
         norm = nn.utils.get_total_norm([slope for slope in slopes if slope is not None])
         return None if norm.isfinite() else "its gradient"
 
-    terms = {name: fault(term) for name, term in task.objective(prediction, batch).weighted.items()}
-    pictures = [
-        index
-        for index in range(len(batch.images))
-        if fault(task.objective(*task.alone(prediction, batch, index)).total)
-    ]
-    return Diagnosis({name: what for name, what in terms.items() if what}, pictures)
+    terms: dict[str, str] = {}
+    pictures: list[int] = []
+    first = 0
+    for batch in parts:
+        with autocast(device, precision):
+            prediction = model(prepare_images(batch.images))
+        found = {name: fault(term) for name, term in task.objective(prediction, batch).weighted.items()}
+        terms |= {name: what for name, what in found.items() if what}
+        pictures += [
+            first + index
+            for index in range(len(batch.images))
+            if fault(task.objective(*task.alone(prediction, batch, index)).total)
+        ]
+        first += len(batch.images)
+    return Diagnosis(terms, pictures)
 
 
 def replay(folder: Path, device_name: str) -> tuple[dict[str, Any], list[str]]:
@@ -98,12 +112,14 @@ def replay(folder: Path, device_name: str) -> tuple[dict[str, Any], list[str]]:
     """
     state = unpack_state(folder / NONFINITE)
     device = pick_device(device_name)
-    task = build_task(parse_config(state["config"]))
+    config = parse_config(state["config"])
+    task = build_task(config)
     model = task.build_model(state["names"])
     model.load_state_dict(state["model"])
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     batch = batch_from(state["batch"]).to(device)
-    found = diagnose(task, model, batch, state["random"], device)
+    parts = micro_batches(batch, state["parts"])
+    found = diagnose(task, model, parts, state["random"], device, config.precision)
     at_fault = [state["pictures"][index] for index in found.pictures]
     result = {"run": str(folder), "finite": not (found.terms or found.pictures), "terms": found.terms}
     where = f"step {state['step']} of epoch {state['epoch']}"

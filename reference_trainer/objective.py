@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,16 +20,41 @@ CELLS_AROUND_CENTRE = 1.5
 
 
 class Objective(NamedTuple):
-    """A loss and its named terms, without and with their lambda."""
+    """A loss and its named terms, without and with their lambda, and what their sums were divided by.
+
+    The loss of a batch that is worked on in parts is the parts' sums over the sum of their divisors. That is
+    the loss of the whole, unless parts without an object are divided by 1: each adds 1 to the divisor then.
+    """
 
     total: Tensor
     raw: dict[str, Tensor]
     weighted: dict[str, Tensor]
+    divisor: Tensor
 
     def detached(self) -> Objective:
         """The same numbers without their graph."""
-        raw, weighted = ({name: value.detach() for name, value in d.items()} for d in self[1:])
-        return Objective(self.total.detach(), raw, weighted)
+        raw, weighted = (
+            {name: value.detach() for name, value in terms.items()} for terms in (self.raw, self.weighted)
+        )
+        return Objective(self.total.detach(), raw, weighted, self.divisor.detach())
+
+
+def whole_objective(parts: Sequence[Objective]) -> Objective:
+    """That of a batch, from those of its parts: their sums over the sum of their divisors."""
+    if len(parts) == 1:
+        return parts[0]
+    divisors = torch.stack([part.divisor for part in parts])
+    shares = divisors / divisors.sum()
+
+    def mean(values: Iterable[Tensor]) -> Tensor:
+        return (torch.stack(list(values)) * shares).sum()
+
+    return Objective(
+        mean(part.total for part in parts),
+        {name: mean(part.raw[name] for part in parts) for name in parts[0].raw},
+        {name: mean(part.weighted[name] for part in parts) for name in parts[0].weighted},
+        divisors.sum(),
+    )
 
 
 class Criterion:
@@ -60,7 +86,8 @@ class Criterion:
     def __call__(self, prediction: Prediction, target: Tensor) -> Objective:
         """Predicted boxes, and objectness if there is one, against `target` (B, 4) in cxcywh."""
         if prediction.objectness is None:
-            return Objective(*self.losses[-1](prediction.boxes, target))
+            total, raw, weighted = self.losses[-1](prediction.boxes, target)
+            return Objective(total, raw, weighted, total.new_tensor(len(target)))
         return self._dense(prediction.boxes, prediction.objectness, target)
 
     def _dense(self, boxes: Tensor, objectness: Tensor, target: Tensor) -> Objective:
@@ -80,7 +107,7 @@ class Criterion:
             "noobj": self.config.lambda_noobj * raw["noobj"],
         }
         total = box.total + weighted["obj"] + weighted["noobj"]
-        return Objective(total, box.raw | raw, box.weighted | weighted)
+        return Objective(total, box.raw | raw, box.weighted | weighted, positives.to(total.dtype))
 
 
 def cells_near_centre(target: Tensor, rows: int, columns: int) -> Tensor:

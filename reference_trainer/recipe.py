@@ -1,4 +1,4 @@
-"""The parts of the recipe: optimizer, learning rate, averaged weights, early stopping."""
+"""The parts of the recipe: optimizer, averaged weights, early stopping."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from boxreg import param_groups
 
-from .config import OptimizerConfig, ScheduleConfig
-
-STEPS_WARMUP, FIRST_DROP, SECOND_DROP = 5 / 140, 80 / 140, 110 / 140
-"""The fixed steps of 5 + 75 + 30 + 30 epochs, as shares of the run."""
-
-COSINE_WARMUP = 200
-"""Optimizer steps; in a short run a fifth of it."""
+from .config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
@@ -30,7 +24,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
         else [{"params": list(model.parameters()), "weight_decay": config.weight_decay, "name": "all"}]
     )
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
+        )
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
 
 
@@ -45,25 +41,6 @@ def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
             for group in optimizer.param_groups
         ],
     }
-
-
-def warmup_steps(config: ScheduleConfig, total: int) -> int:
-    """The optimizer steps of warm-up in a run of `total`."""
-    if config.warmup_steps is not None:
-        return config.warmup_steps
-    return round(STEPS_WARMUP * total) if config.name == "steps" else min(COSINE_WARMUP, total // 5)
-
-
-def lr_factor(config: ScheduleConfig, step: int, total: int) -> float:
-    """The share of the peak learning rate at `step` of `total`: a pure function."""
-    warmup = warmup_steps(config, total)
-    if config.name == "steps":
-        done = step / total
-        factor = 1.0 if done < FIRST_DROP else 0.1 if done < SECOND_DROP else 0.01
-    else:
-        done = min(max(step - warmup, 0) / max(total - warmup, 1), 1.0)
-        factor = 0.5 * (1.0 + math.cos(math.pi * done))
-    return factor * min((step + 1) / (warmup + 1), 1.0)
 
 
 class Ema:
@@ -104,19 +81,27 @@ class Ema:
 
 
 class EarlyStopping:
-    """Remembers the best score; `over` says when `patience` epochs brought none. NaN is never best."""
+    """Remembers the best score; `over` says when `patience` epochs brought none. NaN is never best.
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
+    Args:
+        patience: in epochs.
+        min_delta: how much the score must have risen, since patience last started, for it to start anew. A
+            smaller rise is remembered as the best score all the same.
+    """
+
+    def __init__(self, patience: int, min_delta: float = 0.0) -> None:
+        self.patience, self.min_delta = patience, min_delta
         self.best, self.best_epoch = -math.inf, 0
-        self.waiting_since, self.validated = 0, 0
+        self.waiting_from, self.waiting_since, self.validated = -math.inf, 0, 0
 
     def improved(self, score: float, epoch: int) -> bool:
         """Whether `score`, that of the validation after `epoch`, is the best so far."""
         self.validated = epoch
         if not score > self.best:
             return False
-        self.best, self.best_epoch, self.waiting_since = score, epoch, epoch
+        self.best, self.best_epoch = score, epoch
+        if score > self.waiting_from + self.min_delta:
+            self.waiting_from, self.waiting_since = score, epoch
         return True
 
     @property
@@ -129,8 +114,8 @@ class EarlyStopping:
         self.waiting_since = self.validated
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the patience, which the configuration gives."""
-        return {name: value for name, value in vars(self).items() if name != "patience"}
+        """All but what the configuration gives."""
+        return {name: value for name, value in vars(self).items() if name not in ("patience", "min_delta")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""

@@ -30,13 +30,16 @@ from .errors import CheckpointError, ConfigError, UserError
 from .evaluate import evaluate
 from .learner import Learner, build_learner
 from .nonfinite import NONFINITE, diagnose
+from .precision import pick_precision
 from .progress import Progress, random_state, restore_random_state
-from .recipe import EarlyStopping, describe_optimizer, warmup_steps
+from .recipe import EarlyStopping, describe_optimizer
 from .report import RunReport
+from .scaling import micro_batches
+from .schedules import warmup_steps
 from .stopping import StopRequest
 from .tasks import build_task
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """Raised when older states can no longer be gone on from."""
 
 
@@ -54,6 +57,7 @@ class Run:
     report: RunReport
     checkpoints: Checkpoints
     started: float
+    rehearsed: bool = False
 
     @property
     def complete(self) -> bool:
@@ -136,21 +140,20 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
     task = build_task(config)
     sources, left_out, problems = task.open_data()
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
     loader, batches = train_loader(pictures["train"], config, task.collate)
     total_steps = config.epochs * len(loader)
-
-    warmup = warmup_steps(config.schedule, total_steps)
-    if warmup >= total_steps:
-        raise ConfigError(f"schedule.warmup_steps: got {warmup}, but the run has {total_steps} steps")
+    warmup = warmup_steps(config.schedule, total_steps, config.epochs)
     network = task.model_config(pictures["train"])
-    config = config.resolved(device.type, loader.num_workers, warmup, network)
+    config = config.resolved(device.type, loader.num_workers, warmup, network, precision, len(loader))
     task = build_task(config)
+    learner = build_learner(config, task, pictures["train"], total_steps, device)
     if found:
         check_data(pictures, found)
-    learner = build_learner(config, task, pictures["train"], total_steps, device, found and found.state)
+        learner.load_state_dict(found.state)
     report = RunReport(config, task, len(loader), found.path.parents[1] if found else None)
     save_config(config, report.folder / CONFIG)
     run = Run(
@@ -160,7 +163,7 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
         batches=batches,
         validation=val_loader(pictures["val"], task.collate),
         learner=learner,
-        progress=Progress(EarlyStopping(config.patience)),
+        progress=Progress(EarlyStopping(config.patience or 0, config.min_delta)),
         report=report,
         checkpoints=Checkpoints(report.files),
         started=started,
@@ -220,11 +223,15 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     before = time.perf_counter()
     for batch in run.loader:
         run.report.first_batch(batch)
-        random, lr, begun = random_state(), learner.lr, time.perf_counter()
+        if learner.sizes and not run.rehearsed:
+            learner.rehearse(batch)
+            run.rehearsed = True
+        random, lr, begun = random_state(), learner.schedule.lr, time.perf_counter()
+        batch = learner.sized(batch, progress.step)
         step = learner.gradients(batch)
         if not step.finite():
             raise not_finite(run, batch, random)
-        learner.move()
+        learner.move(step)
         now = time.perf_counter()
         progress.step += 1
         progress.meter.add(step, lr, len(batch.images), now - before, now - begun)
@@ -245,6 +252,7 @@ def close_epoch(run: Run, scores: dict[str, float] | None) -> None:
         if not all(map(math.isfinite, scores.values())):
             raise UserError(f"the scores are not finite in epoch {epoch}; {advice(run)}")
         row |= {f"val_{name}": value for name, value in scores.items()}
+        learner.schedule.scored(scores[learner.task.best_by])
     row["seconds"] = run.seconds
     progress.close_epoch(row)
     run.report.metrics(progress.rows)
@@ -304,16 +312,17 @@ def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor])
         "step": progress.step + 1,
         "model": learner.model.state_dict(),
         "random": random,
+        "parts": learner.parts,
         "batch": batch._asdict(),
         "pictures": names,
     }
     saved = run.report.files.write(NONFINITE, pack_state(state), later=False)
-    moved = batch.to(learner.device)
-    found = diagnose(learner.task, learner.model, moved, random, learner.device)
+    parts = micro_batches(batch, learner.parts)
+    found = diagnose(learner.task, learner.model, parts, random, learner.device, learner.precision)
     see = [f"see it again: {run.report.command('replay')}"] if saved else []
     where = f"at step {progress.step + 1}, in epoch {run.batches.epoch}"
     head = f"loss or gradient not finite {where}; {advice(run)}"
-    return UserError("\n".join([head, *found.lines(names, learner.task.boxes(moved)), *see]))
+    return UserError("\n".join([head, *found.lines(names, learner.task.boxes(batch)), *see]))
 
 
 def advice(run: Run) -> str:

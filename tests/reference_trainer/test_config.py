@@ -83,6 +83,41 @@ CONTRADICTIONS = {
         ["--data.size", "100"],
         ["size: got 100", "a multiple of 16"],
     ),
+    "two warm-ups": (
+        "schedule: {warmup_steps: 5, warmup_epochs: 2}",
+        ["--schedule.warmup-steps", "5", "--schedule.warmup-epochs", "2"],
+        ["warmup_steps: got 5", "warmup_epochs: got 2", "give one of them"],
+    ),
+    "two patiences": (
+        "patience: 5\npatience_steps: 50",
+        ["--patience", "5", "--patience-steps", "50"],
+        ["patience: got 5", "patience_steps: got 50", "give one of them"],
+    ),
+    "plateau settings of another schedule": (
+        "schedule: {factor: 0.5}",
+        ["--schedule.factor", "0.5"],
+        ["factor: got 0.5", "schedule 'cosine'", "set name to 'plateau'"],
+    ),
+    "Nesterov without momentum": (
+        "optimizer: {name: sgd, nesterov: true, momentum: 0}",
+        ["--optimizer.name", "sgd", "--optimizer.nesterov", "--optimizer.momentum", "0"],
+        ["nesterov: got True", "momentum is 0"],
+    ),
+    "Nesterov of AdamW": (
+        "optimizer: {nesterov: true}",
+        ["--optimizer.nesterov"],
+        ["nesterov: got True", "adamw has none", "set name to 'sgd'"],
+    ),
+    "more parts than pictures": (
+        "batch_size: 4\naccumulate: 5",
+        ["--batch-size", "4", "--accumulate", "5"],
+        ["accumulate: got 5", "at most batch_size, 4"],
+    ),
+    "a scale off the stride": (
+        "data: {scales: [120, 128]}",
+        ["--data.scales", "120", "128"],
+        ["scales: got 120", "a multiple of 16"],
+    ),
     "negative lr": ("optimizer: {lr: -1}", ["--optimizer.lr", "-1"], ["lr", "-1", "greater than 0"]),
     "infinite lr": ("optimizer: {lr: .inf}", ["--optimizer.lr", "inf"], ["lr", "inf", "finite number"]),
     "dropout of 1": ("model: {dropout: 1}", ["--model.dropout", "1"], ["dropout", "1", "less than 1"]),
@@ -170,7 +205,7 @@ def test_the_reference_is_the_default_and_the_whole_recipe() -> None:
     assert reference.schedule.name == "cosine"
     assert reference.clip_norm is None or reference.clip_norm >= 3
     assert reference.ema_decay > 0
-    assert 15 <= reference.patience <= 20
+    assert 15 <= reference.patience_epochs(60) <= 20
 
 
 @pytest.mark.parametrize("preset", PRESETS)

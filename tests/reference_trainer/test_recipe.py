@@ -5,87 +5,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reference_trainer.config import PRESETS, OptimizerConfig, ScheduleConfig
+from reference_trainer.config import PRESETS, OptimizerConfig, TrainConfig
 from reference_trainer.model import build_model
-from reference_trainer.recipe import EarlyStopping, Ema, build_optimizer, describe_optimizer, lr_factor
+from reference_trainer.recipe import EarlyStopping, Ema, build_optimizer, describe_optimizer
 
 PRIOR = (0.5, 0.5, 0.3, 0.3)
-COSINE, STEPS = ScheduleConfig(name="cosine"), ScheduleConfig(name="steps")
-
-
-@pytest.mark.parametrize(
-    ("config", "step", "total", "factor"),
-    [
-        (COSINE, 0, 2200, 1 / 201),
-        (COSINE, 99, 2200, 100 / 201),
-        (COSINE, 199, 2200, 200 / 201),
-        (COSINE, 200, 2200, 1.0),
-        (COSINE, 700, 2200, 0.5 + math.sqrt(0.125)),
-        (COSINE, 1200, 2200, 0.5),
-        (COSINE, 2200, 2200, 0.0),
-        (COSINE, 2300, 2200, 0.0),
-        # A short run warms up for a fifth of it.
-        (COSINE, 9, 50, 10 / 11),
-        (COSINE, 10, 50, 1.0),
-        (COSINE, 30, 50, 0.5),
-        (ScheduleConfig(warmup_steps=0), 0, 100, 1.0),
-        (ScheduleConfig(warmup_steps=0), 50, 100, 0.5),
-        (ScheduleConfig(warmup_steps=3), 1, 100, 0.5),
-        # The notes' epochs: warm-up 5, full for 75, a tenth for 30, a hundredth after; 240 steps each.
-        (STEPS, 0, 140 * 240, 1 / 1201),
-        (STEPS, 600, 140 * 240, 601 / 1201),
-        (STEPS, 5 * 240, 140 * 240, 1.0),
-        (STEPS, 80 * 240 - 1, 140 * 240, 1.0),
-        (STEPS, 80 * 240, 140 * 240, 0.1),
-        (STEPS, 110 * 240 - 1, 140 * 240, 0.1),
-        (STEPS, 110 * 240, 140 * 240, 0.01),
-        (STEPS, 140 * 240, 140 * 240, 0.01),
-        (ScheduleConfig(name="steps", warmup_steps=0), 0, 140, 1.0),
-    ],
-    ids=lambda value: f"{value.name}-{value.warmup_steps}" if isinstance(value, ScheduleConfig) else None,
-)
-def test_the_learning_rate_at_named_steps(
-    config: ScheduleConfig, step: int, total: int, factor: float
-) -> None:
-    found = lr_factor(config, step, total)
-    assert found == pytest.approx(factor, rel=1e-12, abs=1e-15)
-    assert lr_factor(config, step, total) == found
-
-
-@given(
-    name=st.sampled_from(["cosine", "steps"]),
-    warmup=st.none() | st.integers(0, 500),
-    total=st.integers(1, 3000),
-    step=st.integers(0, 4000),
-)
-def test_the_learning_rate_is_a_share_of_the_peak(
-    name: str, warmup: int | None, total: int, step: int
-) -> None:
-    config = ScheduleConfig.model_validate({"name": name, "warmup_steps": warmup})
-    factor = lr_factor(config, step, total)
-    assert 0 <= factor <= 1
-    if step == 0:
-        assert factor > 0
-
-
-@given(st.sampled_from(["cosine", "steps"]), st.integers(1, 400), st.integers(500, 3000))
-def test_the_warm_up_is_a_straight_line(name: str, warmup: int, total: int) -> None:
-    config = ScheduleConfig.model_validate({"name": name, "warmup_steps": warmup})
-    if name == "steps" and warmup > total * 80 / 140:
-        return
-    found = torch.tensor([lr_factor(config, step, total) for step in range(warmup)], dtype=torch.float64)
-    line = torch.arange(1, warmup + 1, dtype=torch.float64) / (warmup + 1)
-    torch.testing.assert_close(found, line, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("total", [10, 137, 2000])
-def test_cosine_only_falls_after_its_warm_up(total: int) -> None:
-    factors = [lr_factor(COSINE, step, total) for step in range(min(200, total // 5), total + 1)]
-    assert factors == sorted(factors, reverse=True)
 
 
 def test_the_reference_decays_no_norm_and_no_bias() -> None:
@@ -122,16 +48,16 @@ def test_the_baseline_decays_everything() -> None:
 @pytest.mark.parametrize("exempt", [True, False])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_momentum_beta2_and_exemption_reach_either_optimizer(name: str, exempt: bool) -> None:
-    beta2 = {"beta2": 0.95} if name == "adamw" else {}
+    own = {"beta2": 0.95} if name == "adamw" else {"nesterov": True}
     config = OptimizerConfig.model_validate(
-        {"name": name, "lr": 0.25, "momentum": 0.5, **beta2, "exempt": exempt, "weight_decay": 0.125}
+        {"name": name, "lr": 0.25, "momentum": 0.5, **own, "exempt": exempt, "weight_decay": 0.125}
     )
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8))
     groups = build_optimizer(config, model).param_groups
     assert [group["weight_decay"] for group in groups] == ([0.125, 0.0] if exempt else [0.125])
     for group in groups:
         assert group["lr"] == 0.25
-        momentum = {"adamw": {"betas": (0.5, 0.95)}, "sgd": {"momentum": 0.5}}[name]
+        momentum = {"adamw": {"betas": (0.5, 0.95)}, "sgd": {"momentum": 0.5, "nesterov": True}}[name]
         assert momentum.items() <= group.items()
 
 
@@ -280,3 +206,22 @@ def test_training_ends_after_three_epochs_without_a_better_score(
         if stopping.over and over is None:
             over = epoch
     assert (stopping.best_epoch, over) == (best_epoch, ends)
+
+
+def test_small_rises_are_best_but_do_not_prolong_the_wait() -> None:
+    stopping = EarlyStopping(patience=3, min_delta=0.125)
+    # The third has risen by enough since the wait began, though from one to the next none has.
+    scores = (0.5, 0.5625, 0.6875, 0.75, math.nan, 0.8125)
+    found = [(stopping.improved(score, epoch), stopping.over) for epoch, score in enumerate(scores, start=1)]
+    better = [improved for improved, _ in found]
+    assert better == [True, True, True, True, False, True]
+    assert [over for _, over in found] == [False] * 5 + [True]
+    assert (stopping.best, stopping.best_epoch, stopping.waiting_since) == (0.8125, 6, 3)
+
+
+def test_patience_in_steps_is_patience_in_epochs() -> None:
+    assert TrainConfig(patience_steps=17).patience_epochs(8) == 3
+    assert TrainConfig(patience=7).patience_epochs(8) == 7
+    assert TrainConfig().patience_epochs(8) == 20
+    with pytest.raises(ValueError, match="patience: got 3, and patience_steps: got 4; give one of them"):
+        TrainConfig(patience=3, patience_steps=4)

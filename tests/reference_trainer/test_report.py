@@ -16,7 +16,9 @@ from reference_trainer.tasks import build_task
 
 TERMS = {"coord": torch.tensor(0.25), "iou": torch.tensor(1.5)}
 STEP = Step(
-    Objective(torch.tensor(1.75), TERMS, TERMS), {"iou": torch.tensor([0.5, 0.75])}, torch.tensor(1.0)
+    Objective(torch.tensor(1.75), TERMS, TERMS, torch.tensor(2.0)),
+    {"iou": torch.tensor([0.5, 0.75])},
+    torch.tensor(1.0),
 )
 
 

@@ -84,6 +84,27 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(
     assert fingerprint(run) == fingerprint(whole)
 
 
+def test_the_whole_recipe_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = [*SETTINGS, "--epochs", "3", "--data.workers", "0", "--accumulate", "3", "--model.norm", "batch"]
+    recipe += ["--schedule.name", "plateau", "--schedule.patience", "0", "--schedule.min-delta", "0.9"]
+    recipe += ["--schedule.factor", "0.5", "--schedule.warmup-epochs", "0.5"]
+    recipe += ["--data.scales", "48", "64", "80", "--min-delta", "0.01"]
+    assert main(["train", *recipe, "--out", str(tmp_path / "whole")]) == 0
+    whole = run_folder(tmp_path / "whole")
+    rates = [row["lr"] for row in newest_state(whole).state["progress"]["rows"]]
+    assert rates == pytest.approx([3e-3, 3e-3, 1.5e-3]), "the first score is better than none"
+
+    # In the epoch whose rate the plateau has lowered.
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "gradients", counted(Learner.gradients, 2 * STEPS + 3, stop))
+        assert main(["train", *recipe, "--out", str(tmp_path / "broken")]) == 143
+    run = run_folder(tmp_path / "broken")
+    call_here(capsys, "resume", run, "--workers", "1")
+    assert fingerprint(run) == fingerprint(whole)
+
+
 def test_the_comparison_sees_random_numbers_that_were_not_restored(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
