@@ -490,9 +490,11 @@ PRESETS: dict[str, TrainConfig] = {
         schedule=ScheduleConfig(name="steps"),
     ),
     "grid": GRID,
-    # Photographs: larger, with smaller objects in them, and not to be turned upside down.
+    # Photographs: larger, with smaller objects in them, and not to be turned upside down. Small sets have few
+    # steps an epoch, and nothing is found for many epochs.
     "photos": GRID.model_copy(
         update={
+            "patience": GRID.epochs,
             "data": DataConfig(size=256),
             "augment": AugmentConfig(vflip=0, dflip=0, scale=0.4),
             "model": GRID.model.model_copy(update={"levels": 3}),

@@ -43,7 +43,7 @@ def broken_folder(tmp_path: Path, fault: str) -> tuple[Path, str]:
         picture.write_bytes(picture.read_bytes()[:60])
         return root, f"{picture}: broken picture"
     label.write_text("")
-    return root, "train: no picture with exactly one box"
+    return root, "train: no picture has a box"
 
 
 FAULTS = [
