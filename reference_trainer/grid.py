@@ -19,6 +19,7 @@ from boxreg import (
 )
 from boxreg.assign import Assigner
 
+from . import ranks
 from .config import WITH_ANCHORS, ModelConfig, TrainConfig
 from .data.loading import ObjectBatch, Opened, Squares, open_objects, to_object_batch
 from .detection import LEAST_CONFIDENCE, DetectionMetrics, Detections, detect
@@ -99,7 +100,8 @@ class Grid:
     def objective(self, prediction: DensePrediction, batch: ObjectBatch) -> Objective:
         """Assignment, and the loss of boxes, objectness and classes."""
         terms = self.criterion(prediction, pad_targets(batch.boxes, batch.labels))
-        return Objective(terms.total, terms.raw, terms.weighted, terms.positives.clamp(min=1).to(terms.total))
+        positives = ranks.total(terms.positives.to(terms.total)).clamp(min=1) / ranks.count()
+        return Objective(terms.total, terms.raw, terms.weighted, positives)
 
     def figures(self, prediction: DensePrediction, batch: ObjectBatch) -> dict[str, Tensor]:
         """None: the terms of the loss say it all."""
