@@ -66,7 +66,7 @@ def naming_the_loss() -> Iterator[None]:
         # gloo's errors have no type of their own.
         if not (_joined() and (isinstance(error, distributed.DistError) or "gloo" in str(error))):
             raise
-        first = str(error).splitlines()[0]
+        first = str(error).partition(". ")[0].splitlines()[0]
         raise LostRankError(f"another process is gone, which may have said why: {first}") from error
 
 
