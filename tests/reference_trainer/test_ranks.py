@@ -80,10 +80,17 @@ def at_step(number: int, act: Ready) -> Ready:
     return patch
 
 
-@pytest.mark.parametrize("head", ["dense", "pooled"])
-def test_two_processes_learn_what_one_learns(head: str, tmp_path: Path) -> None:
-    epochs = "7" if head == "dense" else "2"
-    settings = ["train", *UNEVEN, "--epochs", epochs, "--model.head", head, "--ema-decay", "0.5"]
+@pytest.mark.parametrize(
+    ("kind", "epochs"),
+    [
+        (["--model.head", "dense"], "7"),
+        (["--model.head", "pooled", "--data.sizes", "48", "64"], "2"),
+        (["--task", "grid", "--accumulate", "3"], "2"),
+    ],
+    ids=["dense", "pooled, sizes", "grid, accumulated"],
+)
+def test_two_processes_learn_what_one_learns(kind: list[str], epochs: str, tmp_path: Path) -> None:
+    settings = ["train", *UNEVEN, "--epochs", epochs, *kind, "--validate-every", "2", "--ema-decay", "0.5"]
     assert main([*settings, "--out", str(tmp_path / "one")]) == 0
     assert together(tmp_path / "log", [*settings, "--out", str(tmp_path / "two")]) == [0, 0]
     runs = [run_folder(tmp_path / name) for name in ("one", "two")]
@@ -93,7 +100,7 @@ def test_two_processes_learn_what_one_learns(head: str, tmp_path: Path) -> None:
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
     rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
     for ours, theirs in zip(*rows, strict=True):
-        for name in ("loss", "train_iou", "gradient_norm", "val_mean_iou", "val_median_iou"):
+        for name in ("loss", "train_iou", "gradient_norm", "val_mean_iou", "val_median_iou", "val_ap"):
             if name in ours:
                 assert theirs[name] == pytest.approx(ours[name], rel=1e-3), name
         assert (theirs["pictures"], theirs["steps"]) == (50, 8)
