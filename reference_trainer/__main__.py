@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .config import AUGMENTATIONS, PRESETS, Device, Task, TrainConfig, load_config
-from .errors import ConfigError, UserError
+from .errors import ConfigError, ElsewhereError, LostRankError, UserError
 
 DESCRIPTION = """\
 Train a box regressor and show what came of it.
@@ -54,7 +54,7 @@ STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 """Exit codes of a run that a signal stopped."""
 
 LOST = 1
-"""Exit code of a run that could not save all that it should."""
+"""Exit code of a run that could not save all that it should, or that has lost one of its processes."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,9 @@ def resume(arguments: list[str]) -> int:
 
 
 def report_end(summary: dict[str, Any]) -> int:
-    """Print what came of a training run; returns the exit code."""
+    """Print what came of a training run; returns the exit code. Nothing came of it if rank 0 says it."""
+    if not summary:
+        return 0
     from .report import print_result
 
     lost = ["lost"] if summary["lost"] else []
@@ -426,10 +428,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return STOPPED["SIGINT"]
+    except ElsewhereError:
+        # torchrun would end the process that has found it, too, if this one failed before.
+        return 0
     except (UserError, OSError) as error:
         known = f" {command}" if command in COMMANDS else ""
-        print(f"reference_trainer{known}: {error}", file=sys.stderr)
-        return 2
+        process = f" rank {os.environ['RANK']}:" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        print(f"reference_trainer{known}:{process} {error}", file=sys.stderr)
+        return LOST if isinstance(error, LostRankError) else 2
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ class Checkpoints:
 
     def __init__(self, files: RunFolder) -> None:
         self.files, self.lost = files, False
-        (files.path / CHECKPOINTS).mkdir(exist_ok=True)
+        if files.writes:
+            (files.path / CHECKPOINTS).mkdir(exist_ok=True)
 
     def save(self, state: Mapping[str, Any], step: int, best_step: int) -> None:
         """Save the state after `step`; if that fails, those before it stay."""

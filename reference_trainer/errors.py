@@ -11,3 +11,11 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """A run folder that cannot be used."""
+
+
+class LostRankError(UserError):
+    """One of several processes that train together is gone."""
+
+
+class ElsewhereError(UserError):
+    """An error that another process has found, too, and says."""

@@ -6,14 +6,15 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from . import ranks
 from .checkpoint import load_run, pick_device, saved_scores
 from .config import DataConfig
-from .data.loading import Batches, Squares, task_name, val_loader
+from .data.loading import VALIDATED_AT_ONCE, Batches, Squares, task_name, val_loader
 from .data.sample import Renumbered
 from .errors import CheckpointError
 from .model import prepare_images
@@ -36,6 +37,8 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Score a model in evaluation mode over a loader; its mode is put back afterwards.
 
+    Several processes that train together call this together, and each `stop` as often as the others.
+
     Args:
         task: what is learned.
         model: in any mode.
@@ -49,13 +52,14 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    squares = loader.dataset
-    assert isinstance(squares, Squares)
+    squares = cast("Squares", loader.dataset)
     scorer = task.scorer(squares.source.names, confidence)
-    for batch in loader:
+    # Of the smallest share; another process may have one batch more.
+    asking = math.ceil(len(squares) // ranks.count() / VALIDATED_AT_ONCE)
+    for number, batch in enumerate(loader):
         moved = batch.to(device)
         scorer.add(model(prepare_images(moved.images)), moved)
-        if stop():
+        if number < asking and stop():
             return None
     model.train(training)
     return scorer.scores()

@@ -13,12 +13,14 @@ from boxreg import (
     AnchorRatioAssigner,
     DensePrediction,
     ResponsibleCellAssigner,
+    Targets,
     TaskAlignedAssigner,
     YOLOLoss,
     pad_targets,
 )
 from boxreg.assign import Assigner
 
+from . import ranks
 from .config import WITH_ANCHORS, ModelConfig, TrainConfig
 from .data.loading import ObjectBatch, Opened, Squares, open_objects, to_object_batch
 from .detection import LEAST_CONFIDENCE, DetectionMetrics, Detections, detect
@@ -98,8 +100,12 @@ class Grid:
 
     def objective(self, prediction: DensePrediction, batch: ObjectBatch) -> Objective:
         """Assignment, and the loss of boxes, objectness and classes."""
-        terms = self.criterion(prediction, pad_targets(batch.boxes, batch.labels))
-        return Objective(terms.total, terms.raw, terms.weighted, terms.positives.clamp(min=1).to(terms.total))
+        # Of several processes one may have no picture of the last batch.
+        none = torch.zeros(0, 4, device=batch.images.device)
+        targets = pad_targets(batch.boxes or [none], batch.labels or [none[:, 0].long()])
+        terms = self.criterion(prediction, Targets(*(part[: len(batch.images)] for part in targets)))
+        positives = ranks.total(terms.positives.to(terms.total)).clamp(min=1) / ranks.count()
+        return Objective(terms.total, terms.raw, terms.weighted, positives)
 
     def figures(self, prediction: DensePrediction, batch: ObjectBatch) -> dict[str, Tensor]:
         """None: the terms of the loss say it all."""
@@ -167,11 +173,13 @@ class GridScorer:
     def add(self, prediction: DensePrediction, batch: ObjectBatch) -> None:
         """Take in a batch."""
         first, size = len(self.metrics.records), batch.images.shape[-1]
-        pictures = range(first, first + len(batch.images))
+        # Every so-manieth picture is this process's.
+        pictures = [ranks.rank() + ranks.count() * (first + own) for own in range(len(batch.images))]
         self.metrics.update(pictures, detect(prediction, (size, size)), batch.boxes, batch.labels)
 
     def scores(self) -> dict[str, float]:
         """Of all pictures so far; of a class `ap50/NAME` and `ap/NAME`, if there are objects of it."""
+        self.metrics.gather()
         found = self.metrics.compute(self.confidence)
         scores = {name: value for name, value in found._asdict().items() if name != "classes"}
         for name, of_class in found.classes.items():

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from . import ranks
 from .config import TrainConfig
 from .data.loading import Batch, ObjectBatch, Squares
 from .errors import CheckpointError, UserError
 from .meter import Step
-from .model import batch_norm_warning, prepare_images, processes, synchronised
+from .model import batch_norm_warning, prepare_images, synchronised
 from .objective import Objective, whole_objective
 from .precision import LEAST_SCALE, autocast, grad_scaler
 from .recipe import Ema, build_optimizer
@@ -30,6 +31,7 @@ class Learner:
     """The network, its average, and everything that moves them.
 
     Attributes:
+        parallel: the model, or what shares its gradients among several processes.
         scaler: of the loss, for float16; does nothing otherwise.
         precision: of the forward pass.
         sizes: that pictures are brought to, one a step; none leaves them as they are.
@@ -39,6 +41,7 @@ class Learner:
 
     task: Task
     model: nn.Module
+    parallel: nn.Module
     ema: Ema
     optimizer: Optimizer
     schedule: Schedule
@@ -89,7 +92,7 @@ class Learner:
             try:
                 return self._backward(batch)
             except torch.OutOfMemoryError as error:
-                if self.parts >= len(batch.images) or processes() > 1:
+                if self.parts >= len(batch.images) or ranks.count() > 1:
                     raise self._too_large(batch) from error
             # Out of the handler: what the error holds on to is freed.
             before.restore()
@@ -106,10 +109,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         objectives: list[Objective] = []
         figures: list[dict[str, Tensor]] = []
-        parts = micro_batches(batch, self.parts)
+        parts = micro_batches(batch, self.parts, ranks.largest(len(batch.images)))
         for part in parts:
             with autocast(self.device, self.precision):
-                prediction = self.model(prepare_images(part.images))
+                prediction = self.parallel(prepare_images(part.images))
             objective = self.task.objective(prediction, part)
             objectives.append(objective.detached())
             loss = objective.total
@@ -179,6 +182,7 @@ def build_learner(
     learner = Learner(
         task=task,
         model=model,
+        parallel=ranks.parallel(model, device),
         ema=Ema(model, config.ema_decay),
         optimizer=optimizer,
         schedule=Schedule(config.schedule, optimizer, total_steps),
@@ -190,7 +194,7 @@ def build_learner(
         clip_norm=config.clip_norm,
         device=device,
     )
-    learner.warn(config.batch_size)
+    learner.warn(-(-config.batch_size // ranks.count()))
     return learner
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import ranks
 from .objective import Objective
 
 TIMES = ("seconds", "pictures_per_second", "step_share")
@@ -15,15 +16,46 @@ TIMES = ("seconds", "pictures_per_second", "step_share")
 
 
 class Step(NamedTuple):
-    """What one optimizer step came to: the loss, the task's other figures (K,), the norm of the gradient.
+    """What one optimizer step came to: the loss, the task's other figures, the norm of the gradient.
 
-    A step is skipped if the scale of float16 was too high for its gradient.
+    Figures are (K,), a number for each picture of the batch. A step is skipped if the scale of float16 was too
+    high for its gradient.
     """
 
     objective: Objective
     figures: dict[str, Tensor]
     gradient_norm: Tensor
     skipped: bool = False
+
+    def of_all(self, pictures: int, asked: Sequence[float], batch_size: int) -> tuple[Step, int, list[float]]:
+        """The step of the whole batch, of which several processes took a share each.
+
+        Args:
+            pictures: of this process's share.
+            asked: numbers to be summed over the processes on the way, which costs nothing more.
+            batch_size: most pictures of a whole batch.
+
+        Returns:
+            The step, the number of its pictures, and the sums.
+        """
+        if ranks.count() == 1:
+            return self, pictures, list(asked)
+        total, raw, weighted, divisor = self.objective
+        terms = torch.stack([total, *raw.values(), *weighted.values()]).float() / ranks.count()
+        slots = terms.new_zeros(len(self.figures), batch_size)
+        for row, values in zip(slots, self.figures.values(), strict=True):
+            row[ranks.rank() :: ranks.count()][:pictures] = values
+        head = terms.new_tensor([pictures, *asked])
+        summed = ranks.total(torch.cat([head, terms, slots.flatten()]))
+        head, terms, slots = torch.split(summed, [len(head), len(terms), slots.numel()])
+        count, *sums = head.tolist()
+        whole = iter(terms.unbind())
+        objective = Objective(
+            next(whole), {name: next(whole) for name in raw}, {name: next(whole) for name in weighted}, divisor
+        )
+        rows = slots.view(len(self.figures), batch_size)[:, : int(count)]
+        figures = dict(zip(self.figures, rows, strict=True))
+        return self._replace(objective=objective, figures=figures), int(count), sums
 
     def finite(self) -> bool:
         """Whether loss and gradient are finite, or the loss of a skipped step; waits for the device once."""

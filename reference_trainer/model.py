@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from boxreg import BoxHead, GridCellDecoder
 
+from . import ranks
 from .config import ModelConfig
 
 STRIDE = 16
@@ -130,15 +131,9 @@ def build_model(config: ModelConfig, prior: tuple[float, float, float, float]) -
     return DenseRegressor(config, prior) if config.head == "dense" else PooledRegressor(config, prior)
 
 
-def processes() -> int:
-    """How many train together."""
-    there = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if there else 1
-
-
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """The network with BatchNorm over the pictures of all processes, where there are several on GPUs."""
-    if device.type != "cuda" or processes() == 1:
+    if device.type != "cuda" or ranks.count() == 1:
         return model
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return converted
@@ -151,7 +146,7 @@ def batch_norm_warning(model: nn.Module, pictures: int) -> str | None:
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if norms and isinstance(norms[0], nn.SyncBatchNorm):
-        pictures *= processes()
+        pictures *= ranks.count()
     if not norms or pictures > FEW_FOR_BATCH_NORM:
         return None
     return (

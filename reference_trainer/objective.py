@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from boxreg import BoxLoss, box_iou
 
+from . import ranks
 from .config import LossConfig
 from .errors import ConfigError
 from .model import Prediction
@@ -84,16 +85,21 @@ class Criterion:
             raise ConfigError(f"loss.{error}") from error
 
     def __call__(self, prediction: Prediction, target: Tensor) -> Objective:
-        """Predicted boxes, and objectness if there is one, against `target` (B, 4) in cxcywh."""
+        """Predicted boxes, and objectness if there is one, against `target` (B, 4) in cxcywh.
+
+        Where several processes share a batch, sums are divided by the mean of their numbers, so that
+        gradients which are averaged over processes are those of the whole batch.
+        """
         if prediction.objectness is None:
-            total, raw, weighted = self.losses[-1](prediction.boxes, target)
-            return Objective(total, raw, weighted, total.new_tensor(len(target)))
+            pictures = ranks.mean(prediction.boxes.new_tensor(len(target)))
+            total, raw, weighted = self.losses[-1](prediction.boxes, target, normalizer=pictures)
+            return Objective(total, raw, weighted, pictures)
         return self._dense(prediction.boxes, prediction.objectness, target)
 
     def _dense(self, boxes: Tensor, objectness: Tensor, target: Tensor) -> Objective:
         everywhere = target[:, :, None, None].expand_as(boxes)
         positive = cells_near_centre(target, boxes.shape[-2], boxes.shape[-1])
-        positives = positive.sum()
+        positives = ranks.mean(positive.sum())
         box = self.losses[1](boxes, everywhere, weight=positive, normalizer=positives)
 
         own_iou = box_iou(boxes.detach(), everywhere, fmt="cxcywh", dim=1).clamp(0, 1)

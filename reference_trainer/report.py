@@ -17,6 +17,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch import nn
 
+from . import ranks
 from .config import TrainConfig
 from .data.loading import Squares, task_name
 from .data.sample import LeftOut
@@ -34,12 +35,13 @@ BATCH_DRAWING, PROBLEMS = "train_batch.png", "data_problems.txt"
 
 
 def say(text: str) -> None:
-    """Show a message to people."""
-    console.print(text, soft_wrap=True)
+    """Show a message to people; of several processes that train together, rank 0 does."""
+    if ranks.rank() == 0:
+        console.print(text, soft_wrap=True)
 
 
 class RunReport:
-    """The folder of a run, and what people see while it trains.
+    """The folder of a run, and what people see while it trains; of several processes, rank 0 says and writes.
 
     Args:
         config: of the run.
@@ -53,10 +55,11 @@ class RunReport:
     ) -> None:
         self.task, self.epochs, self.steps_per_epoch = task, config.epochs, steps_per_epoch
         self.name = task_name(config.data.path)
-        self.folder = folder or new_folder(config.out, f"{self.name}-{task.label}-seed{config.seed}")
-        self.files = RunFolder(self.folder, say)
+        name = f"{self.name}-{task.label}-seed{config.seed}"
+        self.folder = folder or ranks.from_first(lambda: new_folder(config.out, name))
+        self.files = RunFolder(self.folder, say, writes=ranks.rank() == 0)
         self._width = len("  ".join(f"{label} 0.0000" for label in task.shown.values()))
-        self._batch_drawn = (self.folder / BATCH_DRAWING).exists()
+        self._batch_drawn = not self.files.writes or (self.folder / BATCH_DRAWING).exists()
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
@@ -64,7 +67,7 @@ class RunReport:
             TextColumn("eta"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal and self.files.writes),
             transient=True,
         )
 
@@ -87,9 +90,10 @@ class RunReport:
         counts = ", ".join(f"{len(squares)} {split}" for split, squares in pictures.items())
         boxes = sum(int(squares.source.box_counts.sum()) for squares in pictures.values())
         classes = "1 class" if len(self._names) == 1 else f"{len(self._names)} classes"
+        shared = f"; shared by {ranks.count()} processes" if ranks.count() > 1 else ""
         say(
             f"{self.name}: {counts} pictures; {boxes} boxes, {classes}; {parameters:,} parameters; "
-            f"{self.epochs} epochs of {self.steps_per_epoch} steps; run {self.folder}"
+            f"{self.epochs} epochs of {self.steps_per_epoch} steps{shared}; run {self.folder}"
         )
         if problems:
             self.files.write(PROBLEMS, "".join(f"{problem}\n" for problem in problems).encode())
@@ -187,7 +191,7 @@ class RunReport:
             )
 
     def stopped(self, by: str, progress: Progress) -> None:
-        """Say how to go on with a run that a signal stopped."""
+        """Say how to go on with a run that a signal stopped, or the end of another process."""
         say(f"stopped by {by} after step {progress.step}; go on with: {self.command('resume')}")
 
     def lost(self, names: Sequence[str], newest: str | None) -> None:

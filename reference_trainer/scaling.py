@@ -36,11 +36,15 @@ def resized(batch: AnyBatch, side: int) -> AnyBatch:
     return batch._replace(images=images)
 
 
-def micro_batches(batch: AnyBatch, parts: int) -> list[AnyBatch]:
-    """The batch in so many parts, as equal as can be; fewer if there are fewer pictures."""
+def micro_batches(batch: AnyBatch, parts: int, most: int | None = None) -> list[AnyBatch]:
+    """The batch in so many parts, as equal as can be; fewer if there are fewer pictures.
+
+    Of several processes all have as many parts, some perhaps empty: `most` are the pictures of the largest share.
+    """
     pictures = len(batch.images)
-    ends = [round(pictures * part / parts) for part in range(parts + 1)]
-    cuts = [slice(start, end) for start, end in itertools.pairwise(ends) if end > start]
+    parts = min(parts, pictures if most is None else most)
+    ends = [round(pictures * part / max(parts, 1)) for part in range(parts + 1)]
+    cuts = [slice(start, end) for start, end in itertools.pairwise(ends)]
     return [batch_from({name: part[cut] for name, part in batch._asdict().items()}) for cut in cuts]
 
 

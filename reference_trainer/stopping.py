@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import torch
+
+from . import ranks
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+ONE_REQUEST = 2.0
+"""Seconds: torchrun hands on a signal that a scheduler may have sent to each process, too."""
+
+PATIENCE = 8.0
+"""Seconds that one of several processes may take to notice a signal."""
 
 
 class StopRequest:
-    """While entered, the first signal is only noted in `requested`; the second raises KeyboardInterrupt."""
+    """While entered, the first signal is only noted in `requested`; the second raises KeyboardInterrupt.
+
+    Of several processes that train together each notes its own; `requested` is what they agree on.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._noted: signal.Signals | None = None
+        self._since = 0.0
+        self._awake = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -29,6 +48,11 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        if ranks.count() > 1:
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            signal.set_wakeup_fd(writer)
+            threading.Thread(target=self._leave_if_stuck, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(
@@ -37,9 +61,39 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def asked(self) -> list[float]:
+        """For each of SIGNALS, 1 if it came to this process."""
+        return [float(self._noted is number) for number in SIGNALS]
+
+    def agree(self, asked: Sequence[float]) -> None:
+        """Take the sums of `asked` over all processes for what they were asked."""
+        came = [number for number, times in zip(SIGNALS, asked, strict=True) if times]
+        self.signal = self.signal or (came[0] if came else None)
+
+    def settle(self) -> bool:
+        """Whether to stop: of several processes, all have to call this at the same place."""
+        if ranks.count() > 1:
+            self.agree(ranks.total(torch.tensor(self.asked)).tolist())
+        return self.requested
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        self._awake.set()
+        if self._noted:
+            if ranks.count() > 1 and time.monotonic() < self._since + ONE_REQUEST:
+                return
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{self.name}: finishing this step, then saving; once more to stop at once\n".encode())
+        self._noted, self._since = signal.Signals(number), time.monotonic()
+        if ranks.count() == 1:
+            self.signal = self._noted
+        if ranks.rank() == 0:
+            # Not print: the signal may have come in the middle of one.
+            text = f"\n{self._noted.name}: finishing this step, then saving; once more to stop at once\n"
+            os.write(2, text.encode())
+
+    def _leave_if_stuck(self, reader: int) -> None:
+        """End a process that waits, inside torch, for one that is gone: it would never notice a signal."""
+        while number := os.read(reader, 1):
+            if number[0] in SIGNALS and not self._awake.wait(PATIENCE):
+                os.write(2, f"rank {ranks.rank()}: waits for a process that is gone; leaving\n".encode())
+                os._exit(1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from boxreg import box_iou, convert
 
+from . import ranks
 from .config import ModelConfig, TrainConfig
 from .data.loading import Batch, Collate, Opened, Squares, open_sources, to_batch
 from .detection import Detections
@@ -29,7 +30,10 @@ class Scorer(Protocol):
         ...
 
     def scores(self) -> dict[str, float]:
-        """What the answers so far are worth."""
+        """What the answers so far are worth, those of all processes that train together.
+
+        Picture number i of this process is picture `ranks.share(n)[i]` of the set's n.
+        """
         ...
 
 
@@ -84,7 +88,7 @@ class Task(Protocol):
         ...
 
     def figures(self, prediction: Any, batch: Any) -> dict[str, Tensor]:
-        """Other figures of a training batch, each (K,): metrics.jsonl gets their means over the epoch."""
+        """Other figures of each picture (B,) of a training batch: metrics.jsonl gets their means."""
         ...
 
     def alone(self, prediction: Any, batch: Any, index: int) -> tuple[Any, Any]:
@@ -222,7 +226,7 @@ class BoxScorer:
 
     def scores(self) -> dict[str, float]:
         """The IoU of all pictures so far, in short."""
-        iou = torch.cat(self._iou)
+        iou = ranks.in_turn(torch.cat([torch.empty(0), *self._iou]))
         shares = {f"iou_over_{bar}": (iou > bar).float().mean().item() for bar in (0.5, 0.75, 0.9)}
         return {"mean_iou": iou.mean().item(), "median_iou": iou.median().item()} | shares
 

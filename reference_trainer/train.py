@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from . import ranks
 from .checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -25,8 +26,17 @@ from .checkpoint import (
     states,
 )
 from .config import TrainConfig, parse_config, save_config
-from .data.loading import Batch, Batches, EpochBatches, ObjectBatch, Squares, train_loader, val_loader
-from .errors import CheckpointError, ConfigError, UserError
+from .data.loading import (
+    Batch,
+    Batches,
+    EpochBatches,
+    ObjectBatch,
+    Squares,
+    TrainingSamples,
+    train_loader,
+    val_loader,
+)
+from .errors import CheckpointError, ConfigError, ElsewhereError, LostRankError, UserError
 from .evaluate import evaluate
 from .learner import Learner, build_learner
 from .nonfinite import NONFINITE, diagnose
@@ -70,7 +80,9 @@ class Run:
         return self.progress.seconds + time.perf_counter() - self.started
 
     def save(self) -> None:
-        """Save all that is needed to go on from here."""
+        """Save all that is needed to go on from here; rank 0 does, all others are where it is."""
+        if ranks.rank():
+            return
         progress = self.progress
         state = {
             "format": STATE_FORMAT,
@@ -87,12 +99,15 @@ class Run:
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says and return the summary, which the run's folder holds too.
 
+    Of several processes that torchrun has started, all but rank 0 return an empty one.
+
     Raises:
         ConfigError: if the configuration cannot be met on this machine.
         DataError: if the pictures or their labels are broken; nothing has been trained then.
         UserError: if a loss or gradient is not finite.
     """
-    return carry_out(config, None)
+    with ranks.joined():
+        return carry_out(config, None)
 
 
 def resume(
@@ -109,9 +124,22 @@ def resume(
         ConfigError: if `epochs` have already passed, or the device is not there.
         DataError: if the pictures or their labels are broken.
     """
-    found = newest_state(folder)
+    with ranks.joined():
+        found = ranks.from_first(lambda: newest_state(folder))
+        return carry_out(changed(found, epochs, workers, device), found)
+
+
+def changed(found: Found, epochs: int | None, workers: int | None, device: str | None) -> TrainConfig:
+    """The configuration of a state that was found, with some settings changed.
+
+    Raises:
+        CheckpointError: if the state is of another version.
+        ConfigError: if `epochs` have already passed.
+    """
     if found.state.get("format") != STATE_FORMAT:
-        raise CheckpointError(f"{found.path}: of another version, its format is not {STATE_FORMAT}")
+        raise ranks.one_voice(
+            CheckpointError(f"{found.path}: of another version, its format is not {STATE_FORMAT}")
+        )
     saved = found.state["config"]
     changes = {"epochs": epochs, "device": device}
     tree = saved | {name: value for name, value in changes.items() if value is not None}
@@ -119,8 +147,10 @@ def resume(
         tree = tree | {"data": saved["data"] | {"workers": workers}}
     config, done = parse_config(tree), found.state["progress"]["epoch"]
     if config.epochs < done:
-        raise ConfigError(f"epochs: got {epochs}, but {folder} has done {done}")
-    return carry_out(config, found)
+        raise ranks.one_voice(
+            ConfigError(f"epochs: got {epochs}, but {found.path.parents[1]} has done {done}")
+        )
+    return config
 
 
 def carry_out(config: TrainConfig, found: Found | None) -> dict[str, Any]:
@@ -130,21 +160,28 @@ def carry_out(config: TrainConfig, found: Found | None) -> dict[str, Any]:
         if found:
             # Last, since building draws random numbers.
             restore_random_state(found.state["random"])
-        with run.report.bar(run.progress.step):
-            learn(run, stop)
-        return conclude(run, stop)
+        try:
+            with ranks.naming_the_loss(), run.report.bar(run.progress.step):
+                learn(run, stop)
+        except LostRankError:
+            # The step under way is not taken; what was learned before it is whole.
+            run.save()
+            run.report.stopped("the end of another process", run.progress)
+            raise
+        return {} if ranks.rank() else conclude(run, stop)
 
 
 def prepare(config: TrainConfig, found: Found | None) -> Run:
     """Open the data, build what learns, and make or reopen the folder."""
     started = time.perf_counter()
     torch.manual_seed(config.seed)
-    device = pick_device(config.device)
+    device = ranks.own_device(pick_device(config.device))
     precision = pick_precision(config.precision, device)
     task = build_task(config)
-    sources, left_out, problems = task.open_data()
+    sources, left_out, problems = ranks.from_first(task.open_data)
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
-    loader, batches = train_loader(pictures["train"], config, task.collate)
+    pin = device.type == "cuda"
+    loader, batches = train_loader(pictures["train"], config, task.collate, pin)
     total_steps = config.epochs * len(loader)
     warmup = warmup_steps(config.schedule, total_steps, config.epochs)
     network = task.model_config(pictures["train"])
@@ -155,13 +192,14 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
         check_data(pictures, found)
         learner.load_state_dict(found.state)
     report = RunReport(config, task, len(loader), found.path.parents[1] if found else None)
-    save_config(config, report.folder / CONFIG)
+    if report.files.writes:
+        save_config(config, report.folder / CONFIG)
     run = Run(
         config=config,
         pictures=pictures,
         loader=loader,
         batches=batches,
-        validation=val_loader(pictures["val"], task.collate),
+        validation=val_loader(pictures["val"], task.collate, pin),
         learner=learner,
         progress=Progress(EarlyStopping(config.patience or 0, config.min_delta)),
         report=report,
@@ -180,6 +218,8 @@ def restore(run: Run, found: Found) -> None:
     progress.load_state_dict(found.state["progress"], run.learner.device)
     if run.config.epochs != before and progress.stopping.over:
         progress.stopping.wait_anew()
+    if ranks.rank():
+        return
     run.checkpoints.set_aside(found.damaged)
     # The process that is gone may have come further than its last state.
     run.report.metrics(progress.rows)
@@ -195,12 +235,11 @@ def learn(run: Run, stop: StopRequest) -> None:
     learner, progress = run.learner, run.progress
     while not run.complete:
         train_epoch(run, stop)
+        ranks.same_everywhere(learner.ema.model)
         epoch, scores = progress.epoch + 1, None
         validates = epoch == run.config.epochs or epoch % run.config.validate_every == 0
         if validates and not stop.requested:
-            scores = evaluate(
-                learner.task, learner.ema.model, run.validation, learner.device, lambda: stop.requested
-            )
+            scores = evaluate(learner.task, learner.ema.model, run.validation, learner.device, stop.settle)
         if stop.requested:
             # Validation is repeated when the run goes on.
             return run.save()
@@ -226,15 +265,18 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
         if learner.sizes and not run.rehearsed:
             learner.rehearse(batch)
             run.rehearsed = True
+        ranks.seed_step(run.config.seed, progress.step)
         random, lr, begun = random_state(), learner.schedule.lr, time.perf_counter()
         batch = learner.sized(batch, progress.step)
-        step = learner.gradients(batch)
+        own = learner.gradients(batch)
+        step, pictures, asked = own.of_all(len(batch.images), stop.asked, run.config.batch_size)
+        stop.agree(asked)
         if not step.finite():
             raise not_finite(run, batch, random)
         learner.move(step)
         now = time.perf_counter()
         progress.step += 1
-        progress.meter.add(step, lr, len(batch.images), now - before, now - begun)
+        progress.meter.add(step, lr, pictures, now - before, now - begun)
         before = now
         run.report.step(batches.epoch, step, lr, progress.meter.pictures / progress.meter.seconds)
         if stop.requested:
@@ -250,7 +292,7 @@ def close_epoch(run: Run, scores: dict[str, float] | None) -> None:
     row = {"epoch": epoch, **progress.meter.row(learner.clip_norm)}
     if scores is not None:
         if not all(map(math.isfinite, scores.values())):
-            raise UserError(f"the scores are not finite in epoch {epoch}; {advice(run)}")
+            raise ranks.one_voice(UserError(f"the scores are not finite in epoch {epoch}; {advice(run)}"))
         row |= {f"val_{name}": value for name, value in scores.items()}
         learner.schedule.scored(scores[learner.task.best_by])
     row["seconds"] = run.seconds
@@ -259,7 +301,8 @@ def close_epoch(run: Run, scores: dict[str, float] | None) -> None:
     run.report.epoch(row)
     if scores and (progress.stopping.improved(scores[learner.task.best_by], epoch) or not progress.scores):
         progress.scores, progress.best_step = scores, progress.step
-        save_average(run)
+        if run.report.files.writes:
+            save_average(run)
 
 
 def conclude(run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -302,8 +345,16 @@ def save_average(run: Run) -> None:
 
 def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor]) -> UserError:
     """The error of a step that was not taken; the batch is saved with what it met."""
+    if ranks.rank():
+        return ElsewhereError()
     learner, progress, source = run.learner, run.progress, run.pictures["train"].source
     indices = run.batches.indices(progress.step - progress.epoch * len(run.batches))
+    if ranks.count() > 1:
+        # The whole batch, and nobody else to wait for.
+        ranks.leave()
+        samples = cast("TrainingSamples", run.loader.dataset)
+        whole = learner.task.collate(samples.__getitems__([(run.batches.epoch, index) for index in indices]))
+        batch = learner.sized(whole, progress.step)
     names = [source[index].source for index in indices]
     state = {
         "config": run.config.model_dump(mode="json"),
@@ -349,9 +400,11 @@ def check_data(pictures: Mapping[str, Squares], found: Found) -> None:
         CheckpointError: if it is not.
     """
     now, before = data_digests(pictures), found.state["data"]
-    changed = [split for split in now if now[split] != before[split]]
-    if changed:
-        raise CheckpointError(
-            f"{found.path}: the {' and '.join(changed)} pictures have changed since: other pictures, "
-            "boxes or classes; a run goes on only with its own data"
+    other = [split for split in now if now[split] != before[split]]
+    if other:
+        raise ranks.one_voice(
+            CheckpointError(
+                f"{found.path}: the {' and '.join(other)} pictures have changed since: other pictures, "
+                "boxes or classes; a run goes on only with its own data"
+            )
         )

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxreg import BoxHead, convert
 
+from .. import ranks
 from ..config import DataConfig, TrainConfig
 from .augment import Augmentation
 from .opening import open_data
@@ -34,6 +35,10 @@ PRIOR_PICTURES = 1000
 
 TOY_OBJECTS = 6
 """Most objects in a toy picture where there are several."""
+
+
+VALIDATED_AT_ONCE = 64
+"""Pictures of a batch to validate on."""
 
 
 class Sample(NamedTuple):
@@ -54,6 +59,10 @@ class Batch(NamedTuple):
         """The same on a device."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
+    def none(self) -> Batch:
+        """No picture of it."""
+        return Batch(*(part[:0] for part in self))
+
 
 class ObjectBatch(NamedTuple):
     """Pictures uint8 (B, 3, S, S), and each one's boxes (K, 4), xyxy in pixels, and labels (K,)."""
@@ -66,6 +75,10 @@ class ObjectBatch(NamedTuple):
         """The same on a device."""
         boxes, labels = ([part.to(device, non_blocking=True) for part in parts] for parts in self[1:])
         return ObjectBatch(self.images.to(device, non_blocking=True), boxes, labels)
+
+    def none(self) -> ObjectBatch:
+        """No picture of it."""
+        return ObjectBatch(self.images[:0], [], [])
 
 
 def batch_from(parts: Mapping[str, Any]) -> Batch | ObjectBatch:
@@ -179,6 +192,8 @@ class TrainingSamples(Dataset[Sample]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
         """The samples of a batch: a DataLoader asks for them together."""
+        if not keys:
+            return []
         images, boxes, labels = zip(*(self.squares[index] for _, index in keys), strict=True)
         # Python hashes integers, and tuples of them, the same way in every process.
         seeds = [hash((self.seed, *key)) % 2**63 for key in keys]
@@ -189,6 +204,7 @@ class TrainingSamples(Dataset[Sample]):
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), shuffled by (seed, epoch).
 
+    Of several processes that train together each gets its share of every batch: of the last, perhaps none.
     Set `epoch` before each pass, and `first` to the batch that it starts with; no more is needed to resume.
     """
 
@@ -203,7 +219,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = self._order()
         for start in range(self.first * self.batch_size, self.length, self.batch_size):
-            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+            batch = order[start : start + self.batch_size]
+            yield [(self.epoch, batch[place]) for place in ranks.share(len(batch))]
 
     def indices(self, number: int) -> list[int]:
         """The indices of one batch of the epoch, the first being number 0."""
@@ -228,20 +245,29 @@ def to_object_batch(samples: list[Sample]) -> ObjectBatch:
 
 
 def train_loader(
-    squares: Squares, config: TrainConfig, collate: Collate = to_batch
+    squares: Squares, config: TrainConfig, collate: Collate = to_batch, pin: bool = False
 ) -> tuple[Batches, EpochBatches]:
-    """Batches of augmented pictures, and the sampler that must be told the epoch."""
+    """Batches of augmented pictures, and the sampler that must be told the epoch.
+
+    `pin` keeps batches where a GPU copies them from while it computes.
+    """
     sampler = EpochBatches(len(squares), config.batch_size, config.seed)
     samples = TrainingSamples(squares, Augmentation(config.augment), config.seed)
     workers = config.data.workers
     if workers is None:
-        workers = min(max((os.cpu_count() or 1) - CORES_OF_A_STEP, 0), MOST_WORKERS)
+        cores = (os.cpu_count() or 1) // ranks.on_this_machine()
+        workers = min(max(cores - CORES_OF_A_STEP, 0), MOST_WORKERS)
+
+    def share(samples: list[Sample]) -> Batch | ObjectBatch:
+        return collate(samples) if samples else collate([squares[0]]).none()
+
     loader = DataLoader(
         samples,
         batch_sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=collate,
+        collate_fn=share,
+        pin_memory=pin,
         worker_init_fn=_start_worker,
         # Its own: a loader draws from it, how often depends on the workers, and dropout must not notice.
         generator=torch.Generator(),
@@ -249,10 +275,17 @@ def train_loader(
     return loader, sampler
 
 
-def val_loader(squares: Squares, collate: Collate = to_batch) -> Batches:
-    """Batches of pictures as they are, in order."""
-    # A generator of its own, as above: a pass draws from it, and a pass that is repeated draws again.
-    return DataLoader(squares, batch_size=64, collate_fn=collate, generator=torch.Generator())
+def val_loader(squares: Squares, collate: Collate = to_batch, pin: bool = False) -> Batches:
+    """Batches of pictures as they are, in order; of several processes, each gets its share."""
+    return DataLoader(
+        squares,
+        batch_size=VALIDATED_AT_ONCE,
+        sampler=ranks.share(len(squares)),
+        collate_fn=collate,
+        pin_memory=pin,
+        # Its own, as above: a pass draws from it, and a pass that is repeated draws again.
+        generator=torch.Generator(),
+    )
 
 
 class Opened(NamedTuple):
