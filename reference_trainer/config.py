@@ -385,7 +385,7 @@ class TrainConfig(Settings):
             for side in sides:
                 if side % coarsest:
                     raise ValueError(
-                        f"data.{name}: got {side}, expected multiples of {coarsest}, the cell of the "
+                        f"data.{name}: got {side}, expected a multiple of {coarsest}, the cell of the "
                         f"coarsest of {self.model.levels} levels"
                     )
         return self

@@ -34,7 +34,9 @@ def learner_of(pictures: Squares, **settings: Any) -> Learner:
     """A learner with small random weights, the same every time."""
     model = {"width": 8} | settings.pop("model", {})
     config = TrainConfig.model_validate({"device": "cpu", "model": model} | settings)
-    config = config.resolved("cpu", 0, 0, config.precision if config.precision != "auto" else "fp32", 10)
+    config = config.resolved(
+        "cpu", 0, 0, config.model, config.precision if config.precision != "auto" else "fp32", 10
+    )
     torch.manual_seed(0)
     learner = build_learner(config, build_task(config), pictures, 10, CPU)
     learner.model.train()
