@@ -24,6 +24,10 @@ ONECYCLE_RISE, ONECYCLE_START, ONECYCLE_END = 0.3, 1 / 25, 1 / 25e4
 those of torch's OneCycleLR."""
 
 
+PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+"""What a ReduceLROnPlateau remembers; the rest of its state are settings."""
+
+
 def warmup_steps(config: ScheduleConfig, total: int, epochs: int) -> int:
     """The optimizer steps of warm-up in a run of `total`, in so many epochs.
 
@@ -80,23 +84,24 @@ class Schedule:
     def __init__(self, config: ScheduleConfig, optimizer: Optimizer, total: int) -> None:
         assert config.warmup_steps is not None
         self.config, self.optimizer, self.total, self.warmup = config, optimizer, total, config.warmup_steps
-        # A reduction of the optimizer itself would be gone with the next step: the rate is a product.
-        self._left = SGD([torch.zeros(1)], lr=1.0)
-        self._plateau = ReduceLROnPlateau(
-            self._left,
-            mode="max",
-            factor=config.factor,
-            patience=config.patience,
-            threshold=config.min_delta,
-            threshold_mode="abs",
-        )
+        self._plateau: ReduceLROnPlateau | None = None
+        if config.name == "plateau":
+            # A reduction of the optimizer itself would be gone with the next step: it is a factor of its own.
+            self._plateau = ReduceLROnPlateau(
+                SGD([torch.zeros(1)], lr=1.0),
+                mode="max",
+                factor=config.factor,
+                patience=config.patience,
+                threshold=config.min_delta,
+                threshold_mode="abs",
+            )
         self._start(0)
 
     def _start(self, step: int) -> None:
         self._rate = LambdaLR(self.optimizer, self._share, last_epoch=step - 1)
 
     def _share(self, step: int) -> float:
-        left: float = self._left.param_groups[0]["lr"]
+        left: float = self._plateau.optimizer.param_groups[0]["lr"] if self._plateau else 1.0
         return left * lr_factor(self.config, self.warmup, step, self.total)
 
     @property
@@ -115,21 +120,22 @@ class Schedule:
 
     def scored(self, score: float) -> None:
         """A validation came to `score`; after the warm-up a plateau looks at it."""
-        if self.config.name == "plateau" and self.taken >= self.warmup:
+        if self._plateau and self.taken >= self.warmup:
             self._plateau.step(score)
             self._start(self.taken)
 
     def state_dict(self) -> dict[str, Any]:
         """The steps taken, and what the plateau remembers; all else follows from these."""
-        plateau = {
-            name: value
-            for name, value in self._plateau.state_dict().items()
-            if name in ("best", "num_bad_epochs", "last_epoch", "cooldown_counter")
-        }
-        return {"taken": self.taken, "left": self._left.param_groups[0]["lr"], "plateau": plateau}
+        state: dict[str, Any] = {"taken": self.taken}
+        if self._plateau:
+            remembered = self._plateau.state_dict()
+            state["plateau"] = {name: remembered[name] for name in PLATEAU_STATE}
+            state["left"] = self._plateau.optimizer.param_groups[0]["lr"]
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, after the optimizer's own was loaded."""
-        self._left.param_groups[0]["lr"] = state["left"]
-        self._plateau.load_state_dict(dict(state["plateau"]))
+        if self._plateau:
+            self._plateau.load_state_dict(dict(state["plateau"]))
+            self._plateau.optimizer.param_groups[0]["lr"] = state["left"]
         self._start(state["taken"])
