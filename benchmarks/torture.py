@@ -215,7 +215,12 @@ def report() -> str:
     machine = describe(torch.device("cpu"))
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", *found) if name in machine)
     rows = [
-        [case.name, case.kind, case.promise, *(cell(losses.get(case.kind), case) for losses in found.values())]
+        [
+            case.name,
+            case.kind,
+            case.promise,
+            *(cell(losses.get(case.kind), case) for losses in found.values()),
+        ]
         for case in CASES
     ]
     breaks = [graph_breaks(losses["ciou"]) for losses in found.values()]
@@ -228,8 +233,8 @@ def report() -> str:
         [
             "# Torture: boxes that break losses",
             "",
-            f"Written by `python -m benchmarks.torture`, on the CPU: {versions}. Mean losses of xyxy boxes with their "
-            "largest slope at the predictions. ✓ keeps the promise, ✗ does not. "
+            f"Written by `python -m benchmarks.torture`, on the CPU: {versions}. Mean losses of xyxy boxes "
+            "with their largest slope at the predictions. ✓ keeps the promise, ✗ does not. "
             f"Not installed, so not run: {', '.join(missing) or 'none'}.",
             "",
             *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)),

@@ -5,7 +5,7 @@ const WIDTH = 12, HEIGHT = 8, UNIT = 60, SMALLEST = 0.05;
 const CORNERS = { nw: [0, 1], ne: [2, 1], sw: [0, 3], se: [2, 3] };
 const NUMBERS = ["x1", "y1", "x2", "y2"];
 const LABELS = { pred: "Predicted box", target: "Target box" };
-const START = { pred: [1.5, 1, 4.5, 3], target: [5, 3, 8, 7], kind: "ciou", parameters: { ...PARAMETERS } };
+const START = { pred: [1.5, 1, 4.5, 3.5], target: [5, 3, 8, 7], kind: "ciou", parameters: { ...PARAMETERS } };
 
 const root = document.getElementById("pair");
 const find = (selector) => root.querySelector(selector);
@@ -26,14 +26,20 @@ function read(hash) {
   return { pred: box("pred"), target: box("target"), kind, parameters };
 }
 
+function upright(box) {
+  return box.every(Number.isFinite) && box[2] >= box[0] && box[3] >= box[1];
+}
+
+function allowed(name, value) {
+  return Number.isFinite(value) && (name === "scale" ? value >= 0 && value <= 16 : value > 0);
+}
+
 function link() {
   const shown = { pred: state.pred.join(","), target: state.target.join(","), kind: state.kind };
   const words = Object.entries({ ...shown, ...state.parameters }).map(([name, value]) => `${name}=${value}`);
   return `#${words.join("&")}`;
 }
 
-const upright = (box) => box.every(Number.isFinite) && box[2] >= box[0] && box[3] >= box[1];
-const allowed = (name, value) => Number.isFinite(value) && (name === "scale" ? value >= 0 && value <= 16 : value > 0);
 const rounded = (value) => Number(value.toFixed(3));
 const shown = (value) => (Math.abs(value) < 5e-7 ? 0 : value).toFixed(6);
 

@@ -1,4 +1,4 @@
-"""Pictures of the losses, drawn from the library itself when the site is built, as SVG in the page's colours."""
+"""Pictures of the losses, drawn from the library when the site is built: SVG in the page's colours."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def paths(kind: str) -> str:
         parts.append(text(left, 16, title, "title"))
         for level in torch.arange(0, top + 1e-9, 0.5).tolist():
             y = TITLE + PANEL * 0.6 * (1 - level / top)
-            parts += [line([(left, y), (left + PANEL, y)], "grid"), text(left - 6, y + 4, f"{level:g}", "", "end")]
+            parts += [
+                line([(left, y), (left + PANEL, y)], "grid"),
+                text(left - 6, y + 4, f"{level:g}", "", "end"),
+            ]
         for name in reversed(names):
             points = [
                 (left + PANEL * (x - low) / (high - low), TITLE + PANEL * 0.6 * (1 - value / top))
@@ -76,7 +79,10 @@ def paths(kind: str) -> str:
             ]
             parts.append(line(points, "pred last" if name == kind else "other"))
         bottom = TITLE + PANEL * 0.6
-        parts += [text(left, bottom + 18, f"{low:g}"), text(left + PANEL, bottom + 18, f"{high:g}", "", "end")]
+        parts += [
+            text(left, bottom + 18, f"{low:g}"),
+            text(left + PANEL, bottom + 18, f"{high:g}", "", "end"),
+        ]
         parts.append(text(left + PANEL / 2, bottom + 18, label, "", "middle"))
     alt = f"Loss of {kind} along two paths: a box that slides over its target and one that grows in width."
     return svg(2 * (PANEL + GAP) + 10, TITLE + PANEL * 0.6 + 26, alt, parts)
@@ -130,10 +136,10 @@ def walks(kinds: Iterable[str] = tuple(VARIANTS), steps: int = 120, rate: float 
         seen = list(walk(kind, start, target, rate, steps))
         column, row = index % columns, index // columns
         left, top = column * side, row * (side + head)
-        origin = (left + side / 2 - 9.45 * unit, top + head + side / 2 - 9.65 * unit)
+        origin = (left + side / 2 - 9.2 * unit, top + head + side / 2 - 9.7 * unit)
         iou = box_iou(seen[-1], target, fmt="cxcywh").item()
         parts.append(text(left + 8, top + 16, kind, "title"))
-        parts.append(text(left + 8, top + 33, f"IoU {max(iou, 0):.2f} after {steps} steps"))
+        parts.append(text(left + 8, top + 34, f"IoU {max(iou, 0):.2f} after {steps} steps"))
         parts += [rectangle(boxes[0].tolist(), unit, origin, "pred") for boxes in seen[:-1:12]]
         parts.append(rectangle(target[0].tolist(), unit, origin, "target"))
         parts.append(rectangle(seen[-1][0].tolist(), unit, origin, "pred last"))

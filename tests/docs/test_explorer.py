@@ -22,7 +22,8 @@ import { readFileSync } from "node:fs";
 import { ROWS, evaluate } from "./family.mjs";
 const { pred, target, parameters } = JSON.parse(readFileSync(0));
 const found = {};
-for (const kind of Object.keys(ROWS)) found[kind] = pred.map((p, i) => evaluate(kind, p, target[i], parameters));
+for (const kind of Object.keys(ROWS))
+  found[kind] = pred.map((p, i) => evaluate(kind, p, target[i], parameters));
 console.log(JSON.stringify(found));
 """
 
