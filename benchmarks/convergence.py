@@ -152,8 +152,9 @@ def report(walks: list[Walk], pairs: int, apart: float, machine: str) -> str:
         [
             "# Convergence: boxes that walk to their targets",
             "",
-            f"Written by `python -m benchmarks.convergence`: {pairs:,} boxes, {apart:.0%} of them apart from "
-            f"their target at the start, {STEPS} steps. Steps are those to an IoU of {FITS}: the median box's, "
+            f"Written by `python -m benchmarks.convergence`: {pairs:,} boxes, {apart:.0%} of them apart "
+            f"from their target at the start, {STEPS} steps. Steps are those to an IoU of {FITS}: the "
+            "median box's, "
             "and the first of the slowest tenth's; a dash where that box never got there. Reached are all "
             "boxes that got there, and of those that started apart from their target. It is the first time "
             "that counts: boxes overshoot and come back. Where they settle, once the rate has fallen, is the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import types
 from collections import defaultdict
 from functools import cache
@@ -85,8 +86,17 @@ def index() -> str:
 
 def page(module: str, names: list[str]) -> str:
     """The page of one module: its docstring, then its names."""
-    about = inspect.getdoc(find(module)) or ""
-    return "\n\n".join([f"# {module}", about, *(f"::: {dotted}" for dotted in names)]) + "\n"
+    about = inspect.getdoc(sys.modules[module]) or ""
+    return "\n\n".join([f"# {module}", about, *map(entry, names)]) + "\n"
+
+
+def entry(dotted: str) -> str:
+    """The directive that documents a name; one that is a module's too is found where it is defined."""
+    if dotted not in sys.modules:
+        return f"::: {dotted}"
+    value = find(dotted)
+    options = f"    options:\n      heading: {dotted}\n      toc_label: {value.__name__}"
+    return f'<a id="{dotted}"></a>\n\n::: {value.__module__}.{value.__qualname__}\n{options}'
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
@@ -115,3 +116,12 @@ def test_formulas_are_drawn_without_scripts(site: Path) -> None:
     assert text.count("<math") > 20
     left = [path for path in site.rglob("index.html") if 'class="arithmatex"' in path.read_text()]
     assert left == []
+
+
+def test_the_guide_names_checks_that_there_are() -> None:
+    guide = (DOCS / "stuck.md").read_text()
+    lines = [line for line in guide.splitlines() if line.startswith("**Audit shows it as**")]
+    named = {name for line in lines for name in re.findall(r"`([a-z-]+)`", line)} - {"declared"}
+    source = "".join(path.read_text() for path in (ROOT / "boxreg" / "audit").glob("*.py"))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if f'"{name}"' not in source] == []
