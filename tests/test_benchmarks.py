@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import convergence, torture
 from benchmarks.aims import AIMS
 from benchmarks.cases import CASES, HUGE, SCALING, Case, inputs
 from benchmarks.measuring import TOLERANCE, Work, counted, disagreement
@@ -137,3 +138,29 @@ def test_results_in_the_repository_can_be_read() -> None:
     results = Path(__file__).parents[1] / "benchmarks" / "results"
     rows = read(results / "losses.json")
     assert (results / "losses.md").read_text() == markdown(rows)
+
+
+class TestTorture:
+    @pytest.mark.parametrize("case", torture.CASES, ids=lambda case: case.name)
+    def test_ours_keeps_every_promise(self, case: torture.Case) -> None:
+        outcome = torture.run(torture.libraries()["boxreg"][case.kind], case)
+        assert case.holds(outcome), str(outcome)
+
+    def test_what_is_wrong_is_seen(self) -> None:
+        """torchvision's CIoU divides by 0 for a point."""
+        (case,) = [case for case in torture.CASES if case.name == "the prediction is a point"]
+        assert torture.cell(torture.libraries()["torchvision"]["ciou"], case).startswith("✗")
+
+
+def test_boxes_walk_to_their_targets(tmp_path: Path) -> None:
+    boxes, targets = convergence.starts(1)
+    assert len(boxes) == 7**3
+    far = boxes + torch.tensor([5.0, 0.0, 0.0, 0.0])
+    walks = [convergence.measure(kind, far, targets, convergence.PAPERS_RATE) for kind in ("iou", "wiou")]
+    assert walks[0].reached_apart == 0
+    assert walks[1].reached_apart > 0.9
+    assert walks[1].curve == sorted(walks[1].curve)
+    page = convergence.report(walks, len(boxes), 1.0, "a machine")
+    assert page.count("| wiou |") == 2
+    convergence.draw(walks, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
