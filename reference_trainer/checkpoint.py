@@ -30,6 +30,9 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 
+ABOUT = "about"
+"""The entry of a weights file's metadata that holds names and scores, as JSON."""
+
 KEPT = 2
 """Newest states in a run's folder; the best one stays beside them."""
 
@@ -156,7 +159,8 @@ def pack_weights(
 ) -> bytes:
     """The content of a safetensors file: a model's weights, its classes' names, its validation scores."""
     whole = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    return bytes(save(whole, metadata={"names": "\n".join(names), "scores": json.dumps(scores or {})}))
+    # In one entry: safetensors writes several in an order that changes from call to call.
+    return bytes(save(whole, metadata={ABOUT: json.dumps({"names": names, "scores": scores or {}})}))
 
 
 def saved_scores(folder: Path) -> dict[str, float]:
@@ -167,10 +171,16 @@ def saved_scores(folder: Path) -> dict[str, float]:
     """
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            scores: dict[str, float] = json.loads((file.metadata() or {}).get("scores", "{}"))
+            scores: dict[str, float] = _about(file).get("scores", {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
     return scores
+
+
+def _about(file: Any) -> dict[str, Any]:
+    """What an open file of weights says beside them."""
+    said: dict[str, Any] = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+    return said
 
 
 def load_run(folder: Path) -> tuple[TrainConfig, nn.Module, list[str]]:
@@ -186,7 +196,7 @@ def load_run(folder: Path) -> tuple[TrainConfig, nn.Module, list[str]]:
         config = load_config(folder / CONFIG)
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            names = (file.metadata() or {}).get("names", "").split("\n")
+            names: list[str] = _about(file).get("names", [""])
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     except SafetensorError as error:

@@ -51,7 +51,10 @@ class Step(NamedTuple):
         count, *sums = head.tolist()
         whole = iter(terms.unbind())
         objective = Objective(
-            next(whole), {name: next(whole) for name in raw}, {name: next(whole) for name in weighted}, divisor
+            next(whole),
+            {name: next(whole) for name in raw},
+            {name: next(whole) for name in weighted},
+            divisor,
         )
         rows = slots.view(len(self.figures), batch_size)[:, : int(count)]
         figures = dict(zip(self.figures, rows, strict=True))
