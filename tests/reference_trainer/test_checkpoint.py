@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from reference_trainer.checkpoint import pack_state, unpack_state
+from reference_trainer.checkpoint import pack_state, pack_weights, unpack_state
 from reference_trainer.errors import CheckpointError
 
 STATE = {"weights": torch.arange(3.0), "step": 7, "scores": [0.5, float("-inf")], "name": "é", "none": None}
@@ -71,3 +71,8 @@ def test_nothing_is_read_but_tensors_and_plain_values() -> None:
             for line in file.read_text().splitlines():
                 assert "torch.load(" not in line or "weights_only=True" in line, f"{file}: {line}"
                 assert "pickle.load" not in line, f"{file}: {line}"
+
+
+def test_the_same_weights_are_the_same_bytes() -> None:
+    weights, scores = {"weight": torch.arange(3.0)}, {"ap": 0.5, "confidence": 0.25}
+    assert len({pack_weights(weights, ["a cat", "a\ndog"], scores) for _ in range(20)}) == 1
