@@ -97,7 +97,7 @@ def test_out_of_memory_the_same_batch_is_worked_on_in_parts_and_that_is_said(
 ) -> None:
     settings: Any = {"model": {"norm": norm, "dropout": 0.5}, "optimizer": {"lr": 0.25}}
     short = learner_of(pictures, **settings)
-    short.model = Small(short.model, 3)
+    short.model = short.parallel = Small(short.model, 3)
     capsys.readouterr()
     short.gradients(batch_of(pictures))
     assert short.model.seen == [10, 5, 2, 3, 3, 2]
@@ -119,7 +119,7 @@ def test_out_of_memory_the_same_batch_is_worked_on_in_parts_and_that_is_said(
 
 def test_memory_for_not_even_one_picture_is_an_error_that_says_what_to_try(pictures: Squares) -> None:
     learner = learner_of(pictures)
-    learner.model = Small(learner.model, 0)
+    learner.model = learner.parallel = Small(learner.model, 0)
     with pytest.raises(UserError, match=r"out of memory with 1 pictures of 64 pixels .* --data.size"):
         learner.gradients(batch_of(pictures))
 
