@@ -18,8 +18,8 @@ TIMES = ("seconds", "pictures_per_second", "step_share")
 class Step(NamedTuple):
     """What one optimizer step came to: the loss, the task's other figures, the norm of the gradient.
 
-    Figures are (K,), a number for each picture of the batch. A step is skipped if the scale of float16 was too
-    high for its gradient.
+    Figures are (K,), a number for each picture of the batch. A step is skipped if the scale of float16 was
+    too high for its gradient.
     """
 
     objective: Objective
