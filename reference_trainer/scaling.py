@@ -39,7 +39,7 @@ def resized(batch: AnyBatch, side: int) -> AnyBatch:
 def micro_batches(batch: AnyBatch, parts: int, most: int | None = None) -> list[AnyBatch]:
     """The batch in so many parts, as equal as can be; fewer if there are fewer pictures.
 
-    Of several processes all have as many parts, some perhaps empty: `most` are the pictures of the largest
+    Several processes have as many parts each, some of them empty; `most` are the pictures of the largest
     share.
     """
     pictures = len(batch.images)

@@ -33,6 +33,7 @@ from .data.loading import (
     ObjectBatch,
     Squares,
     TrainingSamples,
+    stop_workers,
     train_loader,
     val_loader,
 )
@@ -168,6 +169,8 @@ def carry_out(config: TrainConfig, found: Found | None) -> dict[str, Any]:
             run.save()
             run.report.stopped("the end of another process", run.progress)
             raise
+        finally:
+            stop_workers(run.loader)
         return {} if ranks.rank() else conclude(run, stop)
 
 

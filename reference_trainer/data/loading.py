@@ -342,6 +342,14 @@ def task_name(path: Path | None) -> str:
     return folder.resolve().name
 
 
+def stop_workers(loader: Batches) -> None:
+    """End the processes of a loader: they ignore signals, and the end of the program would wait for them."""
+    iterator: Any = loader._iterator
+    if iterator is not None:
+        loader._iterator = None
+        iterator._shutdown_workers()
+
+
 def _start_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the job; only
     # the main one decides what they mean.
