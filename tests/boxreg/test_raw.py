@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from boxreg import BoxHead, CIoULoss
-from boxreg._raw import softplus
+from boxreg._raw import inverse_softplus, softplus
 from boxreg.boxes import Planes, convert
 from boxreg.decoders import AxisDecoder, Decoder, GridCellDecoder, LTRBDecoder, UnitSquareDecoder
 from boxreg.iou import _fused
@@ -41,7 +41,7 @@ SHAPE = (2, 3, 5)
 
 @dataclass(frozen=True)
 class AreaDecoder(Decoder):
-    """A scheme of five numbers that does not read the axes apart: it only decodes."""
+    """A scheme of five numbers that does not read the axes apart."""
 
     channels: ClassVar[int] = 5  # type: ignore[assignment]
 
@@ -51,7 +51,8 @@ class AreaDecoder(Decoder):
         return x + shift, y + shift, side * aspect.exp(), side * (-aspect).exp()
 
     def _encode(self, boxes: Planes, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        x, y, w, h = boxes
+        return x, y, torch.zeros_like(x), inverse_softplus((w * h).sqrt(), dtype), (w / h).log() / 2
 
 
 ALL = {**DECODERS, "ltrb": LTRBDecoder(stride=8.0)}
@@ -301,7 +302,7 @@ def test_torch_func_looks_inside() -> None:
 
 @every_backend
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_a_scheme_that_only_decodes_goes_through_autograd(backend: str, fmt: str) -> None:
+def test_a_scheme_that_does_not_read_the_axes_apart_goes_through_autograd(backend: str, fmt: str) -> None:
     decoder = AreaDecoder()
     raw, target = raw_and_target(decoder, torch.float32, fmt)
     weight = torch.ones(SHAPE)
@@ -312,6 +313,12 @@ def test_a_scheme_that_only_decodes_goes_through_autograd(backend: str, fmt: str
     expected = decoded_first("ciou", decoder, raw, target, **options)
     assert_same(found, expected, 128 * eps(torch.float32), dim=1)
     assert torch.equal(found[1][0, :, 1, 1], torch.zeros(5))
+
+
+def test_a_scheme_of_ones_own_starts_a_head_at_its_prior() -> None:
+    prior = (0.5, 0.25, 0.2, 0.3)
+    boxes = BoxHead(8, prior, decoder=AreaDecoder())(torch.zeros(2, 8))
+    torch.testing.assert_close(boxes, torch.tensor([prior, prior]))
 
 
 def test_a_class_that_is_defined_again_is_another_scheme() -> None:
