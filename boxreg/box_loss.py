@@ -11,12 +11,11 @@ from torch.nn import functional as F
 
 from ._checks import check_choice, check_number
 from ._dtypes import promote
-from .boxes import FORMATS, convert
-from .iou.backends import BACKENDS
-from .iou.functional import overlap_loss, prepare
-from .iou.variants import VARIANTS, form_of
-from .reduction import REDUCTIONS, Normalizer, reduce_loss
-from .weighting import Weighting, check_weighting
+from .boxes import convert
+from .iou.functional import prepare
+from .losses import ROWS
+from .reduction import Normalizer, reduce_loss
+from .weighting import Weighting
 
 
 class BoxLossTerms(NamedTuple):
@@ -128,20 +127,24 @@ class BoxLoss(nn.Module):
         **parameters: float,
     ) -> None:
         super().__init__()
-        check_choice("overlap", overlap, VARIANTS)
-        form_of(overlap, mode, inner_ratio, parameters)
-        check_weighting(weighting)
+        check_choice("overlap", overlap, ROWS)
         check_choice("distance", distance, DISTANCES)
         check_choice("size", size, SIZES)
-        check_choice("fmt", fmt, FORMATS)
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_choice("backend", backend, ("auto", *BACKENDS))
         self.lambdas = {"coord": lambda_coord, "wh": lambda_wh, "iou": lambda_iou}
         for name, value in self.lambdas.items():
             check_number(f"lambda_{name}", value, minimum=0)
-        self.overlap, self.numbers, self.distance, self.size = overlap, parameters, distance, size
-        self.fmt, self.reduction, self.dim, self.backend = fmt, reduction, dim, backend
-        self.mode, self.inner_ratio, self.weighting = mode, inner_ratio, weighting
+        self.distance, self.size = distance, size
+        self.fmt, self.reduction, self.dim = fmt, reduction, dim
+        self.overlap = ROWS[overlap](
+            fmt,
+            reduction,
+            dim=dim,
+            backend=backend,
+            mode=mode,
+            inner_ratio=inner_ratio,
+            weighting=weighting,
+            **parameters,
+        )
 
     def forward(
         self,
@@ -163,28 +166,11 @@ class BoxLoss(nn.Module):
             )
             for name, difference in differences.items()
         }
-        raw["iou"] = overlap_loss(
-            self.overlap,
-            pred,
-            target,
-            fmt=self.fmt,
-            reduction=self.reduction,
-            weight=weight,
-            normalizer=normalizer,
-            dim=self.dim,
-            backend=self.backend,
-            mode=self.mode,
-            inner_ratio=self.inner_ratio,
-            weighting=self.weighting,
-            **self.numbers,  # type: ignore[arg-type]
-        )
+        raw["iou"] = self.overlap(pred, target, weight, normalizer)
         weighted = {name: self.lambdas[name] * value for name, value in raw.items()}
         return BoxLossTerms(weighted["coord"] + weighted["wh"] + weighted["iou"], raw, weighted)
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""
         lambdas = ", ".join(f"lambda_{name}={value}" for name, value in self.lambdas.items())
-        return (
-            f"{self.overlap!r}, {lambdas}, distance={self.distance!r}, size={self.size!r}, "
-            f"fmt={self.fmt!r}, mode={self.mode!r}"
-        )
+        return f"{lambdas}, distance={self.distance!r}, size={self.size!r}"
