@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import torch
@@ -241,12 +241,21 @@ REGIMES: dict[str, Callable[[Generator], Pairs]] = {
 }
 """Every regime: a name, and what makes its pairs of xyxy boxes from a generator."""
 
+ORDINARY = (*SMOOTH, "identical", "touching", "shared-corner")
+"""Regimes of upright boxes of usual sizes, for which the CPU has a shorter program."""
+
 
 def pairs(regime: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Pairs:
     """The predicted and the target boxes of a regime, xyxy, brought into the range of `dtype`."""
     most = torch.finfo(dtype).max
     pred, target = REGIMES[regime](seeded(seed))
     return pred.clamp(-most, most).to(dtype), target.clamp(-most, most).to(dtype)
+
+
+def joined(regimes: Iterable[str], dtype: torch.dtype = torch.float64) -> Pairs:
+    """The pairs of several regimes one after the other, `PER_REGIME` of each: what a backend gets at once."""
+    pred, target = zip(*(pairs(regime, dtype) for regime in regimes), strict=True)
+    return torch.cat(pred), torch.cat(target)
 
 
 def wild_pairs(count: int, dtype: torch.dtype, seed: int = 0) -> Pairs:

@@ -28,8 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_kernel: none of its tests is left out of a plain run")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out five of six tests that would interpret a kernel, always the same ones."""
+    """Leave out five of six tests that would interpret a kernel, always the same ones, unless marked."""
     if torch.cuda.is_available() or config.getoption("--every-kernel"):
         return
     left_out = [
@@ -37,6 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if getattr(item, "callspec", None)
         and item.callspec.params.get("backend") == "triton"  # type: ignore[attr-defined]
+        and not item.get_closest_marker("every_kernel")
         and zlib.crc32(item.nodeid.encode()) % 6
     ]
     config.hook.pytest_deselected(items=left_out)
