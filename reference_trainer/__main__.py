@@ -5,16 +5,15 @@ torch is imported once a command is chosen and its arguments are understood, so 
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from .arguments import Command, choose, read, read_known
 from .config import AUGMENTATIONS, PRESETS, Device, Task, TrainConfig, load_config
 from .errors import ConfigError, ElsewhereError, LostRankError, UserError
 
@@ -213,9 +212,11 @@ def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
     default = starting_point(base, looks_at_data=looks)
     if base.augmentation:
         default = default.model_copy(update={"augment": AUGMENTATIONS[base.augmentation]})
-    return tyro.cli(
+    return read(
         TrainConfig,
-        args=[*rest, *(["--data", str(base.data)] if base.data else [])],
+        [*rest, *(["--data", str(base.data)] if base.data else [])],
+        command,
+        beside=type(base),
         default=default,
         prog=f"reference_trainer {command} [--preset NAME | --config FILE] [--augmentation NAME]",
         description="Train a box regressor. Options change the preset's settings, shown as defaults below.",
@@ -224,9 +225,7 @@ def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
 
 def train(arguments: list[str]) -> int:
     """The command `train`."""
-    base, rest = tyro.cli(
-        BaseOptions, args=arguments, return_unknown_args=True, add_help=False, prog="reference_trainer train"
-    )
+    base, rest = read_known(BaseOptions, arguments, "train", add_help=False)
     config = settings(base, rest, "train")
 
     from .train import train as run
@@ -236,7 +235,7 @@ def train(arguments: list[str]) -> int:
 
 def resume(arguments: list[str]) -> int:
     """The command `resume`."""
-    options = tyro.cli(ResumeOptions, args=arguments, prog="reference_trainer resume")
+    options = read(ResumeOptions, arguments, "resume")
 
     from .train import resume as run
 
@@ -258,7 +257,7 @@ def report_end(summary: dict[str, Any]) -> int:
 
 def replay(arguments: list[str]) -> int:
     """The command `replay`."""
-    options = tyro.cli(ReplayOptions, args=arguments, prog="reference_trainer replay")
+    options = read(ReplayOptions, arguments, "replay")
 
     from .nonfinite import replay as run
     from .report import print_result
@@ -272,11 +271,8 @@ def replay(arguments: list[str]) -> int:
 def audit(arguments: list[str]) -> int:
     """The command `audit`: its first argument may be the folder of a run."""
     folder = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
-    options, rest = tyro.cli(
-        AuditOptions,
-        args=arguments[1:] if folder else arguments,
-        return_unknown_args=True,
-        prog="reference_trainer audit [RUN]",
+    options, rest = read_known(
+        AuditOptions, arguments[1:] if folder else arguments, "audit", prog="reference_trainer audit [RUN]"
     )
     if folder and (rest or options.preset or options.config or options.task or options.data):
         raise ConfigError("a run has its own configuration: give RUN, or --preset, --config and settings")
@@ -300,12 +296,7 @@ def overfit(arguments: list[str]) -> int:
         "-"
     ):  # a bare number; the settings that follow are not this command's own
         arguments = ["--pictures", *arguments]
-    options, rest = tyro.cli(
-        OverfitOptions,
-        args=arguments,
-        return_unknown_args=True,
-        prog="reference_trainer overfit",
-    )
+    options, rest = read_known(OverfitOptions, arguments, "overfit")
     if not 1 <= options.pictures <= MOST_OVERFITTED:
         raise UserError(f"PICTURES: got {options.pictures}, expected 1 to {MOST_OVERFITTED}")
     config = settings(options, rest, "overfit")
@@ -321,7 +312,7 @@ def overfit(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """The command `evaluate`."""
-    options = tyro.cli(EvaluateOptions, args=arguments, prog="reference_trainer evaluate")
+    options = read(EvaluateOptions, arguments, "evaluate")
 
     from .evaluate import evaluate_run
     from .report import print_result
@@ -332,7 +323,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def predict(arguments: list[str]) -> int:
     """The command `predict`."""
-    options = tyro.cli(PredictOptions, args=arguments, prog="reference_trainer predict")
+    options = read(PredictOptions, arguments, "predict")
     if not options.pictures:
         raise UserError("PICTURES: got none, expected at least one picture file")
 
@@ -353,7 +344,7 @@ def data(arguments: list[str]) -> int:
 
 def check(arguments: list[str]) -> int:
     """The command `data check`."""
-    options = tyro.cli(CheckOptions, args=arguments, prog="reference_trainer data check")
+    options = read(CheckOptions, arguments, "data check")
 
     from .data.checking import check_data
     from .report import print_result
@@ -367,7 +358,7 @@ def check(arguments: list[str]) -> int:
 
 def write(arguments: list[str]) -> int:
     """The command `data write`."""
-    options = tyro.cli(WriteOptions, args=arguments, prog="reference_trainer data write")
+    options = read(WriteOptions, arguments, "data write")
 
     from .data import toy_splits, write_yolo_folder
     from .data.toy import MIN_SIDE
@@ -385,8 +376,6 @@ def write(arguments: list[str]) -> int:
     return 0
 
 
-Command = Callable[[list[str]], int]
-
 DATA_COMMANDS: dict[str, Command] = {"check": check, "write": write}
 
 COMMANDS: dict[str, Command] = {
@@ -399,19 +388,6 @@ COMMANDS: dict[str, Command] = {
     "predict": predict,
     "data": data,
 }
-
-
-def choose(name: str, commands: dict[str, Command], prefix: str = "") -> Command:
-    """The command of a name.
-
-    Raises:
-        UserError: if there is none; it says which one may be meant.
-    """
-    if name not in commands:
-        near = difflib.get_close_matches(name, commands, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(commands)}"
-        raise UserError(f"unknown command {prefix + name!r}; {hint}")
-    return commands[name]
 
 
 def main(arguments: list[str] | None = None) -> int:

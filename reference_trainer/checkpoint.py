@@ -23,7 +23,7 @@ from torch import nn
 
 from .config import TrainConfig, load_config
 from .errors import CheckpointError, ConfigError
-from .files import UNFINISHED, RunFolder
+from .files import UNFINISHED, RunFolder, not_there
 from .tasks import build_task
 
 WEIGHTS = "model.safetensors"
@@ -94,6 +94,8 @@ def newest_state(folder: Path) -> Found:
     Raises:
         CheckpointError: if there is none; it says what is wrong with each.
     """
+    if not folder.is_dir():
+        raise CheckpointError(not_there(folder))
     damaged: dict[Path, str] = {}
     for path in reversed(states(folder)):
         try:
@@ -190,6 +192,8 @@ def load_run(folder: Path) -> tuple[TrainConfig, nn.Module, list[str]]:
     Raises:
         CheckpointError: if the folder is no run, or its weights do not fit its configuration.
     """
+    if not folder.is_dir():
+        raise CheckpointError(not_there(folder))
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: not a run folder: it has no {name}")

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
-from .files import write_whole
+from .files import not_there, read_yaml, write_whole
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -42,6 +42,8 @@ STRIDE, SMALLEST_SIDE = 16, 32
 
 LARGEST_FACTOR = 8
 """A scale from here on is meant in pixels."""
+
+_SHOWN = 3
 
 PATIENCE = 20
 """Epochs of patience if no setting says it."""
@@ -509,12 +511,14 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         ConfigError: if the file cannot be read, is no YAML mapping, or holds an unknown or wrong value.
     """
+    if not path.exists():
+        raise ConfigError(not_there(path))
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
     return parse_config(tree, f"{path}: ")
@@ -539,8 +543,10 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def explain(error: ValidationError) -> Iterator[str]:
     """One line a fault: where it is, what is wrong, and for an unknown key the nearest known one."""
-    for fault in error.errors():
-        where = ".".join(map(str, fault["loc"]))
+    faults = error.errors()
+    listed: list[list[str]] = []
+    for fault in faults[:_SHOWN]:
+        where = ".".join(map(str, (*_branch(error.title), *fault["loc"])))
         if fault["type"] == "value_error":  # ours: it says what came
             yield f"{where}: {fault['msg'].removeprefix('Value error, ')}"
             continue
@@ -549,8 +555,24 @@ def explain(error: ValidationError) -> Iterator[str]:
             continue
         known = _keys(fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        yield f"{where}: unknown setting; {hint}"
+        # The list of all of them is long: once is enough.
+        hint = (
+            f"; did you mean {near[0]!r}?"
+            if near
+            else ""
+            if known in listed
+            else f"; known are {', '.join(known)}"
+        )
+        listed += [] if near else [known]
+        yield f"{where}: unknown setting{hint}"
+    if len(faults) > _SHOWN:
+        yield f"and {len(faults) - _SHOWN} more"
+
+
+def _branch(title: str) -> list[str]:
+    """Where the branch is that was checked by itself, and not as part of the whole tree."""
+    fields = TrainConfig.model_fields.items()
+    return [name for name, field in fields if getattr(field.annotation, "__name__", "") == title]
 
 
 def _keys(location: tuple[Any, ...]) -> list[str]:

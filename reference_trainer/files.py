@@ -1,8 +1,12 @@
-"""Files that are replaced whole: whoever reads one, at whatever moment, finds the old or the new."""
+"""Files: which one may be meant, reading YAML, and replacing a file whole.
+
+Whoever reads a file that is replaced, at whatever moment, finds the old or the new.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import shutil
@@ -10,8 +14,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 UNFINISHED = ".unfinished"
 """What the name of a file ends in while it is being written."""
+
+
+def not_there(path: Path) -> str:
+    """That a path leads nowhere, with the name beside it that may be meant."""
+    names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"{path}: no such file or folder" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ValueError: `file:line: not valid YAML: why`.
+    """
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"{file}:{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from ..files import not_there
 from .coco import CocoFiles
 from .files import Labels, PictureFiles, Problem
 from .sample import Counts, DataError, PictureSource, Subset
@@ -146,7 +147,7 @@ def recognise(path: Path) -> DataSet:
         DataError: if it is none, or if it could be several.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+        raise DataError(not_there(path))
     if path.is_file():
         if path.suffix in (".yaml", ".yml"):
             return YoloFolder(path)

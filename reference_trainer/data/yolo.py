@@ -8,8 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..files import read_yaml
 from .files import Form, Labels, Problem
 from .folders import EXTENSIONS, files_below, read_lines
 from .sample import DataError
@@ -95,20 +94,17 @@ class YoloFolder:
 
 def _is_data_yaml(file: Path) -> bool:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = read_yaml(file)
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"train", "names"} <= set(content)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise DataError(f"{file}:{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
+        content = read_yaml(file)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected keys such as train, val and names: {content!r}")
     return content

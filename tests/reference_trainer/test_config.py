@@ -249,7 +249,7 @@ def test_an_unknown_option_is_refused_with_a_suggestion(
 ) -> None:
     message = refusal(["train", option, "3"], capsys, monkeypatch)
     assert option in message
-    assert suggestion in message.split("Perhaps you meant:")[1]
+    assert suggestion in message.split("did you mean")[1]
 
 
 @pytest.mark.parametrize("case", CONTRADICTIONS)
@@ -292,7 +292,7 @@ def test_all_faults_of_a_file_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"data: {size: ", "not valid YAML"),
+        (b"data: {size: ", "1: not valid YAML"),
         (b"\xff\xfe\x00", "not valid YAML"),
         (b"- epochs\n- 3\n", "expected a mapping of settings, got list"),
         (b"", "expected a mapping of settings, got NoneType"),
@@ -307,11 +307,12 @@ def test_a_file_that_is_no_configuration_is_refused(content: bytes, message: str
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load_config(file)
-    assert str(caught.value).startswith(f"{file}: {message}")
+    assert str(caught.value).startswith(f"{file}:")
+    assert message in str(caught.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file or folder"):
         load_config(tmp_path / "nothing.yaml")
     with pytest.raises(ConfigError, match="Is a directory"):
         load_config(tmp_path)

@@ -163,3 +163,65 @@ def test_data_draws_no_folder_that_cannot_be_trained_on(
     said = refused(capsys, "data", "write", tmp_path / "new", "--pictures", pictures)
     assert f"pictures: got {pictures}, expected at least 5" in said
     assert not (tmp_path / "new").exists()
+
+
+WRONG = {
+    "unknown command": ("trian", "'trian'; did you mean 'train'?"),
+    "unknown command of data": ("data chek x", "'data chek'; did you mean 'check'?"),
+    "misspelt option": ("train --batchsize 3", "--batchsize; did you mean --batch-size"),
+    "option without its group": ("train --lr 0.1", "--lr; did you mean --optimizer.lr?"),
+    "misspelt option of another form": ("train --preste grid", "--preste; did you mean --preset"),
+    "several unknown options": ("train --foo 1 --bar=2 --baz 3 --qux 4", "and 1 more"),
+    "stray word": ("train grid", "'grid'; settings are given as --NAME VALUE"),
+    "wrong type": ("train --epochs three", "'three'\nexpected --epochs INT"),
+    "wrong type in overfit": ("overfit many", "'many'\nexpected --pictures INT"),
+    "out of its range": ("train --data.size 10", "data.size: Input should be greater than or equal to 32"),
+    "two out of their range": ("train --epochs 0 --batch-size 0", "batch_size: Input should be"),
+    "settings that contradict": ("train --data.scales 33", "scales: got 33, expected a multiple of 16"),
+    "unknown choice": ("train --optimizer.name adam", "'adam' for argument '--optimizer.name'. Expected"),
+    "unknown preset": ("train --preset refrence", "'refrence' for argument '--preset'. Expected one of"),
+    "missing value": ("train --epochs", "Missing value for argument '--epochs'"),
+    "no value for a configuration": ("train --config", "Missing value for argument '--config'"),
+    "missing run": ("resume", "Missing from reference_trainer resume: PATH Folder of the run"),
+    "preset and configuration": ("train --preset grid --config good.yaml", "give one of them"),
+    "no such configuration": ("train --config god.yaml", "no such file or folder; did you mean 'good.yaml'?"),
+    "bad YAML": ("train --config bad.yaml", "bad.yaml:2: not valid YAML"),
+    "no mapping": ("train --config list.yaml", "list.yaml: expected a mapping of settings, got list"),
+    "unknown key": ("train --config key.yaml", "epoch: unknown setting; did you mean 'epochs'?"),
+    "unknown key in a group": ("train --config group.yaml", "widht: unknown setting; did you mean 'width'?"),
+    "many unknown keys": ("train --config many.yaml", "and 9 more"),
+    "wrong type in a configuration": ("train --config type.yaml", "epochs: Input should be a valid integer"),
+    "no such data": ("train --data pictrues", "pictrues: no such file or folder; did you mean 'pictures'?"),
+    "data that are none": ("train --data good.yaml", "good.yaml: names: expected a list"),
+    "no such run": ("resume rnus", "rnus: no such file or folder; did you mean 'runs'?"),
+    "no such run to evaluate": ("evaluate rnus", "rnus: no such file or folder; did you mean 'runs'?"),
+    "a folder without a run": ("resume runs", "runs: no state to go on from"),
+    "too many pictures by heart": ("overfit 9", "got 9, expected 1 to 8"),
+    "run and settings": ("audit runs --epochs 3", "give RUN, or --preset, --config and settings"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_command_line_is_answered_in_a_few_lines_that_say_what_to_type(
+    wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {
+        "good": "epochs: 3",
+        "bad": "epochs: 3\nmodel: {width: 16",
+        "list": "- epochs",
+        "key": "epoch: 3",
+        "group": "model: {widht: 16}",
+        "many": "\n".join(f"zzz{number}: 1" for number in range(12)),
+        "type": "epochs: several",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    for folder in ("pictures", "runs"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments, expected = WRONG[wrong]
+    said = refused(capsys, *arguments.split())
+    assert expected in said
+    assert "Traceback" not in said
+    assert sum(-(-len(line) // 80) for line in said.splitlines()) <= 8, said
+    assert not list((tmp_path / "runs").iterdir())
