@@ -5,58 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-import types
-from collections import defaultdict
-from functools import cache
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
-
-import boxreg
-from boxreg import functional, iou
+from names import find, pages, targets
 
 NAMED = re.compile(r"(?P<before><a\b[^>]*>\s*)?<code>(?P<name>[A-Za-z_][\w.]*)(?:\(\))?</code>")
-
-
-def names_of(module: types.ModuleType) -> dict[str, Any]:
-    """What a module offers: all without an underscore, but for its submodules."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
-
-
-@cache
-def pages() -> dict[str, list[str]]:
-    """The module of each page, and the dotted names that it documents."""
-    found: dict[str, list[str]] = defaultdict(list)
-    known: set[int] = set()
-
-    def add(page: str, dotted: str, value: object) -> None:
-        if id(value) not in known:
-            known.add(id(value))
-            found[page].append(dotted)
-
-    for name, value in names_of(boxreg).items():
-        add(home(value), f"boxreg.{name}", value)
-    for namespace in (functional, iou):
-        for name, value in names_of(namespace).items():
-            add(namespace.__name__, f"{namespace.__name__}.{name}", value)
-    # What public classes derive from, once those have been listed: their arguments are described there.
-    for value in list(names_of(boxreg).values()):
-        for base in value.__mro__[1:] if inspect.isclass(value) else ():
-            if base.__module__.startswith("boxreg."):
-                add(home(base), f"{base.__module__}.{base.__qualname__}", base)
-    return dict(sorted(found.items()))
-
-
-def home(value: Any) -> str:
-    """The part of boxreg that a name comes from: `boxreg.assign` of `boxreg.assign.cells`."""
-    return ".".join(value.__module__.split(".")[:2])
 
 
 def first_line(dotted: str) -> str:
@@ -64,23 +20,20 @@ def first_line(dotted: str) -> str:
     return (inspect.getdoc(find(dotted)) or "").partition("\n")[0].replace("|", "\\|")
 
 
-def find(dotted: str) -> Any:
-    """The object of a dotted name."""
-    value: Any = boxreg
-    for part in dotted.split(".")[1:]:
-        value = getattr(value, part)
-    return value
+def summary(module: str) -> str:
+    """The first line of a module's docstring."""
+    return (inspect.getdoc(sys.modules[module]) or "").partition("\n")[0]
 
 
 def index() -> str:
     """The page that lists them all."""
-    lines = ["# API", "", "Every public name. Whatever is in the first two columns of a row is a link.", ""]
-    lines += ["| name | module | what it is |", "|---|---|---|"]
+    lines = ["# API", "", "Every public name, by the part of the library that it is in."]
     for module, names in pages().items():
+        lines += ["", f"## [{module}]({module}.md)", "", summary(module), ""]
+        lines += ["| name | what it is |", "|---|---|"]
         for dotted in names:
             short = dotted.rpartition(".")[2]
-            link = f"[`{short}`]({module}.md#{dotted})"
-            lines.append(f"| {link} | [`{module}`]({module}.md) | {first_line(dotted)} |")
+            lines.append(f"| [`{short}`]({module}.md#{dotted}) | {first_line(dotted)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -115,19 +68,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-@cache
-def targets() -> dict[str, str]:
-    """Where each name is documented, by its last part and by its whole."""
-    found = {}
-    for module, names in pages().items():
-        for dotted in names:
-            url = f"api/{module}/#{dotted}"
-            found[dotted] = url
-            found.setdefault(dotted.rpartition(".")[2], url)
-    return found
-
-
-def on_page_content(html: str, page: Page, **_: Any) -> str:
+def on_page_content(html: str, page: Page, **_: object) -> str:
     """Link every public name in running text to its documentation."""
 
     def linked(match: re.Match[str]) -> str:

@@ -6,6 +6,7 @@ import inspect
 import re
 from typing import Any
 
+from ablation import ablation
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 from pictures import PICTURES
@@ -16,7 +17,7 @@ from boxreg import functional
 from boxreg.iou.variants import VARIANTS
 
 TITLES = {name.removesuffix("Loss").lower(): name.removesuffix("Loss") for name in vars(boxreg)}
-MARK = re.compile(r"^<!-- (?P<what>[a-z]+)(?: (?P<kind>[a-z]+))? -->$", re.M)
+MARK = re.compile(r"^<!-- (?P<what>[a-z]+)(?: (?P<about>[a-z0-9; ]+))? -->$", re.M)
 
 
 def formula(kind: str) -> str:
@@ -39,7 +40,7 @@ def code(kind: str) -> str:
     return "```python\n" + inspect.getsource(term.value) + "\n\n" + inspect.getsource(term.slopes) + "```"
 
 
-MAKERS = {"formula": formula, "measured": measured, "code": code}
+MAKERS = {"formula": formula, "measured": measured, "code": code, "ablation": ablation}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -51,10 +52,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Put what is asked for in the place of its mark, `<!-- what kind -->`."""
+    """Put what is asked for in the place of its mark, `<!-- what about -->`."""
 
     def made(match: re.Match[str]) -> str:
-        arguments = [match["kind"]] if match["kind"] else []
+        arguments = [match["about"]] if match["about"] else []
         return (MAKERS | PICTURES)[match["what"]](*arguments)
 
     return MARK.sub(made, markdown)
