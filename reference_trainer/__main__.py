@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,7 @@ Train a box regressor and show what came of it.
   reference_trainer replay RUN                 see again what was not finite
   reference_trainer audit [RUN]                what is wrong with a configuration or a run
   reference_trainer overfit [1..8]             can so few pictures be learnt by heart?
+  reference_trainer ablate                     which recommendation helps, each one added and removed alone
   reference_trainer evaluate RUN
   reference_trainer predict RUN PICTURE ...    pictures, or folders of them
   reference_trainer data check PATH            list all that is wrong with your pictures and labels
@@ -119,6 +120,48 @@ class OverfitOptions(BaseOptions):
     """Pictures to learn, 1 to 8; the first argument says it too."""
     seconds: float = 60.0
     """Time after which it has failed."""
+
+
+@dataclass(frozen=True)
+class FolderOption:
+    """Where an ablation is kept."""
+
+    out: Path = Path("ablation")
+    """Folder for its lines, its table and its picture; one that has lines goes on with its own settings."""
+
+
+@dataclass(frozen=True)
+class AblateOptions(FolderOption):
+    """Train each recommendation added alone to baseline and removed alone from reference.
+
+    Rows are compared seed by seed. A run that is there already is not trained again: the same command goes
+    on, and at the end it makes the table and the picture anew.
+    """
+
+    rows: tuple[str, ...] = ()
+    """Only rows of these names, such as 'reference - *', and those that they are compared with."""
+    seeds: int = 5
+    """Runs of each row."""
+    epochs: int = 12
+    """Passes of each run."""
+    size: int = 64
+    """Side of the pictures in pixels."""
+    pictures: int | None = 300
+    """Toy pictures; not with data."""
+    width: int = 8
+    """Channels of the first stage."""
+    data: Path | None = None
+    """Your own pictures, with one box each, instead."""
+    device: Device = "cpu"
+    """Where to train."""
+    threads: int = 1
+    """Threads of each run; another number changes the order of sums, and with it the results."""
+    jobs: int | None = None
+    """Runs side by side; by default as many as the cores allow."""
+    table_only: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train nothing: make table and picture of what is there."""
+    keep_runs: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave each run's folder, with its weights, in OUT/runs."""
 
 
 @dataclass(frozen=True)
@@ -310,6 +353,30 @@ def overfit(arguments: list[str]) -> int:
     return 0 if report.reached else 1
 
 
+def ablate(arguments: list[str]) -> int:
+    """The command `ablate`."""
+    folder = read_known(FolderOption, arguments, "ablate", add_help=False)[0]
+
+    from .ablation.lines import Lines
+    from .ablation.plan import Common
+
+    before = Lines(folder.out).common
+    default = AblateOptions(**asdict(before)) if before else AblateOptions()
+    options = read(AblateOptions, arguments, "ablate", default=default)
+    for name in ("seeds", "threads", "jobs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}: got {value}, expected at least 1")
+
+    from .ablation import ablate as run
+    from .report import print_result
+
+    common = Common(**{field.name: getattr(options, field.name) for field in fields(Common)})
+    side_by_side = options.jobs or max((os.cpu_count() or 1) // options.threads, 1)
+    print_result(run(options.out, common, side_by_side, options.table_only, options.keep_runs))
+    return 0
+
+
 def evaluate(arguments: list[str]) -> int:
     """The command `evaluate`."""
     options = read(EvaluateOptions, arguments, "evaluate")
@@ -384,6 +451,7 @@ COMMANDS: dict[str, Command] = {
     "replay": replay,
     "audit": audit,
     "overfit": overfit,
+    "ablate": ablate,
     "evaluate": evaluate,
     "predict": predict,
     "data": data,

@@ -166,8 +166,12 @@ class ModelConfig(Settings):
     head: Literal["dense", "pooled"] = "dense"
     """Task single. dense: a box and an objectness from every cell of the last map; pooled: one vector, one
     box."""
-    output: Literal["boxhead", "linear"] = "boxhead"
-    """Task single. boxhead: boxreg's, decoded, started at the data's prior; linear: a bare nn.Linear."""
+    output: Literal["boxhead", "sigmoid", "clamp", "linear"] = "boxhead"
+    """Task single. boxhead: boxreg's, sigmoid for centres and softplus for sizes. The others are for one
+    vector, one box: sigmoid for all four; clamp: cut off at 0 and 1, with no gradient beyond; linear: as
+    they are."""
+    prior: bool = True
+    """Task single. Start the head at the median box of the training pictures; False starts it anywhere."""
     decoder: Literal["cell", "yolov3", "yolov5", "ltrb", "dfl"] = "cell"
     """Task grid: what the raw numbers of a cell stand for. cell: centre in or near the cell; yolov3, yolov5:
     three anchors; ltrb: distances of the sides; dfl: distributions of these."""
@@ -214,9 +218,9 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _dense_is_decoded(self) -> Self:
-        if self.head == "dense" and self.output == "linear":
+        if self.head == "dense" and self.output != "boxhead":
             raise ValueError(
-                "head 'dense' with output 'linear': a cell's raw numbers are no box of the picture; "
+                f"head 'dense' with output {self.output!r}: a cell's numbers are no box of the picture; "
                 "set output to 'boxhead', or head to 'pooled'"
             )
         return self
@@ -374,7 +378,7 @@ class TrainConfig(Settings):
                     settings.refuse_unused(name, "task 'single' does not read it; set task to 'grid'")
             self._objectness_is_there(self.model.head != "pooled", "head 'pooled'", "head to 'dense'")
             return self
-        for name in ("head", "output"):
+        for name in ("head", "output", "prior"):
             self.model.refuse_unused(name, "task 'grid' does not read it; set task to 'single'")
         aligned = self.model.own_assigner == "task_aligned"
         self._objectness_is_there(not aligned, "assigner 'task_aligned'", "assigner to another")
@@ -486,7 +490,9 @@ PRESETS: dict[str, TrainConfig] = {
         ema_decay=0.0,
         patience=25,
         augment=AUGMENTATIONS["off"],
-        model=ModelConfig(head="pooled", output="linear", norm="none", activation="leaky_relu", dropout=0.5),
+        model=ModelConfig(
+            head="pooled", output="linear", prior=False, norm="none", activation="leaky_relu", dropout=0.5
+        ),
         loss=LossConfig(lambda_coord=5.0, lambda_wh=5.0, lambda_iou=1.0, distance="mse"),
         optimizer=OptimizerConfig(name="sgd", lr=1e-2, weight_decay=5e-4, exempt=False),
         schedule=ScheduleConfig(name="steps"),

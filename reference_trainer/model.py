@@ -44,6 +44,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+SQUASHED: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "clamp": lambda: nn.Hardtanh(0.0, 1.0),
+}
+"""What may follow a bare linear layer that names a box."""
+
+
 class Prediction(NamedTuple):
     """What a network says of a batch, boxes in cxcywh as fractions of the square.
 
@@ -77,6 +84,21 @@ class Backbone(nn.Sequential):
         self.out_channels = widths[-1]
 
 
+def pooled_head(features: int, config: ModelConfig, prior: tuple[float, float, float, float]) -> nn.Module:
+    """From one vector to one box."""
+    if config.output == "boxhead":
+        head = BoxHead(features, prior)
+        if not config.prior:
+            head.projection.reset_parameters()
+        return head
+    linear = nn.Linear(features, 4)
+    if config.prior:
+        box = torch.tensor(prior)
+        with torch.no_grad():
+            linear.bias.copy_(box.logit() if config.output == "sigmoid" else box)
+    return linear if config.output == "linear" else nn.Sequential(linear, SQUASHED[config.output]())
+
+
 class PooledRegressor(nn.Module):
     """One vector, one box."""
 
@@ -91,9 +113,7 @@ class PooledRegressor(nn.Module):
             ACTIVATIONS[config.activation](),
             nn.Dropout(config.dropout),
         )
-        self.head: nn.Module = (
-            nn.Linear(features, 4) if config.output == "linear" else BoxHead(features, prior)
-        )
+        self.head = pooled_head(features, config, prior)
 
     def forward(self, images: Tensor) -> Prediction:
         """Images (B, 3, S, S) in [0, 1] to boxes (B, 4)."""
@@ -114,6 +134,8 @@ class DenseRegressor(nn.Module):
         self.head = BoxHead(
             features, (0.5, 0.5, *prior[2:]), decoder=GridCellDecoder(stretch=CELL_STRETCH), projection="conv"
         )
+        if not config.prior:
+            self.head.projection.reset_parameters()
         self.objectness = nn.Conv2d(features, 1, 1)
         # Most cells hold no object: start there (Lin et al. 2017, arXiv:1708.02002).
         nn.init.zeros_(self.objectness.weight)

@@ -48,6 +48,9 @@ class RunReport:
         task: what is learned.
         steps_per_epoch: optimizer steps of a whole epoch.
         folder: of a run that goes on; without one a new folder is made.
+
+    Attributes:
+        batch_drawn: whether the first batch is on the disk, or nobody wants it.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class RunReport:
         self.folder = folder or ranks.from_first(lambda: new_folder(config.out, name))
         self.files = RunFolder(self.folder, say, writes=ranks.rank() == 0)
         self._width = len("  ".join(f"{label} 0.0000" for label in task.shown.values()))
-        self._batch_drawn = not self.files.writes or (self.folder / BATCH_DRAWING).exists()
+        self.batch_drawn = not self.files.writes or (self.folder / BATCH_DRAWING).exists()
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
@@ -117,9 +120,9 @@ class RunReport:
 
     def first_batch(self, batch: Any) -> None:
         """Draw the first batch, so that wrong boxes are seen before the run has gone far."""
-        if not self._batch_drawn:
+        if not self.batch_drawn:
             self.files.write(BATCH_DRAWING, self.task.draw_batch(batch, self._names))
-            self._batch_drawn = True
+            self.batch_drawn = True
 
     def step(self, epoch: int, step: Step, lr: float, speed: float) -> None:
         """Move the bar by one optimizer step."""

@@ -79,9 +79,7 @@ def targets() -> dict[str, str]:
 @cache
 def documented() -> dict[str, Any]:
     """Every object with an entry, by the last part of its name."""
-    return {
-        dotted.rpartition(".")[2]: find(dotted) for names in pages().values() for dotted in names
-    }
+    return {dotted.rpartition(".")[2]: find(dotted) for names in pages().values() for dotted in names}
 
 
 def annotations(value: Any) -> Iterator[str]:
