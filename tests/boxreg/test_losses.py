@@ -27,6 +27,7 @@ from tests.cases import (
     Recorder,
     eps,
     gradient,
+    joined,
     overlap_loss,
     pairs,
     seeded,
@@ -326,9 +327,8 @@ class TestParameters:
 
 @every_kind
 class TestBounds:
-    @pytest.mark.parametrize("regime", [name for name in REGIMES if "inverted" not in name])
-    def test_upright_losses_stay_in_their_range(self, kind: str, regime: str) -> None:
-        pred, target = pairs(regime)
+    def test_upright_losses_stay_in_their_range(self, kind: str) -> None:
+        pred, target = joined(regime for regime in REGIMES if "inverted" not in regime)
         loss = overlap_loss(kind, pred, target)
         of_overlap = overlap_loss("iou", pred, target) if VARIANTS[kind].overlap is IOU else loss
         for bounded, most in ((of_overlap, 1.0), (loss - of_overlap, MOST_PENALTY[kind])):
