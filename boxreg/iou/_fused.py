@@ -17,7 +17,8 @@ from ._copies import copied, copy_maths
 from ._libraries import TORCH, Array, Library, numpy_library
 from ._one_pass import as_planes, divisor
 from ._pass import Pass, Result
-from ._program import Program, Term, Trace, half
+from ._program import Program
+from ._trace import Term, Trace, half
 from .variants import Formula
 
 BLOCK = 2**16

@@ -19,7 +19,8 @@ from ._copies import copy_maths
 from ._fused import are_ordinary
 from ._libraries import TORCH, Array, Library, numpy_library
 from ._pairwise import Pairwise
-from ._program import Compute, Program, Term, Trace, Value, half, in_order
+from ._program import Compute, Program
+from ._trace import Term, Trace, Value, half, in_order
 from .family import Unit
 from .variants import Formula
 

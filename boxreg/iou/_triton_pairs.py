@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..boxes import FORMATS
 from ._pairwise import Pairwise
-from ._triton import MATHS, _combined, _in_range, _is_large, _load, _numbers, _pair, _pullback, terms_of
+from ._triton import _combined, _in_range, _is_large, _load, _pair, _pullback, terms_of
+from ._triton_maths import MATHS, numbers
 
 TILE = (16, 64)
 """Boxes of `a` and of `b` whose scores a program computes."""
@@ -81,7 +82,7 @@ def scores_kernel(
     pair, _ = _meet(of_a, of_b, TO_ENDS)
     place = (picture * rows + row[:, None]) * columns + column[None, :]
     mask = (row < rows)[:, None] & (column < columns)[None, :]
-    score = OVERLAP(pair, *_numbers(OVERLAP_VALUES)) - PENALTY(pair, *_numbers(PENALTY_VALUES))
+    score = OVERLAP(pair, *numbers(OVERLAP_VALUES)) - PENALTY(pair, *numbers(PENALTY_VALUES))
     tl.store(scores + place, score, mask=mask)
 
 
@@ -131,8 +132,8 @@ def gradient_kernel(
             pair, large = _meet(mine, theirs, TO_ENDS)
         else:
             pair, large = _meet(theirs, mine, TO_ENDS)
-        of_overlap = OVERLAP_SLOPES(pair, *_numbers(OVERLAP_VALUES))
-        of_penalty = PENALTY_SLOPES(pair, *_numbers(PENALTY_VALUES))
+        of_overlap = OVERLAP_SLOPES(pair, *numbers(OVERLAP_VALUES))
+        of_penalty = PENALTY_SLOPES(pair, *numbers(PENALTY_VALUES))
         slopes = _combined(1.0, -1.0, of_overlap, of_penalty)
         if OF_A:
             x1, y1, x2, y2, _, _, _, _ = _pullback(pair, slopes, 0.0)

@@ -96,9 +96,9 @@ def no_triton(pred: Tensor, target: Tensor) -> str | None:
 
 
 def _interpreted() -> bool:
-    from . import _triton
+    from . import _triton_maths
 
-    return _triton.INTERPRETED
+    return _triton_maths.INTERPRETED
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor], str | None]] = {

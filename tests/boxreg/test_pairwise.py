@@ -142,6 +142,21 @@ class TestSameAsEager:
             assert torch.equal(found, expected)
 
     @both_scores
+    def test_fake_tensors(self, kind: str, backend: str, score: Callable[..., Tensor]) -> None:
+        with FakeTensorMode():
+            a = torch.rand(5, 4, dtype=torch.float16, requires_grad=True)
+            scores = score(a, torch.rand(5, 4), kind=kind, backend=backend)
+            scores.sum().backward()
+        assert isinstance(a.grad, FakeTensor)
+        assert scores.dtype == torch.float32
+        assert scores.shape == ((5, 5) if score is pairwise_box_iou else (5,))
+        assert (a.grad.dtype, a.grad.shape) == (torch.float16, a.shape)
+
+
+@every_backend
+class TestLimits:
+    @both_scores
+    @pytest.mark.parametrize("kind", ["ciou", "mpdiou"])  # without parameters, and with
     def test_compiles_without_a_graph_break(
         self, kind: str, backend: str, score: Callable[..., Tensor]
     ) -> None:
@@ -157,20 +172,6 @@ class TestSameAsEager:
         (found,), (expected,) = torch.autograd.grad(compiled, a), torch.autograd.grad(step(a), a)
         torch.testing.assert_close(found, expected)
 
-    @both_scores
-    def test_fake_tensors(self, kind: str, backend: str, score: Callable[..., Tensor]) -> None:
-        with FakeTensorMode():
-            a = torch.rand(5, 4, dtype=torch.float16, requires_grad=True)
-            scores = score(a, torch.rand(5, 4), kind=kind, backend=backend)
-            scores.sum().backward()
-        assert isinstance(a.grad, FakeTensor)
-        assert scores.dtype == torch.float32
-        assert scores.shape == ((5, 5) if score is pairwise_box_iou else (5,))
-        assert (a.grad.dtype, a.grad.shape) == (torch.float16, a.shape)
-
-
-@every_backend
-class TestLimits:
     @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 5), (5, 0)])
     def test_no_boxes(self, backend: str, n: int, m: int) -> None:
         a, b = torch.rand(2, n, 4), torch.rand(2, m, 4)
