@@ -12,7 +12,7 @@ from reference_trainer.data import DataError, decode_picture, open_data
 from reference_trainer.data import files as files_module
 from reference_trainer.data import shares as shares_module
 from reference_trainer.data.sample import measure_picture
-from reference_trainer.data.shares import shared_out
+from reference_trainer.data.shares import apart, shared_out
 
 COUNT = 150
 
@@ -34,6 +34,15 @@ def test_a_process_that_dies_is_an_error_and_leaves_no_other_behind() -> None:
         list(shared_out(die, 100))
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_what_a_process_refuses_is_refused_here() -> None:
+    def refuse() -> None:
+        raise DataError("a.txt:1: wrong", "b.txt:2: wrong")
+
+    with pytest.raises(DataError) as caught:
+        apart(refuse)
+    assert caught.value.problems == ["a.txt:1: wrong", "b.txt:2: wrong"]
 
 
 def write_yolo(root: Path) -> None:
