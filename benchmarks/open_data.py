@@ -1,4 +1,4 @@
-"""How long a data set of many pictures takes to open, and how much memory: `python benchmarks/open_data.py`.
+"""How long a data set of many pictures takes to open, and how much memory: `python -m benchmarks.open_data`.
 
 The set is generated: hard links to a few pictures, with seven boxes each.
 """
@@ -9,6 +9,7 @@ import argparse
 import gc
 import json
 import os
+import pickle
 import platform
 import random
 import subprocess
@@ -19,6 +20,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from reference_trainer.data.files import PictureFiles
+from reference_trainer.data.opening import open_data
 
 WIDTH, HEIGHT, BOXES, CLASSES = 500, 375, 7, 20
 
@@ -99,23 +103,43 @@ def random_box() -> Box:
     return x, y, width, height, random.randrange(CLASSES)
 
 
-def resident() -> float:
-    """Memory of this process in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def memory(*kinds: str) -> float:
+    """Memory of this process in MB, of some kinds that Linux tells apart."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(size) for name, size, _ in map(str.split, lines)}
+    return sum(sizes[f"{kind}:"] for kind in kinds) * 1024 / 1e6
+
+
+def busy_seconds() -> float:
+    """CPU time of this process, and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def private_to_worker(files: PictureFiles) -> float:
+    """MB that a forked process no longer shares once it has asked for the boxes and path of each picture."""
+    receiver, sender = os.pipe()
+    if worker := os.fork():
+        os.waitpid(worker, 0)
+        return float(os.read(receiver, 64))
+    before = memory("Private_Dirty", "Private_Clean")
+    for number in range(len(files)):
+        files.boxes(number)
+        files.files[number]
+    more = memory("Private_Dirty", "Private_Clean") - before
+    os.write(sender, str(more).encode())
+    os._exit(0)
 
 
 def measure(root: Path) -> None:
-    from reference_trainer.data.opening import open_data
-
-    before, start, busy = resident(), time.perf_counter(), time.process_time()
+    before, start, busy = memory("Rss"), time.perf_counter(), busy_seconds()
     opened = open_data(root)
-    wall, busy = time.perf_counter() - start, time.process_time() - busy
+    wall, busy = time.perf_counter() - start, busy_seconds() - busy
     gc.collect()
-    pictures = len(opened.files["train"])
-    print(
-        f"| {opened.kind} | {pictures:,} | {wall:.1f} | {busy:.1f} | {resident() - before:.0f} |", flush=True
-    )
+    files = opened.files["train"]
+    more, private = memory("Rss") - before, private_to_worker(files)
+    held = len(pickle.dumps(files)) / len(files)
+    figures = f"{wall:.1f} | {busy:.1f} | {more:.0f} | {held:.0f} | {private:.1f}"
+    print(f"| {opened.kind} | {len(files):,} | {figures} |", flush=True)
 
 
 def main() -> None:
@@ -127,11 +151,22 @@ def main() -> None:
         measure(args.measure)
         return
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
-    print("| kind | pictures | s | s of CPU | MB more |\n|---|---|---|---|---|", flush=True)
+    columns = [
+        "kind",
+        "pictures",
+        "s",
+        "s of CPU",
+        "MB more",
+        "bytes held a picture",
+        "MB private to a worker",
+    ]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             write(kind, Path(folder) / "set", args.count)
-            subprocess.run([sys.executable, __file__, "--measure", f"{folder}/set"], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.open_data", "--measure", f"{folder}/set"], check=True
+            )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -238,7 +240,8 @@ def starting_point(base: BaseOptions, looks_at_data: bool) -> TrainConfig:
         from .report import say
 
         task, why = task_for(base.data)
-        say(f"task {task}: {why}")
+        if first_here():
+            say(f"task {task}: {why}")
     if task == "grid":
         return PRESETS["photos" if base.data else "grid"]
     return PRESETS["reference"]
@@ -266,10 +269,27 @@ def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
     )
 
 
+def first_here() -> bool:
+    """Whether this is the only process, or the first of those that torchrun starts on this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """What is wrong with arguments, all processes that torchrun starts here find; the first one says it."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if first_here():
+            raise
+        raise ElsewhereError from error
+
+
 def train(arguments: list[str]) -> int:
     """The command `train`."""
-    base, rest = read_known(BaseOptions, arguments, "train", add_help=False)
-    config = settings(base, rest, "train")
+    with said_once():
+        base, rest = read_known(BaseOptions, arguments, "train", add_help=False)
+        config = settings(base, rest, "train")
 
     from .train import train as run
 
@@ -278,7 +298,8 @@ def train(arguments: list[str]) -> int:
 
 def resume(arguments: list[str]) -> int:
     """The command `resume`."""
-    options = read(ResumeOptions, arguments, "resume")
+    with said_once():
+        options = read(ResumeOptions, arguments, "resume")
 
     from .train import resume as run
 

@@ -78,9 +78,24 @@ class Learner:
         return Step(objective, figures, norm, skipped=skipped and not norm.isfinite())
 
     def move(self, step: Step) -> None:
-        """Take the optimizer's step; schedule and average follow. One that is to be skipped moves nothing."""
+        """Take the optimizer's step; schedule and average follow. One that is to be skipped moves nothing.
+
+        Raises:
+            UserError: if what the optimizer keeps does not fit into memory.
+        """
         if not step.skipped:
-            self.scaler.step(self.optimizer)
+            try:
+                self.scaler.step(self.optimizer)
+            except torch.OutOfMemoryError as error:
+                # Half of the weights may have moved, and smaller parts of a batch would not help: the step
+                # needs no picture.
+                weights = sum(parameter.numel() for parameter in self.model.parameters())
+                kind = type(self.optimizer).__name__
+                raise UserError(
+                    f"out of memory in the step of {kind} on {weights:,} weights, which it keeps values "
+                    "for from its first step on; try a smaller --model.width, or --optimizer.name sgd, which "
+                    "keeps half as many"
+                ) from error
             self.schedule.step()
             self.ema.update(self.model)
         self.scaler.update()

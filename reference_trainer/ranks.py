@@ -173,6 +173,29 @@ def from_first(make: Callable[[], T]) -> T:
     return result
 
 
+@contextmanager
+def agreed() -> Iterator[None]:
+    """What goes wrong inside, in one process or in all, ends all of them, and the first of those says it.
+
+    Nothing inside may communicate.
+
+    Raises:
+        UserError: that was raised inside; `ElsewhereError` in all processes but the first that has one.
+    """
+    found: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        found = error
+    if count() > 1:
+        failed: list[Any] = [None] * count()
+        distributed.all_gather_object(failed, found is not None)
+        if any(failed) and failed.index(True) != rank():
+            found = ElsewhereError()
+    if found:
+        raise found
+
+
 def one_voice(error: UserError) -> UserError:
     """An error that every process has found: in rank 0 the error, in the others one that is not said."""
     return ElsewhereError() if rank() else error

@@ -127,7 +127,9 @@ def resume(
     """
     with ranks.joined():
         found = ranks.from_first(lambda: newest_state(folder))
-        return carry_out(changed(found, epochs, workers, device), found)
+        with ranks.agreed():
+            config = changed(found, epochs, workers, device)
+        return carry_out(config, found)
 
 
 def changed(found: Found, epochs: int | None, workers: int | None, device: str | None) -> TrainConfig:
@@ -138,9 +140,7 @@ def changed(found: Found, epochs: int | None, workers: int | None, device: str |
         ConfigError: if `epochs` have already passed.
     """
     if found.state.get("format") != STATE_FORMAT:
-        raise ranks.one_voice(
-            CheckpointError(f"{found.path}: of another version, its format is not {STATE_FORMAT}")
-        )
+        raise CheckpointError(f"{found.path}: of another version, its format is not {STATE_FORMAT}")
     saved = found.state["config"]
     changes = {"epochs": epochs, "device": device}
     tree = saved | {name: value for name, value in changes.items() if value is not None}
@@ -148,9 +148,7 @@ def changed(found: Found, epochs: int | None, workers: int | None, device: str |
         tree = tree | {"data": saved["data"] | {"workers": workers}}
     config, done = parse_config(tree), found.state["progress"]["epoch"]
     if config.epochs < done:
-        raise ranks.one_voice(
-            ConfigError(f"epochs: got {epochs}, but {found.path.parents[1]} has done {done}")
-        )
+        raise ConfigError(f"epochs: got {epochs}, but {found.path.parents[1]} has done {done}")
     return config
 
 
@@ -178,22 +176,25 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
     """Open the data, build what learns, and make or reopen the folder."""
     started = time.perf_counter()
     torch.manual_seed(config.seed)
-    device = ranks.own_device(pick_device(config.device))
-    precision = pick_precision(config.precision, device)
-    task = build_task(config)
+    with ranks.agreed():
+        device = ranks.own_device(pick_device(config.device))
+        precision = pick_precision(config.precision, device)
+        task = build_task(config)
     sources, left_out, problems = ranks.from_first(task.open_data)
     pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
     pin = device.type == "cuda"
     loader, batches = train_loader(pictures["train"], config, task.collate, pin)
     total_steps = config.epochs * len(loader)
-    warmup = warmup_steps(config.schedule, total_steps, config.epochs)
-    network = task.model_config(pictures["train"])
+    with ranks.agreed():
+        warmup = warmup_steps(config.schedule, total_steps, config.epochs)
+        network = task.model_config(pictures["train"])
     config = config.resolved(device.type, loader.num_workers, warmup, network, precision, len(loader))
     task = build_task(config)
     learner = build_learner(config, task, pictures["train"], total_steps, device)
     if found:
-        check_data(pictures, found)
-        learner.load_state_dict(found.state)
+        with ranks.agreed():
+            check_data(pictures, found)
+            learner.load_state_dict(found.state)
     report = RunReport(config, task, len(loader), found.path.parents[1] if found else None)
     if report.files.writes:
         save_config(config, report.folder / CONFIG)
@@ -405,9 +406,7 @@ def check_data(pictures: Mapping[str, Squares], found: Found) -> None:
     now, before = data_digests(pictures), found.state["data"]
     other = [split for split in now if now[split] != before[split]]
     if other:
-        raise ranks.one_voice(
-            CheckpointError(
-                f"{found.path}: the {' and '.join(other)} pictures have changed since: other pictures, "
-                "boxes or classes; a run goes on only with its own data"
-            )
+        raise CheckpointError(
+            f"{found.path}: the {' and '.join(other)} pictures have changed since: other pictures, "
+            "boxes or classes; a run goes on only with its own data"
         )

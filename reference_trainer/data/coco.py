@@ -21,6 +21,7 @@ LISTS = ("images", "annotations", "categories")
 
 _TRIED = 100
 _TOO_LARGE = 10**300
+_LARGEST = 2**63
 
 
 class CocoFiles:
@@ -114,20 +115,20 @@ class _Reader:
         self.file_names: set[str] = set()
         # Of each annotation: where it is, its id, picture and category; and its box.
         self.keys, self.boxes = array("q"), array("d")
-
-    def take(self, element: Element) -> None:
-        """Take in one element; what is wrong with it becomes a problem."""
-        readers: dict[str, Callable[[int, dict[str, Any]], None]] = {
+        self._readers: dict[str, Callable[[int, dict[str, Any]], None]] = {
             "images": self._image,
             "annotations": self._annotation,
             "categories": self._category,
         }
-        if element.key not in readers:
+
+    def take(self, element: Element) -> None:
+        """Take in one element; what is wrong with it becomes a problem."""
+        if element.key not in self._readers:
             return
         try:
             if not isinstance(element.value, dict):
                 raise ValueError(f"expected an object: {short(element.value)}")
-            readers[element.key](element.number, element.value)
+            self._readers[element.key](element.number, element.value)
         except ValueError as error:
             self.labels.add_problem(-1, element.number, str(error))
 
@@ -240,8 +241,10 @@ def _picture_folder(names: Sequence[str], root: Path, file: Path) -> Path | None
 def _whole(value: dict[str, Any], key: str) -> int:
     """A whole number that fits 64 bits; COCO's own ids are, and arrays hold them."""
     number = value.get(key)
+    if type(number) is int and -_LARGEST <= number < _LARGEST:  # nearly always
+        return number
     # NaN is not below anything.
-    if not _is_number(number) or not abs(number) < 2**63 or number != int(number):
+    if not _is_number(number) or not abs(number) < _LARGEST or number != int(number):
         raise ValueError(f"{key}: expected a whole number: {short(number)}")
     return int(number)
 

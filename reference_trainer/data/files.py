@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,11 @@ from torch import Tensor
 from boxreg import convert
 
 from .sample import Counts, DataError, Picture, decode_picture, measure_picture
+from .shares import shared_out
 
 MARGIN = 0.01
 """A box may stick out of its picture by this share of the side, and is clipped."""
 
-_READERS = 8
-_AT_ONCE = 16
 # Below this, sticking out of the picture is the rounding of a label written with few digits.
 _ROUNDING = 1e-6
 
@@ -57,12 +55,21 @@ class Paths(Sequence[Path]):
     def __getitem__(self, index: slice) -> Paths: ...
     def __getitem__(self, index: int | slice) -> Path | Paths:
         if isinstance(index, int):
-            start, end = self._ends[index], self._ends[index + 1]
-            return Path(os.fsdecode(bytes(self._text[start:end])))
+            return Path(self.name(index))
         chosen = Paths()
         for number in range(*index.indices(len(self))):
-            chosen.append(self[number])
+            chosen.append(self.name(number))
         return chosen
+
+    def name(self, index: int) -> str:
+        """A path as text, which costs less to make."""
+        return os.fsdecode(bytes(self._text[self._ends[index] : self._ends[index + 1]]))
+
+    def extend(self, paths: Paths) -> None:
+        """Add all paths of another list."""
+        before = len(self._text)
+        self._text += paths._text
+        self._ends.extend(before + end for end in paths._ends[1:])
 
 
 class Form(NamedTuple):
@@ -133,6 +140,27 @@ class Labels:
         """Add what is wrong with the data set as a whole."""
         self.problems.append(Problem(-1, 0, text))
         self.fatal = True
+
+    def take(self, other: Labels) -> None:
+        """Add what another one holds, its pictures behind those that are here."""
+        shift = len(self.files)
+        self.files.extend(other.files)
+        self.problems += [
+            problem._replace(picture=problem.picture + shift) if problem.picture >= 0 else problem
+            for problem in other.problems
+        ]
+        self.dropped |= {picture + shift for picture in other.dropped}
+        self.fatal |= other.fatal
+        self.left_out += other.left_out
+        self._said += other._said
+        self._owner.extend(owner + shift for owner in other._owner)
+        self._label += other._label
+        self._place += other._place
+        self._numbers += other._numbers
+
+    def __getstate__(self) -> dict[str, Any]:
+        # How to locate something is known where the reader is; of problems it has been said.
+        return self.__dict__ | {"locate": None}
 
     def renumber(self, numbers: Sequence[int], names: list[str]) -> None:
         """Give the classes other numbers: `numbers[label]` for each `label`, and the names in that order."""
@@ -219,7 +247,7 @@ class PictureFiles:
         self.backgrounds = int((usable & ~faulty & (counts == 0)).sum())
         self.files = Paths()
         for number in np.flatnonzero(usable):
-            self.files.append(labels.files[int(number)])
+            self.files.append(labels.files.name(int(number)))
         self.sizes = sizes[usable].astype(np.int32)
         self._starts = np.concatenate([[0], np.cumsum(self.box_counts)])
         self._boxes = torch.from_numpy(pixels.astype(np.float32))
@@ -264,11 +292,11 @@ def _look_at_pictures(labels: Labels, problems: list[Problem], *, decode: bool) 
     sizes = np.zeros((len(labels.files), 2), dtype=np.int64)
     said = labels.said()
 
-    def look(numbers: range) -> list[Problem]:
+    def look(numbers: range) -> tuple[npt.NDArray[np.int64], list[Problem]]:
         found = []
         for number in numbers:
-            file = labels.files[number]
-            if file == Path(NO_FILE):
+            file = labels.files.name(number)
+            if file == NO_FILE:
                 continue
             try:
                 size = decode_picture(file).shape[:0:-1] if decode else measure_picture(file)
@@ -284,14 +312,12 @@ def _look_at_pictures(labels: Labels, problems: list[Problem], *, decode: bool) 
                 found.append(Problem(number, place, text))
                 continue
             sizes[number] = size
-        return found
+        return sizes[numbers.start : numbers.stop], found
 
-    count = len(sizes)
-    parts = [range(start, min(start + _AT_ONCE, count)) for start in range(0, count, _AT_ONCE)]
-    with ThreadPoolExecutor(_READERS) as pool:
-        for found in pool.map(look, parts):
-            problems += found
-    return sizes
+    looked = list(shared_out(look, len(sizes)))
+    for _, found in looked:
+        problems += found
+    return np.concatenate([part for part, _ in looked])
 
 
 def _check_boxes(

@@ -12,6 +12,7 @@ from ..files import not_there
 from .coco import CocoFiles
 from .files import Labels, PictureFiles, Problem
 from .sample import Counts, DataError, PictureSource, Subset
+from .shares import apart
 from .voc import VocFolder
 from .yolo import YoloFolder
 
@@ -98,7 +99,18 @@ def open_data(
     if absent and not isinstance(found, YoloFolder):
         has = ", ".join(found.splits)
         raise DataError(*(f"{path}: no pictures for {split}, only for {has}" for split in absent))
-    labels = found.read(needed)
+    files = apart(lambda: _read(found, needed, skip_bad=skip_bad, decode=decode))
+    opened: dict[str, PictureSource] = dict(files)
+    if "val" not in found.splits:
+        opened = split_off(files["train"], str(path))
+    return OpenedData(found.kind, {split: opened[split] for split in splits}, files)
+
+
+def _read(
+    found: DataSet, splits: Sequence[str], *, skip_bad: bool, decode: bool | None
+) -> dict[str, PictureFiles]:
+    """The checked pictures of some splits; see `open_data`."""
+    labels = found.read(splits)
     if len(labels) > 1:
         _find_shared(labels)
     if decode is None:
@@ -113,10 +125,7 @@ def open_data(
     if problems:
         mendable = not skip_bad and not any(each.fatal for each in labels.values())
         raise (FaultyDataError if mendable else DataError)(*problems)
-    opened: dict[str, PictureSource] = dict(files)
-    if "val" not in found.splits:
-        opened = split_off(files["train"], str(path))
-    return OpenedData(found.kind, {split: opened[split] for split in splits}, files)
+    return files
 
 
 def task_for(path: Path) -> tuple[Literal["single", "grid"], str]:
@@ -128,14 +137,16 @@ def task_for(path: Path) -> tuple[Literal["single", "grid"], str]:
         DataError: if it is not clear what is there.
     """
     found = recognise(path)
-    labels = found.read(found.splits)
-    counts = np.concatenate(
-        [np.bincount(each.rows().owner, minlength=len(each.files)) for each in labels.values()]
-    )
+
+    def read() -> tuple[Counts, list[str]]:
+        labels = found.read(found.splits)
+        counts = [np.bincount(each.rows().owner, minlength=len(each.files)) for each in labels.values()]
+        return np.concatenate(counts), next(iter(labels.values())).names
+
+    counts, names = apart(read)
     several, none = int((counts > 1).sum()), int((counts == 0).sum())
     if several or none:
         return "grid", f"of {len(counts)} pictures {several} have several boxes, {none} have none"
-    names = next(iter(labels.values())).names
     hint = f"; --task grid tells its {len(names)} classes apart" if len(names) > 1 else ""
     return "single", f"every picture has one box{hint}"
 

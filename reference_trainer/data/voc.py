@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from .files import NO_FILE, Form, Labels, Paths, Problem
+from .files import NO_FILE, Form, Labels, Problem
 from .folders import EXTENSIONS, SPLITS, files_below, read_lines
 from .sample import DataError
+from .shares import shared_out
 from .xml_nodes import XmlError, XmlNode, parse_xml
 
 INCLUSIVE = Form("xyxy", in_pixels=True, first_pixel=1)
@@ -133,11 +134,27 @@ def _unlikeliness(file: str) -> tuple[bool, bool, str]:
 
 
 def _read_split(xmls: Sequence[str], pictures: dict[str, list[str]], classes: dict[str, int]) -> Labels:
-    files = Paths()
-    labels = Labels(INCLUSIVE, lambda picture, line: f"{files[picture]}:{line}")
+    labels = Labels(INCLUSIVE, lambda picture, line: f"{xmls[picture]}:{line}")
+    for found in shared_out(lambda part: _read_part(xmls[part.start : part.stop], pictures), len(xmls)):
+        found.renumber([classes.setdefault(name, len(classes)) for name in found.names], [])
+        labels.take(found)
     taken: dict[str, str] = {}
     for number, xml in enumerate(xmls):
-        files.append(xml)
+        picture = labels.files.name(number)
+        if picture in taken:
+            line = parse_xml(Path(xml).read_bytes()).line
+            what = f"is about the same picture as {taken[picture]}: {picture}"
+            labels.add_problem(number, line, what, drop=True)
+        elif picture != NO_FILE:
+            taken[picture] = xml
+    return labels
+
+
+def _read_part(xmls: Sequence[str], pictures: dict[str, list[str]]) -> Labels:
+    """What some XML files say; the classes are numbered as they come."""
+    labels = Labels(INCLUSIVE, lambda picture, line: f"{xmls[picture]}:{line}")
+    classes: dict[str, int] = {}
+    for number, xml in enumerate(xmls):
         annotation = XmlNode("", 1)
         try:
             annotation = parse_xml(Path(xml).read_bytes())
@@ -150,17 +167,13 @@ def _read_split(xmls: Sequence[str], pictures: dict[str, list[str]], classes: di
         picture = _picture_of(xml, annotation, pictures)
         if picture is None:
             labels.add_problem(number, annotation.line, "no picture of this name", drop=True)
-        elif picture in taken:
-            what = f"is about the same picture as {taken[picture]}: {picture}"
-            labels.add_problem(number, annotation.line, what, drop=True)
-        else:
-            taken[picture] = xml
         _add_picture(picture or NO_FILE, annotation, labels)
         for each in annotation.all("object"):
             try:
                 _add_object(each, number, labels, classes)
             except XmlError as error:
                 labels.add_problem(number, error.line, str(error))
+    labels.names = list(classes)
     return labels
 
 

@@ -12,6 +12,7 @@ from ..files import read_yaml
 from .files import Form, Labels, Problem
 from .folders import EXTENSIONS, files_below, read_lines
 from .sample import DataError
+from .shares import shared_out
 
 FRACTIONS = Form("cxcywh", in_pixels=False)
 
@@ -58,10 +59,22 @@ class YoloFolder:
         return {split: self._read_split(split) for split in splits}
 
     def _read_split(self, split: str) -> Labels:
+        labels = self._no_labels()
+        pictures = self._pictures(split, labels)
+
+        def read_part(part: range) -> Labels:
+            found = self._no_labels()
+            for picture in pictures[part.start : part.stop]:
+                _read_labels(found.add_picture(picture), label_file(picture), found)
+            return found
+
+        for found in shared_out(read_part, len(pictures)):
+            labels.take(found)
+        return labels
+
+    def _no_labels(self) -> Labels:
         labels = Labels(FRACTIONS, lambda picture, line: f"{label_file(labels.files[picture])}:{line}")
         labels.names = self.names
-        for picture in self._pictures(split, labels):
-            _read_labels(labels.add_picture(picture), label_file(picture), labels)
         return labels
 
     def _pictures(self, split: str, labels: Labels) -> list[str]:

@@ -91,6 +91,18 @@ class Small(nn.Module):
         return prediction
 
 
+def test_out_of_memory_in_the_optimizers_step_is_said_as_such(pictures: Squares) -> None:
+    learner = learner_of(pictures)
+    step = learner.gradients(batch_of(pictures))
+
+    def no_room(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    learner.optimizer.register_step_pre_hook(no_room)
+    with pytest.raises(UserError, match=r"memory in the step of AdamW on [\d,]+ weights.*--model\.width"):
+        learner.move(step)
+
+
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_out_of_memory_the_same_batch_is_worked_on_in_parts_and_that_is_said(
     norm: str, pictures: Squares, capsys: pytest.CaptureFixture[str]

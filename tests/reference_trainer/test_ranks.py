@@ -17,8 +17,10 @@ import torch
 
 from benchmarks.breaking import SETTINGS, counted, fingerprint, finish, run_folder, start
 from reference_trainer import ranks
+from reference_trainer import train as train_module
 from reference_trainer.__main__ import main
 from reference_trainer.checkpoint import newest_state
+from reference_trainer.errors import ConfigError
 from reference_trainer.learner import Learner
 from reference_trainer.meter import Step
 from tests.reference_trainer.runs import ROOT, command
@@ -202,6 +204,35 @@ def test_what_is_wrong_with_the_data_is_said_once(tmp_path: Path) -> None:
     assert together(tmp_path / "log", settings) == [2, 0]
     assert said_by(0, tmp_path).count("no such file or folder") == 1
     assert said_by(1, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--batchsize", "3"], "unknown option --batchsize"),
+        (["--schedule.warmup-steps", "900"], "warmup_steps: got 900, but the run has 8 steps"),
+    ],
+    ids=["argument", "setting"],
+)
+def test_what_is_wrong_with_a_setting_is_said_once(wrong: list[str], message: str, tmp_path: Path) -> None:
+    settings = ["train", *UNEVEN, "--epochs", "1", *wrong, "--out", str(tmp_path / "runs")]
+    assert together(tmp_path / "log", settings) == [2, 0]
+    assert said_by(0, tmp_path).count(message) == 1
+    assert said_by(1, tmp_path) == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_one_process_alone_finds_before_it_trains_it_says_and_the_other_ends(tmp_path: Path) -> None:
+    def refuse() -> None:
+        def no_room(*settings: object) -> int:
+            raise ConfigError("not on this machine")
+
+        train_module.warmup_steps = no_room  # type: ignore[attr-defined]
+
+    settings = ["train", *UNEVEN, "--epochs", "1", "--out", str(tmp_path / "runs")]
+    assert together(tmp_path / "log", settings, {1: refuse}) == [0, 2]
+    assert "rank 1: not on this machine" in said_by(1, tmp_path)
+    assert said_by(0, tmp_path) == ""
 
 
 def test_an_error_of_one_process_ends_the_others_with_their_state_saved(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -333,3 +334,17 @@ def test_raccoon_photographs() -> None:
     _, height, width = picture.image.shape
     assert (picture.boxes >= 0).all()
     assert (picture.boxes <= torch.tensor([width, height, width, height])).all()
+
+
+def test_a_split_may_lie_on_several_disks(tmp_path: Path) -> None:
+    for disk in ("one", "two"):
+        for kind in ("images", "labels"):
+            (tmp_path / disk / kind / "train").mkdir(parents=True)
+        save(ramp(), tmp_path / disk / "images/train/a.png")
+        (tmp_path / disk / "labels/train/a.txt").write_text("0 0.5 0.5 0.5 0.5\n" * (disk == "two"))
+    folders = [str(tmp_path / disk / "images/train") for disk in ("one", "two")]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/data.yaml").write_text(f"train: {json.dumps(folders)}\nnames: [cat]\n")
+    train = open_data(tmp_path / "set", ["train"]).files["train"]
+    assert [str(file.parent) for file in train.files] == folders
+    assert train.box_counts.tolist() == [0, 1]
