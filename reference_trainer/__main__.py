@@ -376,13 +376,14 @@ def overfit(arguments: list[str]) -> int:
 
 def ablate(arguments: list[str]) -> int:
     """The command `ablate`."""
-    folder = read_known(FolderOption, arguments, "ablate", add_help=False)[0]
+    default = AblateOptions()
+    if {"-h", "--help"}.isdisjoint(arguments):
+        folder = read_known(FolderOption, arguments, "ablate", add_help=False)[0]
 
-    from .ablation.lines import Lines
-    from .ablation.plan import Common
+        from .ablation.lines import Lines
 
-    before = Lines(folder.out).common
-    default = AblateOptions(**asdict(before)) if before else AblateOptions()
+        before = Lines(folder.out).common
+        default = AblateOptions(**asdict(before)) if before else default
     options = read(AblateOptions, arguments, "ablate", default=default)
     for name in ("seeds", "threads", "jobs"):
         value = getattr(options, name)
@@ -390,6 +391,7 @@ def ablate(arguments: list[str]) -> int:
             raise UserError(f"{name}: got {value}, expected at least 1")
 
     from .ablation import ablate as run
+    from .ablation.plan import Common
     from .report import print_result
 
     common = Common(**{field.name: getattr(options, field.name) for field in fields(Common)})

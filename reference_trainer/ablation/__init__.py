@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..errors import UserError
 from ..report import say
 from .lines import Lines
 from .plan import Common, Job, chosen, jobs_of
@@ -42,6 +43,8 @@ def ablate(
     if not table_only:
         train_missing(lines, jobs, common, side_by_side, folder / KEPT if keep else None)
     found = lines.of_jobs(jobs, common.threads)
+    if not found:
+        raise UserError(f"out: {folder} has no run of these rows with these settings")
     results = results_of(rows, found)
     write_table(folder / TABLE, results, common, found, PICTURE)
     draw(folder / PICTURE, results, common)
@@ -80,5 +83,9 @@ def train_missing(
             if not keep:
                 shutil.rmtree(place)
             left = (time.perf_counter() - started) / number * (len(missing) - number)
-            came = f"IoU {result['final']:.3f}" if "final" in result else f"FAILED: {result['error']}"
+            came = (
+                f"IoU {result['final']:.3f}"
+                if "final" in result
+                else f"FAILED: {result['error'].splitlines()[0]}"
+            )
             say(f"[{number}/{len(missing)}] seed {job.seed}  {job.row}: {came}  eta {left / 60:.0f} min")

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import AUGMENTATIONS, PRESETS, Device, TrainConfig, parse_config
 from ..errors import ConfigError
+from ..tasks import build_task
 from .rows import ROWS, Row
 
 EPOCHS: dict[str, Callable[[float], float]] = {
@@ -102,7 +103,9 @@ def config_of(row: Row, common: Common) -> TrainConfig:
     tree["data"] |= {"size": common.size, "workers": 0, "path": common.data}
     if common.pictures is not None:
         tree["data"]["pictures"] = common.pictures
-    return parse_config(tree, f"row {row.name!r}: ")
+    config = parse_config(tree, f"row {row.name!r}: ")
+    build_task(config)
+    return config
 
 
 def _tree_of(row: Row) -> dict[str, Any]:

@@ -43,6 +43,11 @@ class Result:
         return {1: "better", 0: "no difference shown", -1: "worse"}[self.difference.sign]
 
 
+def difference(finals: Mapping[int, float], base: Mapping[int, float]) -> Interval:
+    """The mean difference over the seeds that both have."""
+    return mean_interval([finals[seed] - base[seed] for seed in sorted(finals.keys() & base.keys())])
+
+
 def results_of(rows: Iterable[Row], lines: Mapping[tuple[str, int], Line]) -> dict[str, Result]:
     """The results of the rows that have any, by name."""
     finals: dict[str, dict[int, float]] = {}
@@ -54,18 +59,12 @@ def results_of(rows: Iterable[Row], lines: Mapping[tuple[str, int], Line]) -> di
         own = {seed: line for (name, seed), line in lines.items() if name == row.name}
         if not own:
             continue
-        difference = None
-        if row.base is not None:
-            mine, other = finals.get(row.name, {}), finals.get(row.base, {})
-            difference = mean_interval(
-                [mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())]
-            )
         results[row.name] = Result(
             row,
             finals.get(row.name, {}),
             {seed: line["error"] for seed, line in own.items() if "error" in line},
             mean_interval(list(finals.get(row.name, {}).values())),
             mean_interval([line["best"] for line in own.values() if "best" in line]).mean,
-            difference,
+            None if row.base is None else difference(finals.get(row.name, {}), finals.get(row.base, {})),
         )
     return results

@@ -176,9 +176,11 @@ OF_REFERENCE = (
 
 FAMILY = tuple(
     Row(f"reference, {kind}", "reference", {"loss.overlap": kind})
-    for kind in VARIANTS
+    for kind, variant in VARIANTS.items()
     if kind != PRESETS["reference"].loss.overlap
+    and all(parameter.default is not None for term in variant for parameter in term.parameters)
 )
+"""The losses that need no parameter: what the trainer knows."""
 
 _QUICK = {"batch_size": 8, "model.dropout": 0.3, "model.output": "sigmoid", "loss.lambda_iou": 3.0}
 

@@ -58,10 +58,44 @@ def test_an_untrained_pooled_network_predicts_the_prior(size: int) -> None:
     torch.testing.assert_close(boxes, torch.tensor([PRIOR, PRIOR]), **WITHIN)
 
 
+@pytest.mark.parametrize("output", ["linear", "sigmoid", "clamp"])
+def test_the_bias_of_a_bare_layer_starts_at_the_prior(output: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(config_of("pooled", output=output), PRIOR)
+    for parameters in model.head.parameters():
+        if parameters.ndim > 1:
+            nn.init.zeros_(parameters)
+    torch.testing.assert_close(model(pictures(1)).boxes, torch.tensor([PRIOR]))
+
+
+@pytest.mark.parametrize("head", ["dense", "pooled"])
+def test_without_a_prior_a_head_starts_anywhere(head: str) -> None:
+    torch.manual_seed(0)
+    projections = [
+        build_model(config_of(head, prior=prior), PRIOR).head.projection for prior in (True, False)
+    ]
+    small, usual = (projection.weight.abs().max() for projection in projections)
+    assert small < 1e-5 < 1e-2 < usual
+    assert (projections[0].bias - projections[1].bias).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize(("output", "flat"), [("linear", False), ("sigmoid", False), ("clamp", True)])
+def test_a_clamp_alone_has_no_gradient_outside_the_picture(output: str, flat: bool) -> None:
+    torch.manual_seed(0)
+    model = build_model(config_of("pooled", output=output), PRIOR)
+    *_, bias = model.head.parameters()
+    bias.data = torch.tensor([1.5, -0.5, 3.0, -1.0])
+    boxes = model(pictures(1)).boxes
+    boxes.sum().backward()
+    assert (bias.grad == 0).all() == flat
+    if output != "linear":
+        assert ((boxes >= 0) & (boxes <= 1)).all()
+
+
 @pytest.mark.parametrize("size", [32, 96])
 def test_a_linear_output_is_the_bare_numbers_and_knows_no_prior(size: int) -> None:
     torch.manual_seed(0)
-    model = build_model(config_of("pooled", output="linear"), PRIOR).eval()
+    model = build_model(config_of("pooled", output="linear", prior=False), PRIOR).eval()
     assert isinstance(model, PooledRegressor)
     images = pictures(2, size)
     expected = model.head(model.neck(model.backbone(images)))
