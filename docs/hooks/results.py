@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 TITLE = re.compile(r"^# (.*)$", re.M)
-COMMAND = re.compile(r"`(python -m benchmarks[\w.]*|reference_trainer ablate)`")
+COMMAND = re.compile(r"`(python -m benchmarks[\w.]*|reference_trainer (?:train|ablate)[^`]*)`")
 
 
 def pages() -> list[Path]:
