@@ -26,7 +26,7 @@ def table() -> str:
     for path in pages():
         text = path.read_text()
         command = COMMAND.search(text)
-        lines.append(f"| [{TITLE.findall(text)[0]}]({path.name}) | {command[0] if command else 'hand'} |")
+        lines.append(f"| [{TITLE.findall(text)[0]}]({path.name}) | {command[0] if command else ''} |")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ import pytest
 import boxreg
 from boxreg import functional, iou
 from boxreg.iou.variants import VARIANTS
+from reference_trainer.ablation.rows import NO_ROW, RECOMMENDATIONS
 from tests.docs.site import DOCS, ROOT
 
 SEE_ALSO = re.compile(r"<strong>See also:</strong>\s*<a ")
@@ -130,10 +131,9 @@ def test_formulas_are_drawn_without_scripts(site: Path) -> None:
 
 
 def test_the_guide_serves_every_recommendation() -> None:
-    rows = pytest.importorskip("reference_trainer.ablation.rows")
     marks = re.findall(r"^<!-- ablation (.*) -->$", (DOCS / "stuck.md").read_text(), re.M)
     served = sorted(note for mark in marks for note in mark.split("; "))
-    assert served == sorted(rows.RECOMMENDATIONS.keys() - rows.NO_ROW.keys())
+    assert served == sorted(RECOMMENDATIONS.keys() - NO_ROW.keys())
 
 
 def test_the_guide_names_checks_that_there_are() -> None:
