@@ -243,7 +243,7 @@ def markdown(rows: list[Row]) -> str:
     """The rows, with the machine they were measured on."""
     machine = ", ".join(f"{name} {value}" for name, value in describe(torch.device("cpu")).items())
     head = [
-        "# Faults",
+        "# Faults: runs that are broken on purpose",
         "",
         f"Written by `python -m benchmarks.faults` on {time.strftime('%Y-%m-%d')}. {machine}.",
         "",

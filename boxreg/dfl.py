@@ -117,7 +117,7 @@ def dfl_integral(logits: Tensor, dim: int = -1) -> Tensor:
 
 
 class DFLoss(nn.Module):
-    """`dfl_loss` as a module.
+    """Distribution focal loss (Li et al. 2020, arXiv:2006.04388): `dfl_loss` as a module.
 
     Args:
         reduction: `"none"`, `"mean"` or `"sum"`.

@@ -141,7 +141,7 @@ class OverlapLoss(nn.Module):
 
 
 class IoULoss(OverlapLoss):
-    """`iou_loss` as a module.
+    """IoU loss (the linear form of Yu et al. 2016, arXiv:1608.01471): `iou_loss` as a module.
 
     Example:
         >>> import torch
@@ -152,7 +152,7 @@ class IoULoss(OverlapLoss):
 
 
 class GIoULoss(OverlapLoss):
-    """`giou_loss` as a module.
+    """Generalised IoU loss (Rezatofighi et al. 2019, arXiv:1902.09630): `giou_loss` as a module.
 
     Example:
         >>> import torch
@@ -164,7 +164,7 @@ class GIoULoss(OverlapLoss):
 
 
 class DIoULoss(OverlapLoss):
-    """`diou_loss` as a module.
+    """Distance IoU loss (Zheng et al. 2020, arXiv:1911.08287): `diou_loss` as a module.
 
     Example:
         >>> import torch
@@ -175,7 +175,7 @@ class DIoULoss(OverlapLoss):
 
 
 class CIoULoss(OverlapLoss):
-    """`ciou_loss` as a module.
+    """Complete IoU loss (Zheng et al. 2020, arXiv:1911.08287): `ciou_loss` as a module.
 
     Example:
         >>> import torch
@@ -187,7 +187,7 @@ class CIoULoss(OverlapLoss):
 
 
 class EIoULoss(OverlapLoss):
-    """`eiou_loss` as a module.
+    """Efficient IoU loss (Zhang et al. 2021, arXiv:2101.08158): `eiou_loss` as a module.
 
     Example:
         >>> import torch
@@ -198,7 +198,7 @@ class EIoULoss(OverlapLoss):
 
 
 class SIoULoss(OverlapLoss):
-    """`siou_loss` as a module.
+    """SIoU loss (Gevorgyan 2022, arXiv:2205.12740): `siou_loss` as a module.
 
     Example:
         >>> import torch
@@ -209,7 +209,9 @@ class SIoULoss(OverlapLoss):
 
 
 class WIoULoss(OverlapLoss):
-    """`wiou_loss` as a module; with `weighting=WiseWeighting()` it is WIoU v3.
+    """Wise-IoU loss (Tong et al. 2023, arXiv:2301.10051): `wiou_loss` as a module.
+
+    With `weighting=WiseWeighting()` it is WIoU v3.
 
     Example:
         >>> import torch
@@ -220,7 +222,7 @@ class WIoULoss(OverlapLoss):
 
 
 class MPDIoULoss(OverlapLoss):
-    """`mpdiou_loss` as a module.
+    """MPDIoU loss (Ma and Xu 2023, arXiv:2307.07662): `mpdiou_loss` as a module.
 
     Example:
         >>> import torch
@@ -232,7 +234,7 @@ class MPDIoULoss(OverlapLoss):
 
 
 class ShapeIoULoss(OverlapLoss):
-    """`shapeiou_loss` as a module.
+    """Shape-IoU loss (Zhang and Zhang 2023, arXiv:2312.17663): `shapeiou_loss` as a module.
 
     Example:
         >>> import torch
@@ -244,7 +246,7 @@ class ShapeIoULoss(OverlapLoss):
 
 
 class NWDLoss(OverlapLoss):
-    """`nwd_loss` as a module.
+    """NWD loss (Wang et al. 2021, arXiv:2110.13389): `nwd_loss` as a module.
 
     Example:
         >>> import torch

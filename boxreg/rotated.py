@@ -247,7 +247,7 @@ class RotatedLoss(nn.Module, ABC):
 
 
 class ProbIoULoss(RotatedLoss):
-    """`probiou_loss` as a module.
+    """ProbIoU loss (Llerena et al. 2021, arXiv:2106.06072): `probiou_loss` as a module.
 
     Args:
         mode: `"l1"` or `"l2"`.
@@ -324,7 +324,7 @@ class BoundedLoss(RotatedLoss):
 
 
 class KLDLoss(BoundedLoss):
-    """`kld_loss` as a module.
+    """KLD loss (Yang et al. 2021, arXiv:2106.01883): `kld_loss` as a module.
 
     Example:
         >>> import torch
@@ -341,7 +341,7 @@ class KLDLoss(BoundedLoss):
 
 
 class GWDLoss(BoundedLoss):
-    """`gwd_loss` as a module.
+    """GWD loss (Yang et al. 2021, arXiv:2101.11952): `gwd_loss` as a module.
 
     Example:
         >>> import torch

@@ -35,6 +35,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> 
     middle.legend(loc="lower right")
     right.plot(epochs, [row["lr"] for row in rows], "C3")
     right.set(title="learning rate", xlabel="epoch", ylim=(0, None))
+    for axes in (left, middle, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return _png(figure)
 
 

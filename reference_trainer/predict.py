@@ -73,7 +73,9 @@ def predict_run(
         of_picture = {"file_name": str(path), "width": width, "height": height}
         results += [{"image_id": number, **row, **of_picture} for row in rows]
     write_whole(out / "predictions.json", as_json(results))
-    counts = {"pictures": len(files), "boxes": len(results), "confidence": confidence}
+    counts: dict[str, Any] = {"pictures": len(files), "boxes": len(results)}
+    if config.task == "grid":
+        counts["confidence"] = confidence
     return {"run": str(folder), "predictions": str(out / "predictions.json"), **counts}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -176,8 +177,11 @@ class RunReport:
         return summary
 
     def command(self, name: str) -> str:
-        """What to type for a command on this run."""
-        return f"reference_trainer {name} {shlex.quote(str(self.folder))}"
+        """What to type for a command on this run; where the program is off the path, as it was called."""
+        called = program = "reference_trainer"
+        if Path(sys.argv[0]).name == program and not shutil.which(program):
+            called = shlex.quote(sys.argv[0])
+        return f"{called} {name} {shlex.quote(str(self.folder))}"
 
     def resumed(self, progress: Progress, complete: bool) -> None:
         """Say where a run goes on, or that there is nothing left of it."""

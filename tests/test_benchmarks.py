@@ -141,7 +141,7 @@ def test_results_in_the_repository_can_be_read() -> None:
 
 
 class TestTorture:
-    @pytest.mark.parametrize("case", torture.CASES, ids=lambda case: case.name)
+    @pytest.mark.parametrize("case", torture.CASES, ids=lambda case: f"{case.kind}: {case.name}")
     def test_ours_keeps_every_promise(self, case: torture.Case) -> None:
         outcome = torture.run(torture.libraries()["boxreg"][case.kind], case)
         assert case.holds(outcome), str(outcome)
@@ -149,7 +149,16 @@ class TestTorture:
     def test_what_is_wrong_is_seen(self) -> None:
         """torchvision's CIoU divides by 0 for a point."""
         (case,) = [case for case in torture.CASES if case.name == "the prediction is a point"]
-        assert torture.cell(torture.libraries()["torchvision"]["ciou"], case).startswith("✗")
+        assert torture.cell(torture.libraries()["torchvision"], case).startswith("✗")
+
+    def test_what_is_not_installed_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        case = torture.CASES[0]
+        monkeypatch.setattr(torture, "libraries", lambda: {"boxreg": torture.ours()})
+        monkeypatch.setattr(torture, "CASES", (case,))
+        page = torture.report()
+        assert "| boxreg | 0.1.0 | 2 of 2 |" in page
+        assert "| mmdet | not installed |  |" in page
+        assert f"| {case.name} | ciou | loss 0 | ✓ 0, slope 0 |" in page
 
 
 def test_boxes_walk_to_their_targets(tmp_path: Path) -> None:

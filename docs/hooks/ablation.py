@@ -29,22 +29,19 @@ def results() -> dict[str, Result]:
 def ablation(notes: str) -> str:
     """The rows that serve one of the recommendations, `"quick 1; point 3"`, with their differences."""
     wanted = set(notes.split("; "))
-    rows = [result for result in results().values() if wanted & set(result.row.notes)]
+    rows = [(one.row, one) for one in results().values() if wanted & set(one.row.notes)]
     if not rows:
         return ""
+    from reference_trainer.ablation.table import show
+
     lines = [
         "**Measured.** Each change by itself; [all rows, and how they were trained](benchmarks/ablation.md).",
         "",
         "| set-up | against | its IoU | difference, 95 % interval | |",
         "|---|---|---|---|---|",
-        *(f"| {' | '.join(cells(result))} |" for result in rows),
+        *(
+            f"| {row.name} | {row.base} | {one.level.mean:.3f} | {show(one.difference)} | {one.reading} |"
+            for row, one in rows
+        ),
     ]
     return "\n".join(lines)
-
-
-def cells(result: Result) -> tuple[str, ...]:
-    """A row's name and figures."""
-    change = result.difference
-    known = change is not None and change.low is not None
-    shown = f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f})" if change and known else ""
-    return result.row.name, result.row.base or "", f"{result.level.mean:.3f}", shown, result.reading

@@ -18,5 +18,5 @@ class Docstrings(griffe.Extension):
         text = re.sub(r"^(\s*)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
         value = documented().get(obj.name)
         if value is not None and obj.path == f"{value.__module__}.{value.__qualname__}":
-            text += f"\n\nSee Also:\n    {see_also(obj.name)}"
+            text += f"\n\n**See also:** {see_also(obj.name)}"
         obj.docstring.value = text

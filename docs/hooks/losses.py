@@ -10,7 +10,7 @@ from ablation import ablation
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 from pictures import PICTURES
-from results import RESULTS
+from results import RESULTS, table
 
 import boxreg
 from boxreg import functional
@@ -40,7 +40,7 @@ def code(kind: str) -> str:
     return "```python\n" + inspect.getsource(term.value) + "\n\n" + inspect.getsource(term.slopes) + "```"
 
 
-MAKERS = {"formula": formula, "measured": measured, "code": code, "ablation": ablation}
+MAKERS = {"formula": formula, "measured": measured, "code": code, "ablation": ablation, "results": table}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

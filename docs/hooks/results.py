@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -10,16 +11,35 @@ from mkdocs.structure.files import File, Files
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
+TITLE = re.compile(r"^# (.*)$", re.M)
+COMMAND = re.compile(r"`(python -m benchmarks[\w.]*|reference_trainer (?:train|ablate)[^`]*)`")
+
+
+def pages() -> list[Path]:
+    """The files of results, by name."""
+    return sorted(RESULTS.glob("*.md"))
+
+
+def table() -> str:
+    """What there is, and the command that each says it was made by."""
+    lines = ["| page | made by |", "|---|---|"]
+    for path in pages():
+        text = path.read_text()
+        command = COMMAND.search(text)
+        lines.append(f"| [{TITLE.findall(text)[0]}]({path.name}) | {command[0] if command else ''} |")
+    return "\n".join(lines)
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put each file of results into the navigation, by its own title."""
     assert config.nav is not None
     (section,) = (entry["Benchmarks"] for entry in config.nav if "Benchmarks" in entry)
-    section += [f"benchmarks/{path.name}" for path in sorted(RESULTS.glob("*.md"))]
+    section += [f"benchmarks/{path.name}" for path in pages()]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take over tables and pictures."""
-    for path in sorted([*RESULTS.glob("*.md"), *RESULTS.glob("*.png"), *RESULTS.glob("*.svg")]):
+    for path in sorted([*pages(), *RESULTS.glob("*.png"), *RESULTS.glob("*.svg")]):
         files.append(File.generated(config, f"benchmarks/{path.name}", abs_src_path=str(path)))
     return files

@@ -12,8 +12,10 @@ import pytest
 import boxreg
 from boxreg import functional, iou
 from boxreg.iou.variants import VARIANTS
+from reference_trainer.ablation.rows import NO_ROW, RECOMMENDATIONS
 from tests.docs.site import DOCS, ROOT
 
+SEE_ALSO = re.compile(r"<strong>See also:</strong>\s*<a ")
 HERE = "http://here/"
 
 
@@ -67,6 +69,16 @@ def test_every_public_name_has_its_place(pages: dict[str, Reader]) -> None:
     assert [name for name in public_names() if name not in ids] == []
 
 
+def test_every_public_name_says_where_else_to_look(pages: dict[str, Reader], site: Path) -> None:
+    """Each entry, a heading of the second level on a page of the API, has its line with a link in it."""
+    silent = []
+    for url in pages:
+        if url.startswith("api/") and url != "api/":
+            _, *entries = re.split(r'<h2 id="', (site / url / "index.html").read_text())
+            silent += [entry.partition('"')[0] for entry in entries if not SEE_ALSO.search(entry)]
+    assert silent == []
+
+
 def test_the_index_lists_them_all(pages: dict[str, Reader]) -> None:
     listed = {urldefrag(link).fragment for link in pages["api/"].links}
     assert [name for name in public_names() if name not in listed] == []
@@ -116,6 +128,12 @@ def test_formulas_are_drawn_without_scripts(site: Path) -> None:
     assert text.count("<math") > 20
     left = [path for path in site.rglob("index.html") if 'class="arithmatex"' in path.read_text()]
     assert left == []
+
+
+def test_the_guide_serves_every_recommendation() -> None:
+    marks = re.findall(r"^<!-- ablation (.*) -->$", (DOCS / "stuck.md").read_text(), re.M)
+    served = sorted(note for mark in marks for note in mark.split("; "))
+    assert served == sorted(RECOMMENDATIONS.keys() - NO_ROW.keys())
 
 
 def test_the_guide_names_checks_that_there_are() -> None:

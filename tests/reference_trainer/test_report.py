@@ -53,3 +53,20 @@ def test_a_terminal_gets_one_bar_with_all_figures(tmp_path: Path, monkeypatch: p
 
 def test_elsewhere_no_bar_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(tmp_path, monkeypatch, terminal=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "on_path", "shown"),
+    [
+        (".venv/bin/reference_trainer", None, ".venv/bin/reference_trainer"),
+        ("/bin/reference_trainer", "/bin/reference_trainer", "reference_trainer"),
+        ("/lib/reference_trainer/__main__.py", None, "reference_trainer"),
+    ],
+)
+def test_what_to_type_next_can_be_typed(
+    typed: str, on_path: str | None, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [typed, "train"])
+    monkeypatch.setattr("shutil.which", lambda _: on_path)
+    run = new_report(tmp_path, steps_per_epoch=2)
+    assert run.command("resume") == f"{shown} resume {run.folder}"
