@@ -115,10 +115,10 @@ def validation_pictures(config: TrainConfig, data: Path | None) -> PictureSource
 
 
 def stride_of(config: TrainConfig) -> int:
-    """See `About.stride`: the pooled head has a weight for each place of a picture of one size."""
-    if config.task == "grid":
-        return strides_of(config.model)[-1]
-    return STRIDE if config.model.head == "dense" else 0
+    """See `About.stride`: the decoder `cell` and the pooled head know one size of pictures."""
+    if config.task == "single":
+        return STRIDE if config.model.head == "dense" else 0
+    return 0 if config.model.decoder == "cell" else max(STRIDE, strides_of(config.model)[-1])
 
 
 def traced(module: nn.Module, about: About) -> ExportedProgram:
@@ -162,7 +162,7 @@ def reference_of(model: nn.Module, about: About) -> Callable[[Tensor], Answers]:
     """What the exported program should answer: of detections, what `predict` finds by other means."""
     if about.output != "detections":
         return module_of(model, about)
-    boxes = Boxes(model, about.size).eval()
+    boxes = Boxes(model).eval()
     before = About(**vars(about) | {"output": "boxes"})
 
     def find(images: Tensor) -> Answers:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from boxreg import GridCellDecoder, convert
+from boxreg import convert
 
 from .config import Output, Task
 from .detection import (
@@ -82,28 +82,20 @@ class Raw(nn.Module):
 class Boxes(nn.Module):
     """Pictures to boxes (B, 4, A), cxcywh in pixels, and scores (B, C, A), the unlikely ones too."""
 
-    def __init__(self, model: nn.Module, size: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        # The side of the picture in the unit of the network's boxes; None for boxes in pixels.
-        self.side: float | None = 1.0
-        if isinstance(model, GridDetector):
-            relative = isinstance(model.head.levels[0].decoder, GridCellDecoder)
-            self.side = size if relative else None
 
     def forward(self, images: Tensor) -> Answers:
         """Images (B, 3, H, W) in [0, 1]."""
         prediction = self.model(images)
         if isinstance(self.model, GridDetector):
-            boxes, scores = prediction.boxes, prediction.scores
-        else:
-            box, sure = answer(prediction)
-            boxes, scores = box.unsqueeze(2), sure[:, None, None]
-        if self.side is None:
-            return boxes, scores
-        height, width = (pixels / self.side for pixels in images.shape[-2:])
+            return prediction.boxes, prediction.scores
+        boxes, sure = answer(prediction)
+        height, width = images.shape[-2:]
         x, y, w, h = boxes.unbind(1)
-        return torch.stack([x * width, y * height, w * width, h * height], 1), scores
+        boxes = torch.stack([x * width, y * height, w * width, h * height], 1)
+        return boxes.unsqueeze(2), sure[:, None, None]
 
 
 class OneBox(nn.Module):
@@ -164,7 +156,7 @@ class Found(nn.Module):
         away that float32, which is all that ONNX suppresses in, rounds overlaps.
         """
         across = math.isqrt(classes - 1) + 1
-        pitch = 2 * F.pad(corners.flatten(), (0, 1)).abs().amax() + 1
+        pitch = 2 * F.pad(corners.flatten(), (0, 1)).abs().amax(0) + 1
         column, row = labels % across, pictures * across + labels // across
         return corners + torch.stack([column, row, column, row], 1) * pitch
 
@@ -173,7 +165,7 @@ def module_of(model: nn.Module, about: About) -> nn.Module:
     """What is exported: floating images (B, 3, H, W) in [0, 1] in, the wanted output out."""
     if about.output == "raw":
         return Raw(model).eval()
-    boxes = Boxes(model, about.size)
+    boxes = Boxes(model)
     if about.output == "boxes":
         return boxes.eval()
     return (OneBox(boxes) if about.task == "single" else Found(boxes, about.confidence)).eval()
