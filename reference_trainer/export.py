@@ -31,8 +31,8 @@ ONNX_FILE, PROGRAM_FILE, CARD_FILE = "model.onnx", "model.pt2", "MODELCARD.md"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 MOST_DIFFERENCE = 1e-4
-"""What programs may differ from the network by: in scores, in boxes as shares of the picture's longer side, in
-raw numbers as shares of their size where that is above 1."""
+"""What programs may differ from the network by: in scores, in boxes as shares of the picture's longer side,
+in raw numbers as shares of their size where that is above 1."""
 
 INFINITE = float("inf")
 
@@ -230,12 +230,10 @@ def set_difference(found: Answers, expected: Answers, side: int, confidence: flo
         # One class or picture further is further away than any difference that is allowed.
         return torch.cat([boxes / side, torch.stack([scores, labels, pictures], 1)], 1).double()
 
-    distances = torch.cdist(rows(found), rows(expected), p=INFINITE)
+    distances = (rows(found)[:, None] - rows(expected)).abs().amax(2).nan_to_num(INFINITE, INFINITE)
     largest = 0.0
     for answers, apart in ((found, distances), (expected, distances.T)):
         nearest = F.pad(apart, (0, 1), value=INFINITE).amin(1)
         unclear = (answers[1] - confidence).abs() <= MOST_DIFFERENCE
-        lacking = nearest > MOST_DIFFERENCE
-        counted = nearest[~(unclear & lacking)].nan_to_num(INFINITE, INFINITE)
-        largest = max(largest, *counted.tolist(), 0.0)
+        largest = max([largest, *nearest[~unclear | (nearest <= MOST_DIFFERENCE)].tolist()])
     return largest

@@ -13,14 +13,16 @@ from .data.loading import task_name
 from .exported import About
 
 OUTPUTS = {
-    "raw": "`raw_0`, `raw_1` ..., one a level: the numbers before the decoder, float32 (B, numbers, K, H, W), those "
-    "of the box first, then the logit of objectness and those of the classes, as far as there are any (of the "
-    "pooled head (B, 4))",
-    "boxes": "`boxes`, float32 (B, 4, A), cxcywh in pixels of the input, and `scores`, float32 (B, C, A), of every "
-    "class from 0 to 1; overlapping boxes are left in",
-    "detections": "`boxes`, float32 (N, 4), xyxy in pixels of the input, and, (N,) each, `scores`, float32 from 0 "
-    "to 1, `labels`, int64, and `pictures`, int64: which of the B each is found in; those that overlap a more "
-    "confident one of their class, and those below the confidence threshold, are gone",
+    "raw": """\
+`raw_0`, `raw_1` ..., one a level: the numbers before the decoder, float32 (B, numbers, K, H, W), those of
+the box first, then the logit of objectness and those of the classes, where there are any; of the pooled head
+(B, 4).""",
+    "boxes": """\
+`boxes`, float32 (B, 4, A), cxcywh in pixels of the input, and `scores`, float32 (B, C, A), of every class
+from 0 to 1. Boxes below the threshold and those that overlap are left in.""",
+    "detections": """\
+`boxes`, float32 (N, 4), xyxy in pixels of the input, and, (N,) each, `scores`, float32 from 0 to 1, `labels`,
+int64, and `pictures`, int64, which of the B each is found in. The threshold and NMS are inside.""",
 }
 
 CARD = """\
@@ -44,17 +46,18 @@ A network for {task}, trained by boxreg's `reference_trainer`.
 
 ## Files
 
-- `model.onnx`: ONNX; boxreg's metadata in it says what is said here. `reference_trainer predict model.onnx PICTURE ...` runs it.
+- `model.onnx`: ONNX; `reference_trainer predict model.onnx PICTURE ...` runs it.
 - `model.pt2`: for `torch.export.load`{torchvision}.
 - `model.safetensors`: the weights alone.
 
-Input: `images`, float32 (B, 3, H, W), RGB from 0 to 1, any B; {sides}. Pictures are letterboxed: padded to a square with grey
-(114 / 255), centred, then resized.
+Input: `images`, float32 (B, 3, H, W), RGB from 0 to 1, any B; {sides}. Pictures are letterboxed: padded to a
+square with grey (114 / 255), centred, then resized.
 
-Output: {output}. Labels count from 0, in the order of the classes above.
+Output: {output} Labels count from 0, in the order of the classes above.
 
-On validation pictures the answers differ from those of the network in PyTorch by at most {differences}: scores as they are, boxes as
-shares of the picture's longer side, raw numbers as shares of their size where it is above 1.
+On validation pictures the answers differ from those of the network in PyTorch by at most {differences}:
+scores as they are, boxes as shares of the picture's longer side, raw numbers as shares of their size where it
+is above 1.
 """
 
 MACHINE = {"device", "out", "precision", "data.path", "data.workers", "data.on_error", "save_every"}
