@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -140,12 +140,8 @@ class DenseHead(nn.Module):
             TypeError: if a map is not a floating tensor.
             ValueError: if there are not as many maps as levels, or one has not the right shape.
         """
-        if len(features) != len(self.levels):
-            raise ValueError(f"features: got {len(features)} maps, expected {len(self.levels)}, one a level")
-        for number, (level, maps) in enumerate(zip(self.levels, features, strict=True)):
-            assert isinstance(level, _LevelHead)
-            level.check(f"features[{number}]", maps)
-        found = [level(maps) for level, maps in zip(self.levels, features, strict=True)]
+        self._check(features)
+        found = [level(maps) for level, maps in self._levels(features)]
         boxes, objectness, classes, bins, levels = zip(*found, strict=True)
         return DensePrediction(
             torch.cat(boxes, -1),
@@ -154,6 +150,27 @@ class DenseHead(nn.Module):
             None if bins[0] is None else torch.cat(bins, -1),
             levels,
         )
+
+    def raw(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The numbers before the decoder, of each level: (B, numbers, K, H, W).
+
+        Along axis 1 the decoder's `channels`, the objectness logit if there is one, the class logits if there
+        are any. Arguments and errors as for a call.
+        """
+        self._check(features)
+        parts = [level.raw(maps) for level, maps in self._levels(features)]
+        return [torch.cat([part for part in of_level if part is not None], 1) for of_level in parts]
+
+    def _check(self, features: Sequence[Tensor]) -> None:
+        if len(features) != len(self.levels):
+            raise ValueError(f"features: got {len(features)} maps, expected {len(self.levels)}, one a level")
+        for number, (level, maps) in enumerate(self._levels(features)):
+            level.check(f"features[{number}]", maps)
+
+    def _levels(self, features: Sequence[Tensor]) -> Iterator[tuple[_LevelHead, Tensor]]:
+        for level, maps in zip(self.levels, features, strict=True):
+            assert isinstance(level, _LevelHead)
+            yield level, maps
 
     @staticmethod
     def count_prior(objects: float, levels: Levels, per_cell: int = 1) -> tuple[float, ...]:
@@ -246,16 +263,20 @@ class _LevelHead(nn.Module):
                 f"in_channels={channels}"
             )
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Level]:
+    def raw(self, features: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         features = self.tower(features).to(self.box.weight.dtype)
-        boxes = len(self.priors)
         with without_autocast(features.device.type):
             # (B, numbers * K, H, W) as (B, numbers, K, H, W)
             raw, objectness, classes = (
-                None if scores is None else torch.unflatten(scores(features), 1, (-1, boxes))
+                None if scores is None else torch.unflatten(scores(features), 1, (-1, len(self.priors)))
                 for scores in (self.box, self.objectness, self.classes)
             )
-            assert raw is not None
+        assert raw is not None
+        return raw, objectness, classes
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Level]:
+        raw, objectness, classes = self.raw(features)
+        with without_autocast(features.device.type):
             decoded = self.decoder.decode(raw, dim=1)
         bins = self.decoder.logits(raw, 1) if isinstance(self.decoder, DFLDecoder) else None
         return (

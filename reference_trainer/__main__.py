@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .arguments import Command, choose, read, read_known
-from .config import AUGMENTATIONS, PRESETS, Device, Task, TrainConfig, load_config
+from .config import AUGMENTATIONS, PRESETS, Device, Output, Task, TrainConfig, load_config
 from .errors import ConfigError, ElsewhereError, LostRankError, UserError
 
 DESCRIPTION = """\
@@ -34,6 +34,7 @@ Train a box regressor and show what came of it.
   reference_trainer ablate                     which recommendation helps, each one added and removed alone
   reference_trainer evaluate RUN
   reference_trainer predict RUN PICTURE ...    pictures, or folders of them
+  reference_trainer export RUN                 as ONNX and torch.export programs, with weights and a card
   reference_trainer data check PATH            list all that is wrong with your pictures and labels
   reference_trainer data write FOLDER          write the toy pictures as a YOLO folder
 
@@ -183,15 +184,35 @@ class PredictOptions:
     """Find the boxes in pictures; draw them, and write them as JSON in the pictures' own pixels."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or an ONNX file that export wrote."""
     pictures: tyro.conf.Positional[tuple[Path, ...]]
     """Picture files, or folders: their pictures at any depth."""
     out: Path | None = None
-    """Folder for the drawings and predictions.json; by default RUN/predictions."""
+    """Folder for the drawings and predictions.json; by default RUN/predictions, or beside the
+    ONNX file."""
     confidence: float | None = None
     """Task grid: of the least sure box; by default the one with the best F1 in validation."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA where there is one."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's network as ONNX and torch.export programs, with its weights and a model card.
+
+    The programs are compared with the network on validation pictures; if one differs by more than 1e-4,
+    nothing is written. Takes the extra onnx.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    output: Output = "boxes"
+    """boxes: decoded, with scores, overlapping ones left in; detections: those that NMS leaves of them, from
+    the confidence on that had the best F1 in validation; raw: the numbers before the decoder."""
+    out: Path | None = None
+    """Folder for the files; by default RUN/export."""
+    data: Path | None = None
+    """Another data set to compare on, where the run's own is not at hand."""
 
 
 @dataclass(frozen=True)
@@ -424,6 +445,17 @@ def predict(arguments: list[str]) -> int:
     return 0
 
 
+def export(arguments: list[str]) -> int:
+    """The command `export`."""
+    options = tyro.cli(ExportOptions, args=arguments, prog="reference_trainer export")
+
+    from .export import export_run
+    from .report import print_result
+
+    print_result(export_run(options.run, options.out, options.output, options.data))
+    return 0
+
+
 def data(arguments: list[str]) -> int:
     """The command `data`: its first argument says what about it."""
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -477,6 +509,7 @@ COMMANDS: dict[str, Command] = {
     "ablate": ablate,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "data": data,
 }
 

@@ -20,6 +20,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Task = Literal["single", "grid"]
+Output = Literal["raw", "boxes", "detections"]
 Assigner = Literal["task_aligned", "anchor_ratio", "responsible_cell"]
 AnchorSizes = tuple[tuple[tuple[float, float], ...], ...]
 

@@ -56,43 +56,73 @@ def detect(
     nms_iou: float = NMS_IOU,
     most: int = MOST_DETECTIONS,
 ) -> list[Detections]:
-    """What a prediction comes to, picture by picture: each result depends on its own picture alone.
+    """What a prediction comes to, picture by picture; see `select`."""
+    return select(
+        prediction.boxes, prediction.scores, size, confidence=confidence, nms_iou=nms_iou, most=most
+    )
+
+
+@torch.no_grad()
+def select(
+    boxes: Tensor,
+    scores: Tensor,
+    size: tuple[int, int],
+    *,
+    confidence: float = LEAST_CONFIDENCE,
+    nms_iou: float = NMS_IOU,
+    most: int = MOST_DETECTIONS,
+) -> list[Detections]:
+    """What boxes with scores come to, picture by picture: each result depends on its own picture alone.
 
     Every class of every box is a candidate. Of those that are confident enough, class by class, one that
     overlaps a more confident one by more than `nms_iou` is dropped; then boxes are cut off at the picture's
     edges, and dropped where nothing is left.
 
     Args:
-        prediction: of B pictures, in pixels.
+        boxes: (B, 4, A), cxcywh in pixels, of B pictures.
+        scores: (B, C, A), of each class.
         size: width and height of the pictures.
         confidence: the least score of a detection, at least 0.
         nms_iou: how far detections of a class may overlap.
         most: how many a picture may have.
 
     Returns:
-        B times what is found, on the device of the prediction.
+        B times what is found, on the device of the boxes.
     """
     # As slow to import as torch, and what trains without detections does without.
     from torchvision.ops import batched_nms
 
-    corners = convert(prediction.boxes, "cxcywh", "xyxy", dim=1).mT
+    corners = convert(boxes, "cxcywh", "xyxy", dim=1).mT
     # A box that is nowhere is none.
     nowhere = ~corners.isfinite().all(-1).unsqueeze(1)
-    scores = prediction.scores.float().nan_to_num(0.0).masked_fill(nowhere, -1.0)
+    scores = scores.float().nan_to_num(0.0).masked_fill(nowhere, -1.0)
     edges = corners.new_tensor((*size, *size))
     found = []
-    for boxes, chances in zip(corners, scores, strict=True):
+    for own, chances in zip(corners, scores, strict=True):
         values, place = chances.flatten().topk(min(chances.numel(), MOST_CANDIDATES))
         sure = values >= confidence
         values, place = values[sure], place[sure]
         labels, number = place // chances.shape[1], place % chances.shape[1]
         # Classes are told apart by moving their boxes apart: what float32 has left there rounds overlaps.
-        kept = batched_nms(boxes[number].double(), values.double(), labels, nms_iou)
-        cut = torch.minimum(boxes[number[kept]].clamp(min=0), edges)
+        kept = batched_nms(own[number].double(), values.double(), labels, nms_iou)
+        cut = torch.minimum(own[number[kept]].clamp(min=0), edges)
         kept_whole = (cut[:, 2:] > cut[:, :2]).all(1)
         chosen = kept[kept_whole][:most]
         found.append(Detections(cut[kept_whole][:most].float(), values[chosen], labels[chosen]))
     return found
+
+
+def in_order(boxes: Tensor) -> Tensor:
+    """Boxes (N, 4), cxcywh, as xyxy; a linear output may name the corners the other way round."""
+    first, second = convert(boxes, "cxcywh", "xyxy").chunk(2, dim=1)
+    return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=1)
+
+
+def one_each(boxes: Tensor, sure: Tensor) -> list[Detections]:
+    """The one box of each picture: boxes (B, 4), cxcywh in pixels, and how sure (B,)."""
+    nothing = torch.zeros(1, dtype=torch.int64, device=boxes.device)
+    rows = zip(in_order(boxes), sure, strict=True)
+    return [Detections(box[None], score[None], nothing) for box, score in rows]
 
 
 class ClassScores(NamedTuple):

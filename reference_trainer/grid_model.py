@@ -52,7 +52,7 @@ class Pyramid(nn.Module):
         """Maps, the finest first, to as many maps of one width as there are levels."""
         merged = [lateral(features) for lateral, features in zip(self.lateral, maps, strict=True)]
         for fine in reversed(range(len(merged) - 1)):
-            merged[fine] = merged[fine] + F.interpolate(merged[fine + 1], scale_factor=2.0)
+            merged[fine] = merged[fine] + F.interpolate(merged[fine + 1], merged[fine].shape[-2:])
         return [smooth(features) for smooth, features in zip(self.smooth, merged, strict=False)]
 
 
@@ -99,12 +99,17 @@ class GridDetector(nn.Module):
             class_prior=DenseHead.count_prior(share / classes, levels) if aligned else None,
         )
 
-    def forward(self, images: Tensor) -> DensePrediction:
-        """Images (B, 3, S, S) in [0, 1] to predictions in pixels."""
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, S, S) in [0, 1] to the maps that the head reads."""
         maps = [images]
         for stage in (*self.backbone, *self.coarser):
             maps.append(stage(maps[-1]))
-        prediction: DensePrediction = self.head(self.neck([*maps[3:-1], self.dropout(maps[-1])]))
+        found: list[Tensor] = self.neck([*maps[3:-1], self.dropout(maps[-1])])
+        return found
+
+    def forward(self, images: Tensor) -> DensePrediction:
+        """Images (B, 3, S, S) in [0, 1] to predictions in pixels."""
+        prediction: DensePrediction = self.head(self.features(images))
         return prediction
 
 

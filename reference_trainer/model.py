@@ -115,9 +115,14 @@ class PooledRegressor(nn.Module):
         )
         self.head = pooled_head(features, config, prior)
 
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] to what the head reads (B, features)."""
+        features: Tensor = self.neck(self.backbone(images))
+        return features
+
     def forward(self, images: Tensor) -> Prediction:
         """Images (B, 3, S, S) in [0, 1] to boxes (B, 4)."""
-        return Prediction(self.head(self.neck(self.backbone(images))).float())
+        return Prediction(self.head(self.features(images)).float())
 
 
 class DenseRegressor(nn.Module):
@@ -144,8 +149,13 @@ class DenseRegressor(nn.Module):
 
     def forward(self, images: Tensor) -> Prediction:
         """Images (B, 3, S, S) in [0, 1] to boxes (B, 4, S/16, S/16) and objectness (B, S/16, S/16)."""
-        features = self.tower(self.dropout(self.backbone(images)))
+        features = self.features(images)
         return Prediction(self.head(features).float(), self.objectness(features).squeeze(1).float())
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] to what the head reads (B, features, S/16, S/16)."""
+        features: Tensor = self.tower(self.dropout(self.backbone(images)))
+        return features
 
 
 def build_model(config: ModelConfig, prior: tuple[float, float, float, float]) -> nn.Module:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoint import load_run, pick_device, saved_scores
+from .config import TrainConfig
 from .data.folders import EXTENSIONS, files_below
 from .data.sample import DataError, Letterbox, decode_picture, letterbox
 from .detection import Detections
@@ -17,7 +18,7 @@ from .drawing import Mark, draw_picture
 from .errors import ConfigError
 from .files import as_json, write_whole
 from .model import prepare_images
-from .tasks import Task, build_task
+from .tasks import build_task
 
 UNSURE = 0.25
 """The confidence from which on boxes are shown, of a run that was never validated."""
@@ -26,8 +27,28 @@ COLOURS = 10
 """Classes that are drawn in colours of their own."""
 
 
+class Finder(NamedTuple):
+    """What finds boxes, from a run or from the file that was exported of one.
+
+    Attributes:
+        task: of the run.
+        names: of the classes.
+        size: side of the squares that it takes.
+        confidence: from which on boxes are shown if nobody says another.
+        find: what is found in each of the squares uint8 (B, 3, size, size), from a confidence on.
+        folder: where its predictions go.
+    """
+
+    task: str
+    names: list[str]
+    size: int
+    confidence: float
+    find: Callable[[Tensor, float], list[Detections]]
+    folder: Path
+
+
 def predict_run(
-    folder: Path,
+    source: Path,
     pictures: Sequence[Path],
     out: Path | None,
     device_name: str,
@@ -40,31 +61,28 @@ def predict_run(
     `category_name`, and the picture's `width` and `height`. Both numbers count from 0.
 
     Args:
-        folder: of the run.
+        source: folder of the run, or an ONNX file that was exported of one.
         pictures: files, and folders whose pictures are found at any depth.
-        out: where to write; by default a folder of the run.
+        out: where to write; by default a folder of the run, or beside the file.
         device_name: where to compute.
         confidence: of the least sure box; by default the one that was best in validation.
 
     Raises:
         UserError: if the run, the device or a picture cannot be used.
     """
-    config, model, names = load_run(folder)
-    if config.task == "single" and confidence is not None:
+    finder = open_onnx(source, device_name) if source.suffix == ".onnx" else open_run(source, device_name)
+    if finder.task == "single" and confidence is not None:
         raise ConfigError(
             f"confidence: got {confidence}, but task 'single' gives every picture its box, however unsure"
         )
-    if confidence is None:
-        confidence = saved_scores(folder).get("confidence", UNSURE)
-    device, task = pick_device(device_name), build_task(config)
-    model = model.to(device)
-    out = folder / "predictions" if out is None else out
+    confidence = finder.confidence if confidence is None else confidence
+    out = finder.folder / "predictions" if out is None else out
     files = list(files_of(pictures))
     results: list[dict[str, Any]] = []
     for number, path in enumerate(files):
         image = decode_picture(path)
-        found = find_boxes(task, model, image, config.data.size, device, confidence)
-        rows = as_results(found, names, config.task == "grid")
+        found = find_boxes(finder, image, confidence)
+        rows = as_results(found, finder.names, finder.task == "grid")
         out.mkdir(parents=True, exist_ok=True)
         # Pictures of one name may come from several folders.
         drawing = draw_picture(image, marks_of(rows), path.name)
@@ -74,9 +92,45 @@ def predict_run(
         results += [{"image_id": number, **row, **of_picture} for row in rows]
     write_whole(out / "predictions.json", as_json(results))
     counts: dict[str, Any] = {"pictures": len(files), "boxes": len(results)}
-    if config.task == "grid":
+    if finder.task == "grid":
         counts["confidence"] = confidence
-    return {"run": str(folder), "predictions": str(out / "predictions.json"), **counts}
+    return {"run": str(source), "predictions": str(out / "predictions.json"), **counts}
+
+
+def open_run(folder: Path, device_name: str) -> Finder:
+    """The network of a run.
+
+    Raises:
+        UserError: if the run or the device cannot be used.
+    """
+    config, model, names = load_run(folder)
+    device, task, size = pick_device(device_name), build_task(config), config.data.size
+    model = model.to(device)
+
+    def find(squares: Tensor, confidence: float) -> list[Detections]:
+        return task.find(model(prepare_images(squares.to(device))), size, confidence)
+
+    return Finder(config.task, names, size, usual_confidence(config, folder), find, folder)
+
+
+def open_onnx(file: Path, device_name: str) -> Finder:
+    """A file that `export` wrote.
+
+    Raises:
+        UserError: if it cannot be used, or is to run elsewhere than on the CPU.
+    """
+    from .exported import OnnxFile
+
+    if device_name == "cuda":
+        raise ConfigError("device: got 'cuda', but an ONNX file runs on the CPU; use --device cpu or auto")
+    network = OnnxFile.read(file)
+    about = network.about
+    return Finder(about.task, about.names, about.size, about.confidence, network.find, file.parent)
+
+
+def usual_confidence(config: TrainConfig, folder: Path) -> float:
+    """The confidence from which on boxes of a run are shown: the one with the best F1 in validation."""
+    return 0.0 if config.task == "single" else saved_scores(folder).get("confidence", UNSURE)
 
 
 def files_of(pictures: Sequence[Path]) -> Iterator[Path]:
@@ -96,12 +150,10 @@ def files_of(pictures: Sequence[Path]) -> Iterator[Path]:
 
 
 @torch.no_grad()
-def find_boxes(
-    task: Task, model: nn.Module, image: Tensor, size: int, device: torch.device, confidence: float
-) -> Detections:
+def find_boxes(finder: Finder, image: Tensor, confidence: float) -> Detections:
     """What is found in a picture (3, H, W) of any size, in its own pixels and inside it."""
-    square, _, fitted = letterbox(image, torch.zeros(0, 4), size)
-    (found,) = task.find(model(prepare_images(square[None].to(device))), size, confidence)
+    square, _, fitted = letterbox(image, torch.zeros(0, 4), finder.size)
+    (found,) = finder.find(square[None], confidence)
     return Detections(in_original(found.boxes.cpu(), fitted), found.scores.cpu(), found.labels.cpu())
 
 

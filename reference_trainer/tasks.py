@@ -14,7 +14,7 @@ from boxreg import box_iou, convert
 from . import ranks
 from .config import ModelConfig, TrainConfig
 from .data.loading import Batch, Collate, Opened, Squares, open_sources, to_batch
-from .detection import Detections
+from .detection import Detections, one_each
 from .drawing import PICTURES_SHOWN, PREDICTION, TARGET, Mark, draw_grid
 from .errors import ConfigError
 from .grid import Grid
@@ -185,11 +185,7 @@ class SingleBox:
     def find(self, prediction: Prediction, size: int, confidence: float) -> list[Detections]:
         """The one box of each picture, of the one class there is."""
         boxes, sure = answer(prediction)
-        first, second = (convert(boxes, "cxcywh", "xyxy") * size).chunk(2, dim=1)
-        # A linear output may name the corners the other way round.
-        corners = torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=1)
-        nothing = torch.zeros(1, dtype=torch.int64, device=boxes.device)
-        return [Detections(box[None], score[None], nothing) for box, score in zip(corners, sure, strict=True)]
+        return one_each(boxes * size, sure)
 
     def draw_batch(self, batch: Batch, names: Sequence[str]) -> bytes:
         """Each picture with its target."""
