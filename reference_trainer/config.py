@@ -231,7 +231,9 @@ class LossConfig(Settings):
     """The terms of the loss and their lambdas."""
 
     overlap: str = "ciou"
-    """A row of boxreg's IoU family: iou, giou, diou, ciou, eiou, siou, wiou, shapeiou."""
+    """A row of boxreg's IoU family: iou, giou, diou, ciou, eiou, siou, wiou, mpdiou, shapeiou, nwd."""
+    nwd_constant: Positive = 0.3
+    """Overlap nwd: its constant, as a share of the picture's side; the usual size of the objects."""
     lambda_coord: NotNegative = 1.0
     """Factor of the centre term."""
     lambda_wh: NotNegative = 1.0

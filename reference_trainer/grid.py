@@ -28,7 +28,7 @@ from .drawing import PICTURES_SHOWN, PREDICTION, TARGET, Mark, draw_grid
 from .errors import ConfigError
 from .grid_model import GridDetector, boxes_per_cell, known_sizes, typical_sizes
 from .model import prepare_images
-from .objective import Objective
+from .objective import Objective, overlap_parameters
 
 RESPONSIBLE_BY = "giou"
 """It tells boxes apart that do not overlap the object, as those of an untrained network."""
@@ -64,6 +64,7 @@ class Grid:
                 lambda_dfl=loss.lambda_dfl,
                 distance=loss.distance,
                 size=loss.size,
+                **overlap_parameters(loss, config.data.size),
             )
         except ValueError as error:
             raise ConfigError(f"loss.{error}") from error

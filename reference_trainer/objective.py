@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from boxreg import BoxLoss, box_iou
+from boxreg.iou.variants import VARIANTS
 
 from . import ranks
 from .config import LossConfig
@@ -58,6 +59,13 @@ def whole_objective(parts: Sequence[Objective]) -> Objective:
     )
 
 
+def overlap_parameters(config: LossConfig, side: float) -> dict[str, Any]:
+    """What the loss's row wants to know of the pictures, whose side is so long in the unit of the boxes."""
+    known = {"image_width": side, "image_height": side, "constant": config.nwd_constant * side}
+    wanted = {parameter.name for term in VARIANTS.get(config.overlap, ()) for parameter in term.parameters}
+    return {name: value for name, value in known.items() if name in wanted}
+
+
 class Criterion:
     """The objective of a prediction, pooled or dense, against one box a picture.
 
@@ -78,6 +86,7 @@ class Criterion:
                     size=config.size,
                     fmt="cxcywh",
                     dim=dim,
+                    **overlap_parameters(config, 1.0),
                 )
                 for dim in (-1, 1)
             }

@@ -20,7 +20,7 @@ SMALL_DATA, STRONG_DROPOUT = 10_000, 0.4
 RESTRICTED = 3.0
 """Times the limit from which on clipping is no guard against odd steps, but a smaller learning rate."""
 
-DEEP, FADING = 6, 0.3
+DEEP, FADING, FADED = 6, 0.3, 0.01
 """Layers with weights from which norms are missed, and what may be left of the contrast between pictures."""
 
 GAP = 0.15
@@ -92,9 +92,9 @@ def normalisation(probe: Probe) -> Found:
     first, *_, last = spreads.values()
     yield Finding(
         "normalisation",
-        "warning" if last < FADING * first else "info",
+        "error" if last < FADED * first else "warning" if last < FADING * first else "info",
         f"{len(layers)} layers with weights and no normalisation: what tells pictures apart fades "
-        f"from {first:.2f} to {last:.2f} of the activations",
+        f"from {first:.2g} to {last:.2g} of the activations",
         {"layers": len(layers), "first_contrast": first, "last_contrast": last},
         "without norms every layer passes on less of what differs between pictures, and the boxes "
         "come out alike",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..report import say
 from .lines import Lines
-from .plan import Common, Job, chosen, jobs_of
-from .results import results_of
+from .plan import Common, Job, chosen, config_of, jobs_of
+from .results import Result, results_of
+from .rows import ROWS
 from .running import run_all, terminable
+
+if TYPE_CHECKING:
+    from boxreg import AuditReport
 
 TABLE, PICTURE, KEPT = "ablation.md", "ablation.png", "runs"
 
@@ -46,7 +51,7 @@ def ablate(
     if not found:
         raise UserError(f"out: {folder} has no run of these rows with these settings")
     results = results_of(rows, found)
-    write_table(folder / TABLE, results, common, found, PICTURE)
+    write_table(folder / TABLE, results, common, found, PICTURE, _audit_of_baseline(results, common))
     draw(folder / PICTURE, results, common)
     return {
         "out": str(folder),
@@ -57,6 +62,14 @@ def ablate(
         "table": str(folder / TABLE),
         "picture": str(folder / PICTURE),
     }
+
+
+def _audit_of_baseline(results: Mapping[str, Result], common: Common) -> AuditReport | None:
+    if "baseline" not in results:
+        return None
+    from ..audit import audit_config
+
+    return audit_config(config_of(ROWS["baseline"], common))
 
 
 def train_missing(

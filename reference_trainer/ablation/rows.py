@@ -71,28 +71,54 @@ class Row:
 
 
 class Part(NamedTuple):
-    """Settings in which the presets differ, and which change together."""
+    """Settings in which the presets differ, and which change together.
+
+    Attributes:
+        name: of the part.
+        settings: by their dotted names.
+        notes: the recommendations that it serves.
+        finding: the check of `boxreg.audit` that asks for it, of a set-up without it.
+        added_to: the base of the row that adds it.
+        removed_from: the base of the row that removes it.
+    """
 
     name: str
     settings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    finding: str | None = None
     added_to: str = "baseline"
     removed_from: str = "reference"
 
 
 PARTS = (
-    Part("AdamW", ("optimizer.name", "optimizer.lr", "optimizer.weight_decay"), ("quick 9", "point 1")),
-    Part("no decay on norms and biases", ("optimizer.exempt",), ("quick 9",)),
-    Part("decoded outputs", ("model.output",), ("quick 4", "point 2"), removed_from="reference - dense head"),
-    Part("prior bias", ("model.prior",), ("point 6",)),
-    Part("batch 16", ("batch_size",), ("quick 1", "point 3")),
-    Part("no dropout", ("model.dropout",), ("quick 5", "point 4")),
-    Part("augmentation", ("augment",), ("quick 2", "point 5")),
-    Part("GroupNorm", ("model.norm",), ("quick 6", "point 9")),
-    Part("lambdas 1, 1, 5", ("loss.lambda_coord", "loss.lambda_wh", "loss.lambda_iou"), ("point 8",)),
-    Part("warm-up and cosine", ("schedule",), ("quick 3", "point 7")),
-    Part("clipping at 4", ("clip_norm",), ("point 10",)),
-    Part("EMA", ("ema_decay",), ("point 11",)),
+    Part(
+        "AdamW",
+        ("optimizer.name", "optimizer.lr", "optimizer.weight_decay"),
+        ("quick 9", "point 1"),
+        "update-size",
+    ),
+    Part("no decay on norms and biases", ("optimizer.exempt",), ("quick 9",), "weight-decay"),
+    Part(
+        "decoded outputs",
+        ("model.output",),
+        ("quick 4", "point 2"),
+        "output-range",
+        removed_from="reference - dense head",
+    ),
+    Part("prior bias", ("model.prior",), ("point 6",), "untrained-prediction"),
+    Part("batch 16", ("batch_size",), ("quick 1", "point 3"), "batch-size"),
+    Part("no dropout", ("model.dropout",), ("quick 5", "point 4"), "dropout"),
+    Part("augmentation", ("augment",), ("quick 2", "point 5"), "augmentation"),
+    Part("GroupNorm", ("model.norm",), ("quick 6", "point 9"), "normalisation"),
+    Part(
+        "lambdas 1, 1, 5",
+        ("loss.lambda_coord", "loss.lambda_wh", "loss.lambda_iou"),
+        ("point 8",),
+        "overlap-drowned",
+    ),
+    Part("warm-up and cosine", ("schedule",), ("quick 3", "point 7"), "schedule"),
+    Part("clipping at 4", ("clip_norm",), ("point 10",), "clipping"),
+    Part("EMA", ("ema_decay",), ("point 11",), "averaged-weights"),
     Part("dense head", ("model.head",), added_to="baseline + decoded outputs"),
     Part("smooth L1", ("loss.distance",)),
     Part("SiLU", ("model.activation",)),
@@ -176,11 +202,9 @@ OF_REFERENCE = (
 
 FAMILY = tuple(
     Row(f"reference, {kind}", "reference", {"loss.overlap": kind})
-    for kind, variant in VARIANTS.items()
+    for kind in VARIANTS
     if kind != PRESETS["reference"].loss.overlap
-    and all(parameter.default is not None for term in variant for parameter in term.parameters)
 )
-"""The losses that need no parameter: what the trainer knows."""
 
 _QUICK = {"batch_size": 8, "model.dropout": 0.3, "model.output": "sigmoid", "loss.lambda_iou": 3.0}
 

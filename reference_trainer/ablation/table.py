@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from boxreg import AuditReport
+
 from ..config import PRESETS
 from ..files import write_whole
 from .intervals import CONFIDENCE, Interval
@@ -26,14 +28,16 @@ def write_table(
     common: Common,
     lines: Mapping[tuple[str, int], Line],
     picture: str,
+    audit: AuditReport | None,
 ) -> None:
-    """Replace the file of the table; `picture` is the name of the picture beside it."""
+    """Replace the file of the table; `picture` is the name of the picture beside it, `audit` of baseline."""
     parts = [
         "# Ablation",
         setting_of(common, results, lines),
         f"![Mean IoU of every row, and its difference to its base]({picture})",
         *(section(title, rows, results) for title, rows in SECTIONS.items()),
         failures(results),
+        explained(results, audit) if audit else "",
         "## Reference against baseline",
         "\n".join(whole(results)),
         "## The quick test",
@@ -54,6 +58,7 @@ def setting_of(common: Common, results: Mapping[str, Result], lines: Mapping[tup
     seeds = {len(result.finals) for result in results.values()}
     counts = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     return (
+        f"Made by `{command_of(common)}`. "
         f"Task single, {common.data.name if common.data else toys} at {common.size} pixels, "
         f"{common.epochs} epochs, width {common.width}, nothing stops early; "
         f"settings in epochs are cut to {100 * min(share, 1):.0f} % of the presets'. "
@@ -63,6 +68,13 @@ def setting_of(common: Common, results: Mapping[str, Result], lines: Mapping[tup
         f"epoch. Intervals are Student's t, {100 * CONFIDENCE:.0f} %: of twenty rows without any effect one "
         f"will look as if it had one. {common.threads} thread a run; {'; '.join(sorted(machines))}."
     )
+
+
+def command_of(common: Common) -> str:
+    """What trains the same rows in the same way."""
+    options = {**common.as_json(), "rows": " ".join(f"'{row}'" for row in common.rows)}
+    given = " ".join(f"--{name} {value}" for name, value in options.items() if value not in (None, ""))
+    return f"reference_trainer ablate {given}"
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
@@ -125,6 +137,28 @@ def failures(results: Mapping[str, Result]) -> str:
         for seed, error in sorted(result.errors.items())
     ]
     return "\n".join(["## Runs that failed", "", *errors]) if errors else ""
+
+
+def explained(results: Mapping[str, Result], audit: AuditReport) -> str:
+    """What audit finds in the set-up that is stuck, the worst first, and what each remedy alone was worth."""
+    lines = [
+        "## Why baseline is stuck",
+        "",
+        "What `reference_trainer audit` measures on baseline before its first step, the worst first, and what "
+        "each remedy was worth alone.",
+        "",
+        "| finding | what it says | severity | remedy | its IoU | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    remedies = {part.finding: added(part).name for part in PARTS if part.finding}
+    for finding in audit.findings:
+        result = results.get(remedies.get(finding.check, ""))
+        cells = [f"`{finding.check}`", finding.what, finding.severity]
+        cells += (
+            [result.row.name, f"{result.level.mean:.3f}", show(result.difference)] if result else [""] * 3
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def whole(results: Mapping[str, Result]) -> Iterator[str]:

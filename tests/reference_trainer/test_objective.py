@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from boxreg import BoxLoss, MPDIoULoss, NWDLoss
+from boxreg.iou.variants import VARIANTS
 from reference_trainer.config import LossConfig
 from reference_trainer.model import Prediction
-from reference_trainer.objective import Criterion, cells_near_centre
+from reference_trainer.objective import Criterion, cells_near_centre, overlap_parameters
 
 EPS = torch.finfo(torch.float32).eps
 BOX_TERMS = ("coord", "wh", "iou")
@@ -114,6 +116,26 @@ def test_the_total_is_the_sum_of_the_weighted_terms(head: str) -> None:
     summed = [sum(parts) for parts in zip(*(gradients(term, leaves) for term in terms), strict=True)]
     for whole, parts in zip(gradients(objective.total, leaves), summed, strict=True):
         torch.testing.assert_close(whole, parts)
+
+
+def test_a_row_that_wants_lengths_gets_those_of_the_picture() -> None:
+    prediction, _ = prediction_of("pooled")
+    for overlap, loss in {
+        "mpdiou": MPDIoULoss("cxcywh", image_width=1, image_height=1),
+        "nwd": NWDLoss("cxcywh", constant=0.4),
+    }.items():
+        terms = Criterion(LossConfig(overlap=overlap, nwd_constant=0.4))(prediction, TARGET)
+        torch.testing.assert_close(terms.raw["iou"], loss(prediction.boxes, TARGET))
+    # In pixels as in fractions.
+    for overlap in VARIANTS:
+        config = LossConfig(overlap=overlap)
+        fractions, pixels = (
+            BoxLoss(overlap, fmt="cxcywh", **overlap_parameters(config, side)).overlap(
+                side * prediction.boxes, side * TARGET
+            )
+            for side in (1.0, 128.0)
+        )
+        torch.testing.assert_close(fractions, pixels)
 
 
 def test_a_dense_loss_is_the_mean_over_the_cells_that_learn() -> None:
