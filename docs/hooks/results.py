@@ -17,7 +17,12 @@ COMMAND = re.compile(r"`(python -m benchmarks[\w.]*|reference_trainer (?:train|a
 
 def pages() -> list[Path]:
     """The files of results, by name."""
-    return sorted(RESULTS.glob("*.md"))
+    return sorted(RESULTS.rglob("*.md"))
+
+
+def place(path: Path) -> str:
+    """Where a file of results is on the site, beside the page of all results."""
+    return path.relative_to(RESULTS).as_posix()
 
 
 def table() -> str:
@@ -26,7 +31,7 @@ def table() -> str:
     for path in pages():
         text = path.read_text()
         command = COMMAND.search(text)
-        lines.append(f"| [{TITLE.findall(text)[0]}]({path.name}) | {command[0] if command else ''} |")
+        lines.append(f"| [{TITLE.findall(text)[0]}]({place(path)}) | {command[0] if command else ''} |")
     return "\n".join(lines)
 
 
@@ -34,12 +39,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put each file of results into the navigation, by its own title."""
     assert config.nav is not None
     (section,) = (entry["Benchmarks"] for entry in config.nav if "Benchmarks" in entry)
-    section += [f"benchmarks/{path.name}" for path in pages()]
+    section += [f"benchmarks/{place(path)}" for path in pages()]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take over tables and pictures."""
-    for path in sorted([*pages(), *RESULTS.glob("*.png"), *RESULTS.glob("*.svg")]):
-        files.append(File.generated(config, f"benchmarks/{path.name}", abs_src_path=str(path)))
+    for path in sorted([*pages(), *RESULTS.rglob("*.png"), *RESULTS.rglob("*.svg")]):
+        files.append(File.generated(config, f"benchmarks/{place(path)}", abs_src_path=str(path)))
     return files

@@ -32,7 +32,7 @@ def write_table(
 ) -> None:
     """Replace the file of the table; `picture` is the name of the picture beside it, `audit` of baseline."""
     parts = [
-        "# Ablation",
+        f"# Ablation, {common.epochs} epochs",
         setting_of(common, results, lines),
         f"![Mean IoU of every row, and its difference to its base]({picture})",
         *(section(title, rows, results) for title, rows in SECTIONS.items()),
@@ -144,8 +144,8 @@ def explained(results: Mapping[str, Result], audit: AuditReport) -> str:
     lines = [
         "## Why baseline is stuck",
         "",
-        "What `reference_trainer audit` measures on baseline before its first step, the worst first, and what "
-        "each remedy was worth alone.",
+        "What `reference_trainer audit` measures on baseline before its first step, the worst first; "
+        "and what each remedy was worth alone.",
         "",
         "| finding | what it says | severity | remedy | its IoU | difference |",
         "|---|---|---|---|---|---|",
