@@ -54,7 +54,13 @@ def draw(path: Path, results: Mapping[str, Result], common: Common) -> None:
             axes.axhline(place - 0.45, color="#bbbbbb", lw=0.6)
     for title, place in headings.items():
         levels.annotate(
-            title, (0, place), xycoords=("axes fraction", "data"), va="center", fontsize=9, fontweight="bold"
+            title,
+            (0, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     _legend(figure, levels)
     data = common.data.name if common.data else f"{common.pictures} toy pictures"
