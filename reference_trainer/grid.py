@@ -156,7 +156,7 @@ class Grid:
         for found, there in zip(every, boxes, strict=True):
             targets = marks_of(there, [], names, TARGET)
             drawn.append(targets + marks_of(found.boxes.cpu(), found.labels, names, PREDICTION))
-            titles.append(f"{len(there)} objects, {len(found.boxes)} found")
+            titles.append(f"{len(there)} object{'' if len(there) == 1 else 's'}, {len(found.boxes)} found")
         return draw_grid(images, drawn, titles, (TARGET, PREDICTION))
 
 
