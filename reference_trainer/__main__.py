@@ -447,7 +447,7 @@ def predict(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> int:
     """The command `export`."""
-    options = tyro.cli(ExportOptions, args=arguments, prog="reference_trainer export")
+    options = read(ExportOptions, arguments, "export")
 
     from .export import export_run
     from .report import print_result

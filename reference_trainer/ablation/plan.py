@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def chosen(patterns: Iterable[str]) -> list[Row]:
     for pattern in patterns:
         fitting = [name for name in ROWS if fnmatchcase(name, pattern)]
         if not fitting:
-            raise ConfigError(f"rows: got {pattern!r}, which is none of: {'; '.join(ROWS)}")
+            near = get_close_matches(pattern, ROWS)
+            hint = f"did you mean {near[0]!r}?" if near else "for example 'baseline', or 'reference - *'"
+            raise ConfigError(f"rows: got {pattern!r}, which fits none of the {len(ROWS)} rows; {hint}")
         names.update(fitting)
     for name in list(names):
         while base := ROWS[name].base:

@@ -315,7 +315,7 @@ def test_a_run_is_the_same_as_in_this_process(tmp_path: Path) -> None:
 
 def test_what_cannot_be_run_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     said = refused(capsys, "ablate", "--out", tmp_path / "x", "--rows", "batch 9")
-    assert "rows: got 'batch 9', which is none of: baseline; reference;" in said
+    assert "rows: got 'batch 9', which fits none of the 78 rows; did you mean 'batch 8'?" in said
     said = refused(capsys, "ablate", "--out", tmp_path / "x", "--seeds", "0")
     assert "seeds: got 0, expected at least 1" in said
     said = refused(capsys, "ablate", "--out", tmp_path / "x", "--size", "40", "--rows", "baseline")

@@ -197,6 +197,11 @@ WRONG = {
     "no such run to evaluate": ("evaluate rnus", "rnus: no such file or folder; did you mean 'runs'?"),
     "a folder without a run": ("resume runs", "runs: no state to go on from"),
     "too many pictures by heart": ("overfit 9", "got 9, expected 1 to 8"),
+    "no such row": ("ablate --rows nothing --out x", "none of the 78 rows; for example 'baseline', or"),
+    "unknown output": ("export runs --output box", "'box' for argument '--output'. Expected one of"),
+    "misspelt option of export": ("export runs --outptu raw", "--outptu; did you mean --output"),
+    "no such run to export": ("export rnus", "rnus: no such file or folder; did you mean 'runs'?"),
+    "no picture to predict": ("predict runs", "PICTURES: got none, expected at least one picture file"),
     "run and settings": ("audit runs --epochs 3", "give RUN, or --preset, --config and settings"),
 }  # fmt: skip
 
