@@ -169,11 +169,14 @@ class RunReport:
         summary = {"run": str(self.folder), "task": self.name, **result, **self._data, "machine": machine()}
         self.files.write("summary.json", as_json(summary))
         reached = {f"val_{name}": value for name, value in scores.items()}
-        best = f"{self._shown(reached)} (epoch {result['best_epoch']})" if reached else "not validated yet"
-        say(
-            f"{best}; see {self.folder}\n"
-            f"next: {self.command('evaluate')}\n      {self.command('predict')} PICTURE ..."
-        )
+        if reached:
+            say(
+                f"{self._shown(reached)} (epoch {result['best_epoch']}); see {self.folder}\n"
+                f"next: {self.command('evaluate')}\n      {self.command('predict')} PICTURE ..."
+            )
+        else:
+            # There are no best weights to do anything else with.
+            say(f"not validated yet; see {self.folder}")
         return summary
 
     def command(self, name: str) -> str:
