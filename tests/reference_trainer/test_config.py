@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 from boxreg import box_loss
 from boxreg.iou.variants import VARIANTS
 from reference_trainer import model
-from reference_trainer.__main__ import COMMANDS, DATA_COMMANDS, main
+from reference_trainer.__main__ import main
+from reference_trainer.commands import COMMANDS
+from reference_trainer.commands.data_sets import DATA_COMMANDS
 from reference_trainer.config import PRESETS, LossConfig, ModelConfig, TrainConfig, load_config, save_config
 from reference_trainer.errors import ConfigError
 

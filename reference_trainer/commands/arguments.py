@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from .config import explain
-from .errors import UserError
+from ..config import explain
+from ..errors import UserError
 
 T = TypeVar("T")
 Command = Callable[[list[str]], int]
