@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         known = f" {command}" if command in COMMANDS else ""
         process = f" rank {os.environ['RANK']}:" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-        print(f"reference_trainer{known}:{process} {error}", file=sys.stderr)
+        at_file = isinstance(error, OSError) and error.filename is not None
+        text = f"{error.filename}: {error.strerror}" if at_file else error
+        print(f"reference_trainer{known}:{process} {text}", file=sys.stderr)
         return LOST if isinstance(error, LostRankError) else 2
 
 

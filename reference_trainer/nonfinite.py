@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from .checkpoint import pick_device, unpack_state
 from .config import parse_config
 from .data.loading import Batch, ObjectBatch, batch_from
+from .errors import CheckpointError
+from .files import not_there
 from .model import prepare_images
 from .precision import autocast
 from .progress import restore_random_state
@@ -110,6 +112,10 @@ def replay(folder: Path, device_name: str) -> tuple[dict[str, Any], list[str]]:
     Raises:
         CheckpointError: if the run left no such batch.
     """
+    if not folder.exists():
+        raise CheckpointError(not_there(folder))
+    if not (folder / NONFINITE).exists():
+        raise CheckpointError(f"{folder}: it has no {NONFINITE}: no loss or gradient was not finite there")
     state = unpack_state(folder / NONFINITE)
     device = pick_device(device_name)
     config = parse_config(state["config"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from ..errors import UserError
+from ..files import not_there
 from .arguments import Command, choose, read
 
 DATA_DESCRIPTION = """\
@@ -47,6 +48,9 @@ class WriteOptions:
 def check(arguments: list[str]) -> int:
     """The command `data check`."""
     options = read(CheckOptions, arguments, "data check")
+
+    if not options.path.exists():
+        raise UserError(not_there(options.path))
 
     from ..data.checking import check_data
     from ..report import print_result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import tyro
@@ -15,6 +15,9 @@ from .settings import BaseOptions, settings
 
 MOST_OVERFITTED = 8
 """Pictures that `overfit` may be asked to learn."""
+
+TOYS = 300
+"""Toy pictures that `ablate` trains on."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class AblateOptions(FolderOption):
     """Passes of each run."""
     size: int = 64
     """Side of the pictures in pixels."""
-    pictures: int | None = 300
-    """Toy pictures; not with data."""
+    pictures: int | None = None
+    """Toy pictures; 300 if there is no data."""
     width: int = 8
     """Channels of the first stage."""
     data: Path | None = None
@@ -107,9 +110,8 @@ def audit(arguments: list[str]) -> int:
 
 def overfit(arguments: list[str]) -> int:
     """The command `overfit`: its first argument may be the number of pictures."""
-    if arguments and not arguments[0].startswith(
-        "-"
-    ):  # a bare number; the settings that follow are not this command's own
+    # A bare number; the settings that follow are not this command's own.
+    if arguments and not arguments[0].startswith("-"):
         arguments = ["--pictures", *arguments]
     options, rest = read_known(OverfitOptions, arguments, "overfit")
     if not 1 <= options.pictures <= MOST_OVERFITTED:
@@ -146,6 +148,8 @@ def ablate(arguments: list[str]) -> int:
     from ..report import print_result
 
     common = Common(**{field.name: getattr(options, field.name) for field in fields(Common)})
+    if common.data is None and common.pictures is None:
+        common = replace(common, pictures=TOYS)
     side_by_side = options.jobs or max((os.cpu_count() or 1) // options.threads, 1)
     print_result(run(options.out, common, side_by_side, options.table_only, options.keep_runs))
     return 0

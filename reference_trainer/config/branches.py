@@ -113,7 +113,11 @@ class DataConfig(Settings):
 
 
 class AugmentConfig(Settings):
-    """How strongly training pictures vary; 0 switches an augmentation off."""
+    """How strongly training pictures vary; 0 switches an augmentation off.
+
+    One object of each picture stays whole. Others are cut at the new edges, and removed with their labels
+    if less than a quarter of them is left, or less than 2 pixels either way.
+    """
 
     hflip: Share = 0.5
     """Probability of a horizontal flip."""
