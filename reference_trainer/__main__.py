@@ -53,10 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         known = f" {command}" if command in COMMANDS else ""
         process = f" rank {os.environ['RANK']}:" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-        at_file = isinstance(error, OSError) and error.filename is not None
-        text = f"{error.filename}: {error.strerror}" if at_file else error
-        print(f"reference_trainer{known}:{process} {text}", file=sys.stderr)
+        print(f"reference_trainer{known}:{process} {_said(error)}", file=sys.stderr)
         return LOST if isinstance(error, LostRankError) else 2
+
+
+def _said(error: UserError | OSError) -> str:
+    """An error in words: those of the system come with a number first."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 if __name__ == "__main__":
