@@ -132,7 +132,7 @@ CONTRADICTIONS = {
         ["--loss.lambda-iou", "-5"],
         ["lambda_iou", "-5", "greater than or equal to 0"],
     ),
-    "unknown head": ("model: {head: densse}", ["--model.head", "densse"], ["head", "densse", "'pooled'"]),
+    "unknown head": ("model: {head: densse}", ["--model.head", "densse"], ["head", "densse", "pooled"]),
     "text for a number": ("epochs: many", ["--epochs", "many"], ["epochs", "many", "int"]),
 }
 
