@@ -6,7 +6,9 @@ The set is generated: hard links to a few pictures, with seven boxes each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import io
 import json
 import os
 import pickle
@@ -17,12 +19,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
+from reference_trainer.__main__ import main as train_command
 from reference_trainer.data.files import PictureFiles
 from reference_trainer.data.opening import open_data
+from reference_trainer.learner import Learner
 
 WIDTH, HEIGHT, BOXES, CLASSES = 500, 375, 7, 20
 
@@ -142,13 +147,39 @@ def measure(root: Path) -> None:
     print(f"| {opened.kind} | {len(files):,} | {figures} |", flush=True)
 
 
+class FirstStepError(Exception):
+    """Raised in place of the first optimizer step."""
+
+
+def measure_start(root: Path) -> None:
+    """From the command line, with torch loaded, to the first optimizer step of a small network."""
+
+    def reached(*_: object) -> NoReturn:
+        raise FirstStepError
+
+    setattr(Learner, "move", reached)  # noqa: B010 (mypy: a method)
+    settings = ["--task", "grid", "--data.size", "64", "--model.width", "8", "--device", "cpu"]
+    before, start, busy = memory("Rss"), time.perf_counter(), busy_seconds()
+    with contextlib.suppress(FirstStepError), contextlib.redirect_stderr(io.StringIO()):
+        train_command(["train", "--data", str(root), *settings, "--out", str(root.parent / "runs")])
+    wall, busy = time.perf_counter() - start, busy_seconds() - busy
+    print(
+        f"to the first step: {wall:.1f} s, {busy:.1f} s of CPU, {memory('Rss') - before:.0f} MB", flush=True
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000, help="pictures")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of data sets")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         measure(args.measure)
+        return
+    if args.start:
+        measure_start(args.start)
         return
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
     columns = [
@@ -161,12 +192,12 @@ def main() -> None:
         "MB private to a worker",
     ]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
-    for kind in KINDS:
+    for kind in args.kinds:
         with tempfile.TemporaryDirectory() as folder:
             write(kind, Path(folder) / "set", args.count)
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks.open_data", "--measure", f"{folder}/set"], check=True
-            )
+            for what in ("--measure", "--start"):
+                command = [sys.executable, "-m", "benchmarks.open_data", what, f"{folder}/set"]
+                subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

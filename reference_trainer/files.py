@@ -21,10 +21,24 @@ UNFINISHED = ".unfinished"
 
 
 def not_there(path: Path) -> str:
-    """That a path leads nowhere, with the name beside it that may be meant."""
+    """That a path leads nowhere, with the name beside it that may be meant; or to a file, not a folder."""
+    if path.exists():
+        return f"{path}: expected a folder, it is a file"
     names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"{path}: no such file or folder" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which PyYAML would drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(file: Path) -> Any:
@@ -34,7 +48,7 @@ def read_yaml(file: Path) -> Any:
         ValueError: `file:line: not valid YAML: why`.
     """
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.load(file.read_text(encoding="utf-8"), _OnceEach)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{file}:{line}: not valid YAML: {error.problem}") from error

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import pick_device, unpack_state
+from . import ranks
+from .checkpoint import pack_state, pick_device, unpack_state
 from .config import parse_config
-from .data.loading import Batch, ObjectBatch, batch_from
+from .data.loading import Batch, ObjectBatch, TrainingSamples, batch_from
+from .errors import CheckpointError, ElsewhereError, UserError
+from .files import not_there
 from .model import prepare_images
 from .precision import autocast
 from .progress import restore_random_state
+from .run import Run
 from .scaling import micro_batches
 from .tasks import Task, build_task
 
@@ -101,6 +105,39 @@ def diagnose(
     return Diagnosis(terms, pictures)
 
 
+def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor]) -> UserError:
+    """The error of a step that was not taken; the batch is saved with what it met."""
+    if ranks.rank():
+        return ElsewhereError()
+    learner, progress, source = run.learner, run.progress, run.pictures["train"].source
+    indices = run.batches.indices(progress.step - progress.epoch * len(run.batches))
+    if ranks.count() > 1:
+        # The whole batch, and nobody else to wait for.
+        ranks.leave()
+        samples = cast("TrainingSamples", run.loader.dataset)
+        whole = learner.task.collate(samples.__getitems__([(run.batches.epoch, index) for index in indices]))
+        batch = learner.sized(whole, progress.step)
+    names = [source[index].source for index in indices]
+    state = {
+        "config": run.config.model_dump(mode="json"),
+        "names": source.names,
+        "epoch": run.batches.epoch,
+        "step": progress.step + 1,
+        "model": learner.model.state_dict(),
+        "random": random,
+        "parts": learner.parts,
+        "batch": batch._asdict(),
+        "pictures": names,
+    }
+    saved = run.report.files.write(NONFINITE, pack_state(state), later=False)
+    parts = micro_batches(batch, learner.parts)
+    found = diagnose(learner.task, learner.model, parts, random, learner.device, learner.precision)
+    see = [f"see it again: {run.report.command('replay')}"] if saved else []
+    where = f"at step {progress.step + 1}, in epoch {run.batches.epoch}"
+    head = f"loss or gradient not finite {where}; {run.advice()}"
+    return UserError("\n".join([head, *found.lines(names, learner.task.boxes(batch)), *see]))
+
+
 def replay(folder: Path, device_name: str) -> tuple[dict[str, Any], list[str]]:
     """Meet again what stopped a run: the same weights, batch and random numbers.
 
@@ -110,6 +147,10 @@ def replay(folder: Path, device_name: str) -> tuple[dict[str, Any], list[str]]:
     Raises:
         CheckpointError: if the run left no such batch.
     """
+    if not folder.exists():
+        raise CheckpointError(not_there(folder))
+    if not (folder / NONFINITE).exists():
+        raise CheckpointError(f"{folder}: it has no {NONFINITE}: no loss or gradient was not finite there")
     state = unpack_state(folder / NONFINITE)
     device = pick_device(device_name)
     config = parse_config(state["config"])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -20,81 +17,29 @@ from .checkpoint import (
     Found,
     load_run,
     newest_state,
-    pack_state,
     pack_weights,
     pick_device,
     states,
 )
 from .config import TrainConfig, parse_config, save_config
 from .data.loading import (
-    Batch,
-    Batches,
-    EpochBatches,
-    ObjectBatch,
     Squares,
-    TrainingSamples,
     stop_workers,
     train_loader,
     val_loader,
 )
-from .errors import CheckpointError, ConfigError, ElsewhereError, LostRankError, UserError
+from .errors import CheckpointError, ConfigError, LostRankError, UserError
 from .evaluate import evaluate
-from .learner import Learner, build_learner
-from .nonfinite import NONFINITE, diagnose
+from .learner import build_learner
+from .nonfinite import not_finite
 from .precision import pick_precision
 from .progress import Progress, random_state, restore_random_state
 from .recipe import EarlyStopping, describe_optimizer
 from .report import RunReport
-from .scaling import micro_batches
+from .run import STATE_FORMAT, Run, check_data
 from .schedules import warmup_steps
 from .stopping import StopRequest
 from .tasks import build_task
-
-STATE_FORMAT = 2
-"""Raised when older states can no longer be gone on from."""
-
-
-@dataclass
-class Run:
-    """A run under way: what it learns from, what learns, how far it has come, where it is kept."""
-
-    config: TrainConfig
-    pictures: dict[str, Squares]
-    loader: Batches
-    batches: EpochBatches
-    validation: Batches
-    learner: Learner
-    progress: Progress
-    report: RunReport
-    checkpoints: Checkpoints
-    started: float
-    rehearsed: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.progress.epoch >= self.config.epochs or self.progress.stopping.over
-
-    @property
-    def seconds(self) -> float:
-        """How long it has taken, in all processes that went on with it."""
-        return self.progress.seconds + time.perf_counter() - self.started
-
-    def save(self) -> None:
-        """Save all that is needed to go on from here; rank 0 does, all others are where it is."""
-        if ranks.rank():
-            return
-        progress = self.progress
-        state = {
-            "format": STATE_FORMAT,
-            "config": self.config.model_dump(mode="json"),
-            "data": data_digests(self.pictures),
-            "random": random_state(),
-            "step": progress.step,
-            "progress": progress.state_dict(self.seconds),
-            **self.learner.state_dict(),
-        }
-        self.checkpoints.save(state, progress.step, progress.best_step)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -296,7 +241,7 @@ def close_epoch(run: Run, scores: dict[str, float] | None) -> None:
     row = {"epoch": epoch, **progress.meter.row(learner.clip_norm)}
     if scores is not None:
         if not all(map(math.isfinite, scores.values())):
-            raise ranks.one_voice(UserError(f"the scores are not finite in epoch {epoch}; {advice(run)}"))
+            raise ranks.one_voice(UserError(f"the scores are not finite in epoch {epoch}; {run.advice()}"))
         row |= {f"val_{name}": value for name, value in scores.items()}
         learner.schedule.scored(scores[learner.task.best_by])
     row["seconds"] = run.seconds
@@ -306,7 +251,7 @@ def close_epoch(run: Run, scores: dict[str, float] | None) -> None:
     if scores and (progress.stopping.improved(scores[learner.task.best_by], epoch) or not progress.scores):
         progress.scores, progress.best_step = scores, progress.step
         if run.report.files.writes:
-            save_average(run)
+            run.save_average()
 
 
 def conclude(run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -315,7 +260,7 @@ def conclude(run: Run, stop: StopRequest) -> dict[str, Any]:
     if not run.complete:
         report.stopped(str(stop.name), progress)
         if not progress.scores:
-            save_average(run)
+            run.save_average()
     try:
         model = load_run(report.folder)[1].to(learner.device)
     except CheckpointError:  # the disk is full
@@ -338,75 +283,3 @@ def conclude(run: Run, stop: StopRequest) -> dict[str, Any]:
         newest = states(report.folder)
         report.lost(lost, newest[-1].name if newest else None)
     return summary | {"lost": lost}
-
-
-def save_average(run: Run) -> None:
-    """Write the averaged weights, to evaluate and to predict with."""
-    names = run.pictures["train"].source.names
-    weights = run.learner.ema.model.state_dict()
-    run.report.files.write(WEIGHTS, pack_weights(weights, names, run.progress.scores))
-
-
-def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor]) -> UserError:
-    """The error of a step that was not taken; the batch is saved with what it met."""
-    if ranks.rank():
-        return ElsewhereError()
-    learner, progress, source = run.learner, run.progress, run.pictures["train"].source
-    indices = run.batches.indices(progress.step - progress.epoch * len(run.batches))
-    if ranks.count() > 1:
-        # The whole batch, and nobody else to wait for.
-        ranks.leave()
-        samples = cast("TrainingSamples", run.loader.dataset)
-        whole = learner.task.collate(samples.__getitems__([(run.batches.epoch, index) for index in indices]))
-        batch = learner.sized(whole, progress.step)
-    names = [source[index].source for index in indices]
-    state = {
-        "config": run.config.model_dump(mode="json"),
-        "names": source.names,
-        "epoch": run.batches.epoch,
-        "step": progress.step + 1,
-        "model": learner.model.state_dict(),
-        "random": random,
-        "parts": learner.parts,
-        "batch": batch._asdict(),
-        "pictures": names,
-    }
-    saved = run.report.files.write(NONFINITE, pack_state(state), later=False)
-    parts = micro_batches(batch, learner.parts)
-    found = diagnose(learner.task, learner.model, parts, random, learner.device, learner.precision)
-    see = [f"see it again: {run.report.command('replay')}"] if saved else []
-    where = f"at step {progress.step + 1}, in epoch {run.batches.epoch}"
-    head = f"loss or gradient not finite {where}; {advice(run)}"
-    return UserError("\n".join([head, *found.lines(names, learner.task.boxes(batch)), *see]))
-
-
-def advice(run: Run) -> str:
-    """What to do about a run that has left the finite numbers."""
-    peak = run.learner.optimizer.param_groups[0]["initial_lr"]
-    left = "the best weights before" if run.progress.scores else "no weights"
-    return f"try a smaller --optimizer.lr than {peak}. {run.report.folder} holds {left}"
-
-
-def data_digests(pictures: Mapping[str, Squares]) -> dict[str, str]:
-    """What tells each split from another: the number of its pictures, their boxes' numbers, the classes."""
-    return {
-        split: hashlib.sha256(
-            repr(squares.source.names).encode() + squares.source.box_counts.tobytes()
-        ).hexdigest()
-        for split, squares in pictures.items()
-    }
-
-
-def check_data(pictures: Mapping[str, Squares], found: Found) -> None:
-    """See that a run goes on with the data that it began with.
-
-    Raises:
-        CheckpointError: if it is not.
-    """
-    now, before = data_digests(pictures), found.state["data"]
-    other = [split for split in now if now[split] != before[split]]
-    if other:
-        raise CheckpointError(
-            f"{found.path}: the {' and '.join(other)} pictures have changed since: other pictures, "
-            "boxes or classes; a run goes on only with its own data"
-        )

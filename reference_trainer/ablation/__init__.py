@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..report import say
+from ..tasks import build_task
 from .lines import Lines
 from .plan import Common, Job, chosen, config_of, jobs_of
 from .results import Result, results_of
@@ -37,6 +38,7 @@ def ablate(
         keep: leave the folders of the runs in `runs`.
 
     Raises:
+        DataError: if the data is broken; nothing has been trained then.
         UserError: if a row cannot be trained so, or there is nothing to make a table of.
     """
     from .picture import draw
@@ -46,6 +48,9 @@ def ablate(
     jobs = jobs_of(rows, common)
     lines = Lines(folder)
     if not table_only:
+        if common.data:
+            # What is wrong with it would be said by every run.
+            build_task(jobs[0].config).open_data()
         train_missing(lines, jobs, common, side_by_side, folder / KEPT if keep else None)
     found = lines.of_jobs(jobs, common.threads)
     if not found:

@@ -15,7 +15,6 @@ import torch
 
 from boxreg.iou.variants import VARIANTS
 from reference_trainer import ablation
-from reference_trainer.__main__ import AblateOptions
 from reference_trainer.ablation.intervals import mean_interval, t_quantile
 from reference_trainer.ablation.lines import ABOUT, RUNS, Lines
 from reference_trainer.ablation.plan import Common, Job, chosen, config_of, digest_of, identity, jobs_of
@@ -33,6 +32,7 @@ from reference_trainer.ablation.rows import (
 )
 from reference_trainer.ablation.running import run_all, train_once
 from reference_trainer.ablation.table import sentences
+from reference_trainer.commands.diagnosis import AblateOptions
 from reference_trainer.config import PRESETS
 from reference_trainer.errors import ConfigError, UserError
 from tests.reference_trainer.fake_training import MACHINE, fake

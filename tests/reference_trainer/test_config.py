@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import tyro
 from pydantic import BaseModel, ValidationError
 
 from boxreg import box_loss
 from boxreg.iou.variants import VARIANTS
 from reference_trainer import model
-from reference_trainer.__main__ import COMMANDS, DATA_COMMANDS, main
+from reference_trainer.__main__ import main
+from reference_trainer.commands import COMMANDS
+from reference_trainer.commands.data_sets import DATA_COMMANDS
 from reference_trainer.config import PRESETS, LossConfig, ModelConfig, TrainConfig, load_config, save_config
 from reference_trainer.errors import ConfigError
 
@@ -128,7 +132,7 @@ CONTRADICTIONS = {
         ["--loss.lambda-iou", "-5"],
         ["lambda_iou", "-5", "greater than or equal to 0"],
     ),
-    "unknown head": ("model: {head: densse}", ["--model.head", "densse"], ["head", "densse", "'pooled'"]),
+    "unknown head": ("model: {head: densse}", ["--model.head", "densse"], ["head", "densse", "pooled"]),
     "text for a number": ("epochs: many", ["--epochs", "many"], ["epochs", "many", "int"]),
 }
 
@@ -393,6 +397,30 @@ def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "imported []"
     assert "usage: " in done.stdout or "reference_trainer train" in done.stdout
+
+
+def settings_of(branch: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The options of a branch and all below it, with their help texts."""
+    for name, field in branch.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from settings_of(field.annotation, f"{prefix}{name}.")
+        elif tyro.conf.Suppress not in field.metadata:
+            yield f"--{prefix}{name}".replace("_", "-"), field.description or ""
+
+
+def test_the_help_of_train_has_every_setting_with_its_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    settings = dict(settings_of(TrainConfig))
+    assert len(settings) > 60
+    for option, text in settings.items():
+        assert option in shown.replace("--augment.no-", "--augment."), option
+        assert text, option
+        assert " ".join(text.split()) in shown, option
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -15,8 +16,8 @@ from typing import Any, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from .config import explain
-from .errors import UserError
+from ..config import explain
+from ..errors import UserError
 
 T = TypeVar("T")
 Command = Callable[[list[str]], int]
@@ -41,7 +42,7 @@ def read(form: type[T], arguments: list[str], command: str, beside: type[Any] | 
     """
     understood, rest = read_known(form, arguments, command, **how)
     if rest:
-        known = [*option_names(form, **how), *(option_names(beside) if beside else [])]
+        known = list(dict.fromkeys(option_names(form, **how) + (option_names(beside) if beside else [])))
         unknown = [each for each in rest if each.startswith("--")] or rest
         lines = [_unknown(each.partition("=")[0], known) for each in unknown[:_SHOWN]]
         more = [f"and {len(unknown) - _SHOWN} more"] if len(unknown) > _SHOWN else []
@@ -77,7 +78,8 @@ def option_names(form: type[Any], **how: Any) -> list[str]:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
         tyro.cli(form, **how | {"add_help": True}, args=["--help"])
     lines = (line.strip(f" {_FRAME}") for line in shown.getvalue().splitlines())
-    return [name for line in lines if line.startswith("-") for name in re.findall(r"--[a-z][\w.-]*", line)]
+    names = (re.findall(r"--[a-z][\w.-]*", line) for line in lines if line.startswith("-"))
+    return list(dict.fromkeys(itertools.chain.from_iterable(names)))
 
 
 def hint(name: str, known: Iterable[str]) -> str:
@@ -100,7 +102,9 @@ def choose(name: str, commands: dict[str, Command], prefix: str = "") -> Command
 
 def _unknown(name: str, known: list[str]) -> str:
     if not name.startswith("-"):
-        return f"unexpected: {name!r}; settings are given as --NAME VALUE"
+        return (
+            f"unexpected: {name!r}; settings are given as --NAME VALUE, or --NAME alone if they are on or off"
+        )
     leaf = name.lstrip("-").replace("_", "-")
     # --lr stands for --optimizer.lr, --size may be --data.size.
     near = [each for each in known if re.split(r"[.]|--", each)[-1] == leaf]
@@ -132,4 +136,19 @@ def _unframed(text: str) -> list[str]:
         else:
             paragraphs.append([])
     joined = [" ".join(words).replace("Argument helptext:", "expected") for words in paragraphs if words]
-    return [paragraph for paragraph in joined if not paragraph.startswith("For full helptext")]
+    return [_in_short(line) for line in joined if not line.startswith(("For full helptext", "Got errors"))]
+
+
+def _in_short(line: str) -> str:
+    """What tyro says of a value without None and Python's types, and with what may be meant."""
+    if choice := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", line):
+        value, name, choices = choice.groups()
+        known = sorted(set(re.findall(r"'([^']*)'", choices)) - {"None"})
+        near = difflib.get_close_matches(value, known, n=1)
+        return f"{name}: got {value!r}, expected one of {', '.join(known)}" + (
+            f"; did you mean {near[0]!r}?" if near else ""
+        )
+    if parsed := re.match(r"Error parsing (\S+): no type matching (\S+) .* from \[(.*)\]", line):
+        name, kinds, value = parsed.groups()
+        return f"{name}: got {value}, expected {kinds}"
+    return line

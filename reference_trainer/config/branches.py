@@ -1,18 +1,15 @@
-"""The configuration: one tree of validated settings, and the presets."""
+"""The branches of the configuration: data, augmentation, model, loss, optimizer, schedule.
+
+A setting is one field; the docstring under it is also its help text.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Literal, Self
 
 import tyro
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from .errors import ConfigError
-from .files import not_there, read_yaml, write_whole
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -43,11 +40,6 @@ STRIDE, SMALLEST_SIDE = 16, 32
 
 LARGEST_FACTOR = 8
 """A scale from here on is meant in pixels."""
-
-_SHOWN = 3
-
-PATIENCE = 20
-"""Epochs of patience if no setting says it."""
 
 
 class Settings(BaseModel):
@@ -121,7 +113,11 @@ class DataConfig(Settings):
 
 
 class AugmentConfig(Settings):
-    """How strongly training pictures vary; 0 switches an augmentation off."""
+    """How strongly training pictures vary; 0 switches an augmentation off.
+
+    One object of each picture stays whole. Others are cut at the new edges, and removed with their labels
+    if less than a quarter of them is left, or less than 2 pixels either way.
+    """
 
     hflip: Share = 0.5
     """Probability of a horizontal flip."""
@@ -327,265 +323,3 @@ class ScheduleConfig(Settings):
             for name in ("factor", "patience", "min_delta"):
                 self.refuse_unused(name, f"schedule {self.name!r} does not read it; set name to 'plateau'")
         return self
-
-
-class TrainConfig(Settings):
-    """Everything that decides a training run."""
-
-    task: Task = "single"
-    """single: the one box of each picture; grid: any number of boxes of several classes."""
-    epochs: Count = 70
-    """Passes over the training pictures."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides pictures, weights, order and augmentation."""
-    device: Device = "auto"
-    """Where to train; auto takes CUDA where there is one."""
-    out: Path = Path("runs")
-    """Folder that the run's own folder is made in."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of forward and backward pass: auto takes bf16 on GPUs that have it, else fp16, and fp32 on the CPU."""
-    batch_size: Count = 16
-    """Pictures an optimizer step."""
-    accumulate: Count = 1
-    """Parts that the pictures of a step are worked on in, one after another, to save memory; the gradient is
-    that of all of them. BatchNorm, if there is any, sees a part at a time."""
-    clip_norm: Positive | None = 4.0
-    """Clip the gradient to this norm; None does not clip."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    """Decay of the averaged weights that validate and are saved; 0 averages nothing."""
-    patience: Count | None = None
-    """Stop after this many epochs without a better validation score; 20 if patience_steps is not given."""
-    patience_steps: Count | None = None
-    """The same in optimizer steps instead, rounded up to whole epochs."""
-    min_delta: NotNegative = 0.0
-    """How much higher than before a validation score must be for patience to start anew."""
-    validate_every: Count = 3
-    """Epochs between validations; the last epoch always validates."""
-    save_every: Count | None = None
-    """Save the state of the run after so many optimizer steps too, not only after each epoch."""
-    data: DataConfig = DataConfig()
-    augment: AugmentConfig = AugmentConfig()
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-
-    @model_validator(mode="after")
-    def _settings_are_of_the_task(self) -> Self:
-        if self.task == "single":
-            for settings, names in (
-                (self.model, ("decoder", "assigner", "levels", "anchors")),
-                (self.loss, ("lambda_class", "lambda_dfl")),
-            ):
-                for name in names:
-                    settings.refuse_unused(name, "task 'single' does not read it; set task to 'grid'")
-            self._objectness_is_there(self.model.head != "pooled", "head 'pooled'", "head to 'dense'")
-            return self
-        for name in ("head", "output", "prior"):
-            self.model.refuse_unused(name, "task 'grid' does not read it; set task to 'single'")
-        aligned = self.model.own_assigner == "task_aligned"
-        self._objectness_is_there(not aligned, "assigner 'task_aligned'", "assigner to another")
-        if self.model.decoder != "dfl":
-            self.loss.refuse_unused("lambda_dfl", f"decoder {self.model.decoder!r} has no distributions")
-        if self.data.scales and self.model.decoder == "cell":
-            raise ValueError("data.scales: decoder 'cell' knows one size of pictures; set decoder to another")
-        coarsest = FINEST_STRIDE * 2 ** (self.model.levels - 1)
-        for name, sides in (("size", (self.data.size,)), ("scales", self.data.sizes)):
-            for side in sides:
-                if side % coarsest:
-                    raise ValueError(
-                        f"data.{name}: got {side}, expected a multiple of {coarsest}, the cell of the "
-                        f"coarsest of {self.model.levels} levels"
-                    )
-        return self
-
-    def _objectness_is_there(self, there: bool, without: str, instead: str) -> None:
-        for name in () if there else ("lambda_obj", "lambda_noobj"):
-            self.loss.refuse_unused(name, f"{without} has no objectness; set {instead} or leave it out")
-
-    @model_validator(mode="after")
-    def _parts_have_pictures(self) -> Self:
-        if self.accumulate > self.batch_size:
-            raise ValueError(
-                f"accumulate: got {self.accumulate}, expected at most batch_size, {self.batch_size}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _patience_is_said_once(self) -> Self:
-        if self.patience is not None and self.patience_steps is not None:
-            raise ValueError(
-                f"patience: got {self.patience}, and patience_steps: got {self.patience_steps}; "
-                "give one of them, and None for the other"
-            )
-        return self
-
-    def patience_epochs(self, steps: int) -> int:
-        """The patience in epochs of so many steps."""
-        if self.patience_steps is not None:
-            return -(-self.patience_steps // steps)
-        return self.patience or PATIENCE
-
-    def resolved(
-        self,
-        device: str,
-        workers: int,
-        warmup_steps: int,
-        model: ModelConfig,
-        precision: Literal["fp32", "bf16", "fp16"],
-        epoch_steps: int,
-    ) -> Self:
-        """The same with the settings filled in that are decided when a run starts."""
-        return self.model_copy(
-            update={
-                "device": device,
-                "precision": precision,
-                "patience": self.patience_epochs(epoch_steps),
-                "patience_steps": None,
-                "data": self.data.model_copy(update={"workers": workers, "scales": self.data.sizes}),
-                "schedule": self.schedule.model_copy(
-                    update={"warmup_steps": warmup_steps, "warmup_epochs": None}
-                ),
-                "model": model,
-            }
-        )
-
-
-AUGMENTATIONS: dict[str, AugmentConfig] = {
-    "off": AugmentConfig(
-        hflip=0,
-        vflip=0,
-        dflip=0,
-        translate=0,
-        scale=0,
-        crop=1,
-        colour=0,
-        brightness=0,
-        contrast=0,
-        saturation=0,
-    ),
-    # What leaves photographs likely: no picture upside down or on its side.
-    "light": AugmentConfig(vflip=0, dflip=0, translate=0.05, scale=0.1, crop=0.95),
-    "default": AugmentConfig(),
-    "heavy": AugmentConfig(
-        translate=0.2,
-        scale=0.4,
-        rotate=10,
-        colour=0.8,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        blur=1.0,
-        noise=0.05,
-    ),
-}
-"""Strengths by name."""
-
-GRID = TrainConfig(task="grid", epochs=50, model=ModelConfig(decoder="ltrb", levels=2))
-
-PRESETS: dict[str, TrainConfig] = {
-    "reference": TrainConfig(),
-    # The set-up that got stuck, faults included: SGD where its note said AdamW, linear outputs on [0, 1]
-    # targets, batch 4, dropout 0.5, no norm, no augmentation, lambdas 5/5/1, fixed steps, clip 1.
-    "baseline": TrainConfig(
-        batch_size=4,
-        clip_norm=1.0,
-        ema_decay=0.0,
-        patience=25,
-        augment=AUGMENTATIONS["off"],
-        model=ModelConfig(
-            head="pooled", output="linear", prior=False, norm="none", activation="leaky_relu", dropout=0.5
-        ),
-        loss=LossConfig(lambda_coord=5.0, lambda_wh=5.0, lambda_iou=1.0, distance="mse"),
-        optimizer=OptimizerConfig(name="sgd", lr=1e-2, weight_decay=5e-4, exempt=False),
-        schedule=ScheduleConfig(name="steps"),
-    ),
-    "grid": GRID,
-    # Photographs: larger, with smaller objects in them, and not to be turned upside down. Small sets have few
-    # steps an epoch, and nothing is found for many epochs.
-    "photos": GRID.model_copy(
-        update={
-            "patience": GRID.epochs,
-            "data": DataConfig(size=256),
-            "augment": AugmentConfig(vflip=0, dflip=0, scale=0.4),
-            "model": GRID.model.model_copy(update={"levels": 3}),
-        }
-    ),
-}
-
-
-def load_config(path: Path) -> TrainConfig:
-    """Read a configuration that `save_config` wrote, or one written by hand; missing keys keep their default.
-
-    Raises:
-        ConfigError: if the file cannot be read, is no YAML mapping, or holds an unknown or wrong value.
-    """
-    if not path.exists():
-        raise ConfigError(not_there(path))
-    try:
-        tree = read_yaml(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
-    return parse_config(tree, f"{path}: ")
-
-
-def parse_config(tree: Mapping[str, Any], where: str = "") -> TrainConfig:
-    """The configuration that a tree of settings spells.
-
-    Raises:
-        ConfigError: if it holds an unknown or wrong value; each line starts with `where`.
-    """
-    try:
-        return TrainConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}{line}" for line in explain(error))) from error
-
-
-def save_config(config: TrainConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-
-
-def explain(error: ValidationError) -> Iterator[str]:
-    """One line a fault: where it is, what is wrong, and for an unknown key the nearest known one."""
-    faults = error.errors()
-    listed: list[list[str]] = []
-    for fault in faults[:_SHOWN]:
-        where = ".".join(map(str, (*_branch(error.title), *fault["loc"])))
-        if fault["type"] == "value_error":  # ours: it says what came
-            yield f"{where}: {fault['msg'].removeprefix('Value error, ')}"
-            continue
-        if fault["type"] != "extra_forbidden":
-            yield f"{where}: {fault['msg']} (got {fault['input']!r})"
-            continue
-        known = _keys(fault["loc"][:-1])
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
-        # The list of all of them is long: once is enough.
-        hint = (
-            f"; did you mean {near[0]!r}?"
-            if near
-            else ""
-            if known in listed
-            else f"; known are {', '.join(known)}"
-        )
-        listed += [] if near else [known]
-        yield f"{where}: unknown setting{hint}"
-    if len(faults) > _SHOWN:
-        yield f"and {len(faults) - _SHOWN} more"
-
-
-def _branch(title: str) -> list[str]:
-    """Where the branch is that was checked by itself, and not as part of the whole tree."""
-    fields = TrainConfig.model_fields.items()
-    return [name for name, field in fields if getattr(field.annotation, "__name__", "") == title]
-
-
-def _keys(location: tuple[Any, ...]) -> list[str]:
-    branch: type[Settings] = TrainConfig
-    for key in location:
-        branch = cast("type[Settings]", branch.model_fields[key].annotation)
-    return list(branch.model_fields)
