@@ -128,7 +128,7 @@ def guides() -> dict[str, tuple[str, set[str]]]:
 
 
 def see_also(name: str) -> str:
-    """Links to what is related, as a sentence for the entry of a name; its page lies in a folder of its own."""
+    """Links to what is related, as a sentence for the entry of a name, from the folder of API pages."""
     links = [f"`{other}`" for other in related(name)]
     links += [f"[{title}](../{file})" for file, (title, words) in guides().items() if name in words]
     return ", ".join(links)
