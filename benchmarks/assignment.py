@@ -141,9 +141,10 @@ def main() -> None:
 
     machine = describe(torch.device("cpu"))
     lines = [
-        f"# Assignment and loss of a step: {BATCH} pictures of {SIDE} x {SIDE}, {OBJECTS} objects each",
+        "# Assignment and loss of a step",
         "",
-        "Written by `python -m benchmarks.assignment`: seconds of the processor, medians. "
+        f"Written by `python -m benchmarks.assignment`: {BATCH} pictures of {SIDE} x {SIDE}, "
+        f"{OBJECTS} objects each; seconds of the processor, medians. "
         f"{machine['processor']}, one thread, Python {machine['python']}, torch {machine['torch']}. "
         "The model is the reference trainer's default backbone with a dense head on maps of stride "
         f"{', '.join(map(str, STRIDES))}, forward and backward, in parts of {AT_ONCE} pictures. "

@@ -12,11 +12,9 @@ from mkdocs.structure.pages import Page
 from pictures import PICTURES
 from results import RESULTS, table
 
-import boxreg
 from boxreg import functional
 from boxreg.iou.variants import VARIANTS
 
-TITLES = {name.removesuffix("Loss").lower(): name.removesuffix("Loss") for name in vars(boxreg)}
 MARK = re.compile(r"^<!-- (?P<what>[a-z]+)(?: (?P<about>[a-z0-9; ]+))? -->$", re.M)
 
 
@@ -47,7 +45,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """A page for each row of the family, in its order."""
     assert config.nav is not None
     (section,) = (entry["Which loss?"] for entry in config.nav if "Which loss?" in entry)
-    section += [{TITLES[kind]: f"losses/{kind}.md"} for kind in VARIANTS]
+    section += [f"losses/{kind}.md" for kind in VARIANTS]
     return config
 
 

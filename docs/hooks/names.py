@@ -115,7 +115,7 @@ def related(name: str) -> list[str]:
 
 @cache
 def guides() -> dict[str, tuple[str, set[str]]]:
-    """Each page that is written by hand: its title, and the words in its code."""
+    """Each page that is written by hand, by its file: its title, and the words in its code."""
     found = {}
     for path in sorted(DOCS.rglob("*.md")):
         if path == DOCS / "index.md":
@@ -123,13 +123,12 @@ def guides() -> dict[str, tuple[str, set[str]]]:
         text = path.read_text()
         title = re.findall(r"^# (.*)$", text, re.M)[0]
         code = re.findall(r"^```.*?^```|`[^`\n]+`", text, re.M | re.S)
-        url = path.relative_to(DOCS).as_posix().removesuffix(".md").removesuffix("/index")
-        found[url] = title, set(WORD.findall(" ".join(code)))
+        found[path.relative_to(DOCS).as_posix()] = title, set(WORD.findall(" ".join(code)))
     return found
 
 
 def see_also(name: str) -> str:
-    """Links to what is related, as a sentence for the entry of a name; entries lie two folders deep."""
+    """Links to what is related, as a sentence for the entry of a name, from the folder of API pages."""
     links = [f"`{other}`" for other in related(name)]
-    links += [f"[{title}](../../{url}/)" for url, (title, words) in guides().items() if name in words]
+    links += [f"[{title}](../{file})" for file, (title, words) in guides().items() if name in words]
     return ", ".join(links)

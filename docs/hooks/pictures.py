@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 import torch
+from names import DOCS
 from torch import Tensor
 
 from benchmarks.convergence import PARAMETERS, walk
@@ -26,7 +27,12 @@ def svg(width: float, height: float, alt: str, parts: Iterable[str]) -> str:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}"'
     body = "".join(parts)
     label = escape(alt, quote=True)
-    return f'<figure><svg class="picture" {size} role="img" aria-label="{label}">{body}</svg></figure>'
+    return f'<svg class="picture" {size} role="img" aria-label="{label}">{body}</svg>'
+
+
+def figure(pictures: Iterable[str], kind: str = "") -> str:
+    """Pictures that belong together."""
+    return f"<figure{kind and f' class={kind}'}>{''.join(pictures)}</figure>"
 
 
 def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
@@ -85,7 +91,7 @@ def paths(kind: str) -> str:
         ]
         parts.append(text(left + PANEL / 2, bottom + 18, label, "", "middle"))
     alt = f"Loss of {kind} along two paths: a box that slides over its target and one that grows in width."
-    return svg(2 * (PANEL + GAP) + 10, TITLE + PANEL * 0.6 + 26, alt, parts)
+    return figure([svg(2 * (PANEL + GAP) + 10, TITLE + PANEL * 0.6 + 26, alt, parts)])
 
 
 def field(kind: str) -> str:
@@ -111,7 +117,7 @@ def field(kind: str) -> str:
         else:
             parts.append(arrow(start, (start[0] + dx * unit, start[1] + dy * unit)))
     alt = f"Gradient field of {kind}: from each place of its centre, the way a square box is sent."
-    return svg(width, height, alt, parts)
+    return figure([svg(width, height, alt, parts)])
 
 
 def arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
@@ -125,27 +131,29 @@ def arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
     return line([start, end, left, end, right], "arrow")
 
 
+def name_of(kind: str) -> str:
+    """What a loss is called, by the title of its page."""
+    return (DOCS / "losses" / f"{kind}.md").read_text().partition("\n")[0].removeprefix("# ")
+
+
 def walks(kinds: Iterable[str] = tuple(VARIANTS), steps: int = 120, rate: float = 0.1) -> str:
-    """One start, one target, one rate: where each loss takes the box."""
+    """One start, one target, one rate: where each loss takes the box, in a panel of its own."""
     start = torch.tensor([[8.6, 8.9, 1.4, 0.6]], dtype=torch.float64)
     target = torch.tensor([[10.0, 10.0, 0.7, 1.4]], dtype=torch.float64)
     unit, side, head = 58.0, 176.0, 40.0
-    columns = 5
-    parts = []
-    for index, kind in enumerate(kinds):
+    origin = (side / 2 - 9.2 * unit, head + side / 2 - 9.7 * unit)
+    panels = []
+    for kind in kinds:
         seen = list(walk(kind, start, target, rate, steps))
-        column, row = index % columns, index // columns
-        left, top = column * side, row * (side + head)
-        origin = (left + side / 2 - 9.2 * unit, top + head + side / 2 - 9.7 * unit)
         iou = box_iou(seen[-1], target, fmt="cxcywh").item()
-        parts.append(text(left + 8, top + 16, kind, "title"))
-        parts.append(text(left + 8, top + 34, f"IoU {max(iou, 0):.2f} after {steps} steps"))
+        reached = f"IoU {max(iou, 0):.2f} after {steps} steps"
+        parts = [text(8, 16, name_of(kind), "title"), text(8, 34, reached)]
         parts += [rectangle(boxes[0].tolist(), unit, origin, "pred") for boxes in seen[:-1:12]]
         parts.append(rectangle(target[0].tolist(), unit, origin, "target"))
         parts.append(rectangle(seen[-1][0].tolist(), unit, origin, "pred last"))
-    rows = -(-len(tuple(kinds)) // columns)
-    alt = "The same box walks to the same target by each loss of the family; the last box is drawn bold."
-    return svg(columns * side, rows * (side + head), alt, parts)
+        alt = f"A box walks to its target by {name_of(kind)}: {reached}."
+        panels.append(svg(side, side + head, alt, parts))
+    return figure(panels, "walks")
 
 
 PICTURES = {"paths": paths, "field": field, "walks": walks}

@@ -24,8 +24,8 @@ BROWSES = bool(BUILDS and CHROMIUM and find_spec("playwright"))
 
 
 def build(folder: Path) -> Path:
-    """The site, by the documented command."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    """The site, by the documented command; with `--quiet`, mkdocs would count no warnings for `--strict`."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     )

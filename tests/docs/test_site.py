@@ -79,6 +79,14 @@ def test_every_public_name_says_where_else_to_look(pages: dict[str, Reader], sit
     assert silent == []
 
 
+def test_what_is_returned_is_said_in_one_piece(site: Path) -> None:
+    """A second line of a docstring's "Returns" is no second value."""
+    text = "".join(path.read_text() for path in (site / "api").rglob("index.html"))
+    returned = re.findall(r">Returns:</span></p>\s*<ul>(.*?)</ul>", text, re.S)
+    assert len(returned) > 20
+    assert [piece for piece in returned if piece.count("doc-section-item") != 1] == []
+
+
 def test_the_index_lists_them_all(pages: dict[str, Reader]) -> None:
     listed = {urldefrag(link).fragment for link in pages["api/"].links}
     assert [name for name in public_names() if name not in listed] == []

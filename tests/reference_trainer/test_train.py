@@ -220,7 +220,9 @@ def test_training_from_a_yolo_folder_is_training_on_its_pictures(
     small: Done, yolo: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["--data", yolo, *from_a_folder(SMALL)]
+    before = {file: file.stat().st_mtime_ns for file in yolo.rglob("*")}
     done = call_here(capsys, "train", *settings, "--out", folder / "yolo")
+    assert {file: file.stat().st_mtime_ns for file in yolo.rglob("*")} == before, "nothing is written there"
     assert done.result["task"] == "toy-folder"
     # PNG loses nothing, and the boxes come back but for their last bits.
     assert done.result["mean_iou"] == pytest.approx(small.result["mean_iou"], abs=1e-3)
