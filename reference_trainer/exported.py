@@ -27,6 +27,7 @@ from .detection import (
     select,
 )
 from .errors import CheckpointError, ConfigError, UserError
+from .files import not_there
 from .grid_model import GridDetector
 from .model import DenseRegressor, answer
 
@@ -220,7 +221,13 @@ class OnnxFile:
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:
-        """Open a file."""
+        """Open a file.
+
+        Raises:
+            CheckpointError: if it is not there, or as for a call of the class.
+        """
+        if not path.exists():
+            raise CheckpointError(not_there(path))
         return cls(path.read_bytes(), str(path))
 
     def __call__(self, images: Tensor) -> Answers:

@@ -155,6 +155,16 @@ class TestFiles:
         pytest.importorskip("onnxruntime")
         (tmp_path / "model.onnx").write_bytes(b"nothing")
         assert "cannot read it" in refused(capsys, "predict", tmp_path / "model.onnx", photos)
+        said = refused(capsys, "predict", tmp_path / "modle.onnx", photos)
+        assert "no such file or folder; did you mean 'model.onnx'?" in said
+
+    @pytest.mark.parametrize("confidence", ["2", "-0.1", "nan"])
+    def test_a_confidence_that_is_none_is_refused(
+        self, confidence: str, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = write_run(tmp_path / "run", tiny("grid", **GRID), 0.6)
+        said = refused(capsys, "predict", run, photos, f"--confidence={confidence}")
+        assert f"confidence: got {float(confidence)}, expected 0 to 1" in said
 
     @pytest.mark.parametrize("missing", export.NEEDED)
     def test_the_extra_is_named_where_it_is_missing(
