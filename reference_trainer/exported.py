@@ -74,6 +74,8 @@ class Raw(nn.Module):
         features, head = self.model.features(images), self.model.head
         if isinstance(self.model, GridDetector):
             return tuple(head.raw(features))
+        if isinstance(head, nn.Sequential):  # a linear layer, and what squashes or clamps its numbers
+            head = head[0]
         raw: Tensor = head(features) if isinstance(head, nn.Linear) else head.raw(features)
         if isinstance(self.model, DenseRegressor):
             raw = torch.cat([raw, self.model.objectness(features)], 1).unsqueeze(2)

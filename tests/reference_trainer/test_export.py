@@ -230,6 +230,23 @@ def test_raw_numbers_are_those_that_the_decoder_reads(decoder: str) -> None:
     torch.testing.assert_close(rest, torch.cat([*first, prediction.classes], 1), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("output", ["boxhead", "sigmoid", "clamp", "linear"])
+def test_raw_numbers_of_a_pooled_head_are_those_before_its_boxes(output: str) -> None:
+    model: Any = network(tiny("single", head="pooled", output=output))
+    images = torch.rand(2, 3, SIZE, SIZE, generator=seeded(0))
+    with torch.no_grad():
+        if output != "boxhead":  # far enough that clamping tells
+            linear = model.head if output == "linear" else model.head[0]
+            linear.bias.copy_(torch.tensor([-1.0, 0.5, 2.0, 3.0]))
+        (raw,), boxes = Raw(model)(images), model(images).boxes
+        read = {
+            "sigmoid": torch.sigmoid,
+            "clamp": lambda numbers: numbers.clamp(0, 1),
+            "linear": lambda numbers: numbers,
+        }.get(output) or (lambda numbers: model.head.decoder.decode(numbers))
+    torch.testing.assert_close(read(raw), boxes, rtol=0, atol=0)
+
+
 def test_differences_between_sets_by_hand() -> None:
     def answers(*rows: tuple[float, float, int, int]) -> tuple[torch.Tensor, ...]:
         left, scores, labels, pictures = zip(*rows, strict=True) if rows else ((), (), (), ())
