@@ -27,6 +27,7 @@ from .detection import (
     select,
 )
 from .errors import CheckpointError, ConfigError, UserError
+from .files import not_there
 from .grid_model import GridDetector
 from .model import DenseRegressor, answer
 
@@ -73,6 +74,8 @@ class Raw(nn.Module):
         features, head = self.model.features(images), self.model.head
         if isinstance(self.model, GridDetector):
             return tuple(head.raw(features))
+        if isinstance(head, nn.Sequential):  # a linear layer, and what squashes or clamps its numbers
+            head = head[0]
         raw: Tensor = head(features) if isinstance(head, nn.Linear) else head.raw(features)
         if isinstance(self.model, DenseRegressor):
             raw = torch.cat([raw, self.model.objectness(features)], 1).unsqueeze(2)
@@ -220,7 +223,13 @@ class OnnxFile:
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:
-        """Open a file."""
+        """Open a file.
+
+        Raises:
+            CheckpointError: if it is not there, or as for a call of the class.
+        """
+        if not path.exists():
+            raise CheckpointError(not_there(path))
         return cls(path.read_bytes(), str(path))
 
     def __call__(self, images: Tensor) -> Answers:

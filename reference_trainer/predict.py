@@ -75,6 +75,8 @@ def predict_run(
         raise ConfigError(
             f"confidence: got {confidence}, but task 'single' gives every picture its box, however unsure"
         )
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise ConfigError(f"confidence: got {confidence}, expected 0 to 1")
     confidence = finder.confidence if confidence is None else confidence
     out = finder.folder / "predictions" if out is None else out
     files = list(files_of(pictures))

@@ -25,8 +25,9 @@ class VocFolder:
 
     Folders of other names are understood, too. An XML file is about the picture of the same name, or else
     about the one that its `filename` says, wherever below the folder it lies; of several, the one in the
-    same folder is taken, then one in `JPEGImages`, then one in `images`. `ImageSets/Main` says which
-    pictures are to train on and which to validate; where there is none, folders called train and valid do.
+    same folder is taken, then the one that lies in the most folders of the same names, then one in
+    `JPEGImages`, then one in `images`. `ImageSets/Main` says which pictures are to train on and which to
+    validate, with or without their extension; where there is none, folders called train and valid do.
     Difficult objects, which VOC's own scoring leaves out, are left out and counted. The classes are the names
     that occur, in alphabetical order. Coordinates are whole pixels from 1 on, both ends included; a
     coordinate of 0, which some tools write, is clipped.
@@ -86,16 +87,18 @@ class VocFolder:
             return
         seen: dict[str, int] = {}
         for number, line in enumerate(map(str.strip, lines), start=1):
-            file = self.root / "Annotations" / f"{line}.xml"
+            stem, extension = os.path.splitext(line)
+            name = stem if extension.lower() in (*EXTENSIONS, ".xml") else line
+            file = self.root / "Annotations" / f"{name}.xml"
             what = ""
-            if line in seen:
-                what = f"repeats line {seen[line]}"
-            elif line and not file.is_file():
+            if name in seen:
+                what = f"repeats line {seen[name]}"
+            elif name and not file.is_file():
                 what = "no such file in Annotations"
             if what:
                 self._problems.append(Problem(-1, number, f"{listing}:{number}: {what}: {line}"))
-            elif line:
-                seen[line] = number
+            elif name:
+                seen[name] = number
                 yield str(file)
 
     def _by_folder(self) -> dict[str, list[str]]:
@@ -180,16 +183,15 @@ def _read_part(xmls: Sequence[str], pictures: dict[str, list[str]]) -> Labels:
 def _picture_of(xml: str, annotation: XmlNode, pictures: dict[str, list[str]]) -> str | None:
     """The picture that an XML file is about; None where there is none."""
     folder, name = os.path.split(xml)
+    around = set(Path(folder).parts)
     said = annotation.all("filename")
     stems = [name] + [os.path.basename(node.text.strip().replace("\\", "/")) for node in said]
     for stem in (os.path.splitext(each)[0] for each in stems):
         found = pictures.get(stem, [])
-        beside = [picture for picture in found if os.path.dirname(picture) == folder]
-        # In train/Annotations the picture is the one in train/images, not in val/images.
-        near = [picture for picture in found if os.path.dirname(folder) in picture]
-        for choice in (beside, near, found):
-            if choice:
-                return choice[0]
+        if folder in map(os.path.dirname, found):
+            return next(picture for picture in found if os.path.dirname(picture) == folder)
+        if found:  # for train/Annotations the picture in train/images, not in val/images
+            return max(found, key=lambda picture: len(around.intersection(Path(picture).parts)))
     return None
 
 

@@ -155,6 +155,16 @@ class TestFiles:
         pytest.importorskip("onnxruntime")
         (tmp_path / "model.onnx").write_bytes(b"nothing")
         assert "cannot read it" in refused(capsys, "predict", tmp_path / "model.onnx", photos)
+        said = refused(capsys, "predict", tmp_path / "modle.onnx", photos)
+        assert "no such file or folder; did you mean 'model.onnx'?" in said
+
+    @pytest.mark.parametrize("confidence", ["2", "-0.1", "nan"])
+    def test_a_confidence_that_is_none_is_refused(
+        self, confidence: str, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = write_run(tmp_path / "run", tiny("grid", **GRID), 0.6)
+        said = refused(capsys, "predict", run, photos, f"--confidence={confidence}")
+        assert f"confidence: got {float(confidence)}, expected 0 to 1" in said
 
     @pytest.mark.parametrize("missing", export.NEEDED)
     def test_the_extra_is_named_where_it_is_missing(
@@ -218,6 +228,23 @@ def test_raw_numbers_are_those_that_the_decoder_reads(decoder: str) -> None:
     rest = torch.cat([level[:, decoders[0].channels :].flatten(2) for level in raw], 2)
     first = [] if prediction.objectness is None else [prediction.objectness[:, None]]
     torch.testing.assert_close(rest, torch.cat([*first, prediction.classes], 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("output", ["boxhead", "sigmoid", "clamp", "linear"])
+def test_raw_numbers_of_a_pooled_head_are_those_before_its_boxes(output: str) -> None:
+    model: Any = network(tiny("single", head="pooled", output=output))
+    images = torch.rand(2, 3, SIZE, SIZE, generator=seeded(0))
+    with torch.no_grad():
+        if output != "boxhead":  # far enough that clamping tells
+            linear = model.head if output == "linear" else model.head[0]
+            linear.bias.copy_(torch.tensor([-1.0, 0.5, 2.0, 3.0]))
+        (raw,), boxes = Raw(model)(images), model(images).boxes
+        read = {
+            "sigmoid": torch.sigmoid,
+            "clamp": lambda numbers: numbers.clamp(0, 1),
+            "linear": lambda numbers: numbers,
+        }.get(output) or (lambda numbers: model.head.decoder.decode(numbers))
+    torch.testing.assert_close(read(raw), boxes, rtol=0, atol=0)
 
 
 def test_differences_between_sets_by_hand() -> None:

@@ -146,6 +146,19 @@ def voc_in_an_archive(root: Path) -> None:
     (year / "ImageSets/Main/val.txt").write_text("c\nd\n")
 
 
+def voc_in_nested_folders(root: Path) -> None:
+    """Pictures of the same names, told apart by their folders alone."""
+    for folder in ("one/day", "two/day"):
+        for name in ("a", "b"):
+            add_picture(root / f"JPEGImages/{folder}/{name}.png")
+            file = root / f"Annotations/{folder}/{name}.xml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(voc_xml(voc_object(), name=name))
+    (root / "ImageSets/Main").mkdir(parents=True)
+    (root / "ImageSets/Main/train.txt").write_text("one/day/a\none/day/b\n")
+    (root / "ImageSets/Main/val.txt").write_text("two/day/a.png\r\ntwo/day/b.png\r\n")
+
+
 def coco_of(root: Path, file: str, folder: str) -> None:
     coco = Coco(root)
     coco.add("a", [1, 2, 3, 4], folder=folder)
@@ -182,6 +195,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "VOC beside the pictures": (voc_beside, "VOC"),
     "VOC in folders of splits": (voc_in_split_folders, "VOC"),
     "VOC as it is unpacked": (voc_in_an_archive, "VOC"),
+    "VOC, nested": (voc_in_nested_folders, "VOC"),
     "COCO, a folder a split": (coco_one_folder_a_split, "COCO"),
     "COCO, as published": (coco_images_by_split, "COCO"),
     "COCO at the top": (coco_at_the_top, "COCO"),
@@ -198,6 +212,9 @@ def test_layouts_that_people_have_are_understood(layout: str, tmp_path: Path) ->
     assert {split: len(source) for split, source in found.splits.items()} == {"train": 2, "val": 2}
     train, val = (pictures_of(found.splits[split]) for split in ("train", "val"))
     assert not set(train) & set(val)
+    if layout == "VOC, nested":
+        assert all("/one/" in each for each in train)
+        assert all("/two/" in each for each in val)
     assert not any("Segmentation" in each or "/test/" in each for each in train + val)
 
 
