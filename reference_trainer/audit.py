@@ -7,21 +7,38 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import boxreg
-from boxreg import AuditReport, Finding, convert
+from boxreg import (
+    AuditReport,
+    DensePrediction,
+    Finding,
+    YOLOLossTerms,
+    convert,
+    pad_targets,
+    pairwise_box_iou,
+)
 
 from .checkpoint import load_run, pick_device
 from .config import TrainConfig
-from .data.loading import Squares, TrainingSamples, open_sources, to_batch, train_loader
-from .model import answer, build_model, prepare_images
-from .objective import Criterion
+from .data.loading import Sample, Squares, TrainingSamples, to_batch, to_object_batch, train_loader
+from .grid import Grid
+from .model import Prediction, answer, prepare_images
+from .objective import Objective
 from .recipe import build_optimizer
 from .schedules import lr_factor, warmup_steps
-from .tasks import refuse_grid
+from .tasks import SingleBox, build_task
+
+Targeted = tuple[Tensor, Any]
+"""Pictures, and their targets."""
+
+ListedObjects = tuple[list[Tensor], list[Tensor]]
+"""Boxes and labels of each picture."""
 
 EXIT_CODES = {None: 0, "info": 0, "warning": 3, "error": 4}
 """By the worst that was found; 2 is a command that cannot be understood."""
@@ -29,18 +46,98 @@ EXIT_CODES = {None: 0, "info": 0, "warning": 3, "error": 4}
 VAL_PICTURES = 64
 
 
-class Labelled:
-    """Squares as pairs of a picture and its box (1, 4), cxcywh as fractions."""
+class View(Protocol):
+    """A task's samples, predictions and targets as `boxreg.audit` takes them."""
 
-    def __init__(self, squares: Squares) -> None:
-        self.squares = squares
+    fmt: str
+    """Of the target boxes."""
+    picture_size: tuple[float, float]
+    """In their unit."""
+
+    def batch(self, samples: list[Sample]) -> Targeted:
+        """Pictures of one size and their targets."""
+        ...
+
+    def loss(self, prediction: Any, targets: Any) -> Objective | YOLOLossTerms:
+        """The training loss."""
+        ...
+
+    def predicted(self, prediction: Any, targets: Any) -> Tensor:
+        """A predicted box (N, 4) for each target box."""
+        ...
+
+    def wanted(self, targets: Any) -> Tensor:
+        """The target boxes (N, 4)."""
+        ...
+
+
+class OneBox:
+    """Task single: the targets are a tensor (B, 4), cxcywh as fractions."""
+
+    fmt, picture_size = "cxcywh", (1.0, 1.0)
+
+    def __init__(self, task: SingleBox) -> None:
+        self.loss = task.criterion
+
+    def batch(self, samples: list[Sample]) -> Targeted:
+        """See `View`."""
+        images, targets = to_batch(samples)
+        return prepare_images(images), targets
+
+    def predicted(self, prediction: Prediction, targets: Tensor) -> Tensor:
+        """The answer for each picture."""
+        return answer(prediction)[0]
+
+    def wanted(self, targets: Tensor) -> Tensor:
+        """They are what is wanted."""
+        return targets
+
+
+class ManyBoxes:
+    """Task grid: the targets are the boxes (K, 4) of each picture, xyxy in pixels, and the labels of each."""
+
+    fmt = "xyxy"
+
+    def __init__(self, task: Grid) -> None:
+        self.criterion = task.criterion
+        self.picture_size = (float(task.config.data.size),) * 2
+
+    def batch(self, samples: list[Sample]) -> Targeted:
+        """See `View`."""
+        images, boxes, labels = to_object_batch(samples)
+        return prepare_images(images), (boxes, labels)
+
+    def loss(self, prediction: DensePrediction, targets: ListedObjects) -> YOLOLossTerms:
+        """See `View`."""
+        terms: YOLOLossTerms = self.criterion(prediction, pad_targets(*targets))
+        return terms
+
+    def predicted(self, prediction: DensePrediction, targets: ListedObjects) -> Tensor:
+        """For each object the box that is nearest to it, by GIoU: what assigners choose from."""
+        nearest = []
+        for boxes, objects in zip(prediction.boxes, targets[0], strict=True):
+            found = convert(boxes.T, "cxcywh", "xyxy")
+            best = pairwise_box_iou(objects, found.detach(), kind="giou").argmax(1)
+            nearest.append(found[best])
+        return torch.cat(nearest)
+
+    def wanted(self, targets: ListedObjects) -> Tensor:
+        """See `View`."""
+        return torch.cat(targets[0])
+
+
+class Labelled:
+    """Squares as pairs of a picture and its targets."""
+
+    def __init__(self, squares: Squares, view: View) -> None:
+        self.squares, self.view = squares, view
 
     def __len__(self) -> int:
         return len(self.squares)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         sample = self.squares[index]
-        return sample.image, convert(sample.boxes / self.squares.size, "xyxy", "cxcywh")
+        return sample.image, self.view.batch([sample])[1]
 
 
 def audit_config(config: TrainConfig) -> AuditReport:
@@ -63,28 +160,33 @@ def audit_run(folder: Path) -> AuditReport:
 
 
 def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
-    refuse_grid(config, "audit")
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
-    criterion = Criterion(config.loss)
-    opened = open_sources(config.data, config.seed)
+    task = build_task(config)
+    view: View = OneBox(task) if isinstance(task, SingleBox) else ManyBoxes(cast("Grid", task))
+    opened = task.open_data()
     squares = {split: Squares(source, config.data.size) for split, source in opened.splits.items()}
     loader, _ = train_loader(squares["train"], config)  # its workers never start: batches are drawn here
     total_steps = config.epochs * len(loader)
     warmup = warmup_steps(config.schedule, total_steps, config.epochs)
-    model = trained or build_model(config.model, squares["train"].prior())
-    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = trained or task.build_model(squares["train"].source.names, squares["train"])
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     pictures = torch.randperm(len(squares["train"]))[: config.batch_size].tolist()
-    redraw = _drawer(loader.dataset, pictures, device)  # type: ignore[arg-type]
-    val = to_batch([squares["val"][index] for index in range(min(len(squares["val"]), VAL_PICTURES))])
+    redraw = _drawer(loader.dataset, pictures, view, device)  # type: ignore[arg-type]
+    batch = redraw()
+    with torch.no_grad():
+        loss = view.loss(model.eval()(batch[0]), batch[1])
     report = boxreg.audit(
-        model,
-        criterion,
+        model.train(),
+        view.loss,
         build_optimizer(config.optimizer, model),
-        redraw(),
-        boxes=lambda prediction: answer(prediction)[0],
-        declared=_declared(config, len(pictures)),
+        batch,
+        fmt=view.fmt,
+        picture_size=view.picture_size,
+        boxes=lambda prediction: view.predicted(prediction, batch[1]),
+        target_boxes=view.wanted,
+        declared=_declared(config, len(pictures), loss),
         schedule=lambda step: lr_factor(config.schedule, warmup, step, total_steps),
         epochs=config.epochs,
         pictures=len(squares["train"]),
@@ -92,38 +194,43 @@ def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
         clip_norm=config.clip_norm or math.inf,
         ema_decay=config.ema_decay,
         redraw=redraw,
-        val_batch=(prepare_images(val.images.to(device)), val.targets.to(device)),
-        train_data=Labelled(squares["train"]),  # type: ignore[arg-type]
-        val_data=Labelled(squares["val"]),  # type: ignore[arg-type]
+        val_batch=_validation(squares["val"], view, device) if config.task == "single" else None,
+        train_data=Labelled(squares["train"], view),  # type: ignore[arg-type]
+        val_data=Labelled(squares["val"], view),  # type: ignore[arg-type]
         trained=trained is not None,
     )
     return _with_skipped(report, opened.problems)
 
 
+def _validation(squares: Squares, view: View, device: torch.device) -> Targeted:
+    return _moved(view.batch([squares[index] for index in range(min(len(squares), VAL_PICTURES))]), device)
+
+
 def _drawer(
-    samples: TrainingSamples, pictures: list[int], device: torch.device
-) -> Callable[[], tuple[Tensor, Tensor]]:
+    samples: TrainingSamples, pictures: list[int], view: View, device: torch.device
+) -> Callable[[], Targeted]:
     """Draws the same pictures as each further epoch would."""
     epochs = itertools.count(1)
 
-    def draw() -> tuple[Tensor, Tensor]:
+    def draw() -> Targeted:
         epoch = next(epochs)
-        batch = to_batch(samples.__getitems__([(epoch, index) for index in pictures]))
-        return prepare_images(batch.images.to(device)), batch.targets.to(device)
+        return _moved(view.batch(samples.__getitems__([(epoch, index) for index in pictures])), device)
 
     return draw
 
 
-def _declared(config: TrainConfig, batch_size: int) -> dict[str, object]:
-    lambdas = ["lambda_coord", "lambda_wh", "lambda_iou"]
-    if config.model.head == "dense":
-        lambdas += ["lambda_obj", "lambda_noobj"]
+def _moved(batch: Targeted, device: torch.device) -> Targeted:
+    moved: Targeted = pytree.tree_map(lambda value: value.to(device), batch)
+    return moved
+
+
+def _declared(config: TrainConfig, batch_size: int, loss: Objective | YOLOLossTerms) -> dict[str, object]:
     return {
         "optimizer": config.optimizer.name,
         "lr": config.optimizer.lr,
         "weight_decay": config.optimizer.weight_decay,
         "batch_size": batch_size,
-    } | {name: getattr(config.loss, name) for name in lambdas}
+    } | {f"lambda_{name}": getattr(config.loss, f"lambda_{name}") for name in loss.weighted}
 
 
 def _with_skipped(report: AuditReport, problems: list[str]) -> AuditReport:

@@ -53,7 +53,7 @@ def _free(probe: Probe, objective: Any, rate: float) -> Any:
 
 def _best(probe: Probe, objective: Any) -> Any:
     """The better of two such descents: one with steps of numbers about 1, one with steps of pixels."""
-    scales = {1.0, max(1.0, *probe.settings.picture_size), max(1.0, float(probe.target.abs().max()))}
+    scales = {1.0, max(1.0, *probe.settings.picture_size, float(probe.target.abs().max()))}
     outputs = [_free(probe, objective, FREE_RATE * scale) for scale in sorted(scales)]
     with torch.no_grad():
         losses = [float(objective(output)) for output in outputs]

@@ -150,8 +150,10 @@ def augmentation(probe: Probe) -> Found:
     sizes = [
         convert(probe.target_of(each), probe.settings.fmt, "cxcywh")[:, 2:] for each in (targets, others)
     ]
+    if len(sizes[0]) != len(sizes[1]) or _shape(first) != _shape(second):
+        return
     changed = float(((sizes[0] - sizes[1]).abs() > 0.01 * sizes[0]).float().mean())
-    if len(sizes[0]) == len(sizes[1]) and changed < 0.5 and _shape(first) == _shape(second):
+    if changed < 0.5:
         yield Finding(
             "one-scale",
             "info",

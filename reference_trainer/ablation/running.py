@@ -88,9 +88,10 @@ def run_all(
                 place = Path(tempfile.mkdtemp(prefix=f"{job.digest}-seed{job.seed}-", dir=folder))
                 answers, end = context.Pipe(duplex=False)
                 process = context.Process(target=_child, args=(end, training, job.config, place, threads))
+                # Before it is started: an interruption may come between any two lines.
+                running[answers] = process, job, place
                 process.start()
                 end.close()
-                running[answers] = process, job, place
             for ready in wait(list(running)):
                 answers = cast("Connection", ready)
                 process, job, place = running[answers]
@@ -104,9 +105,10 @@ def run_all(
                 del running[answers]
                 yield Ended(job, result, place)
     finally:
-        for process, _, _ in running.values():
+        started = [process for process, _, _ in running.values() if process.pid]
+        for process in started:
             process.kill()
-        for process, _, _ in running.values():
+        for process in started:
             process.join()
 
 

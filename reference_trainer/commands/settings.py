@@ -67,7 +67,7 @@ def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
         ConfigError: if it is not clear where to start.
         DataError: see `starting_point`.
     """
-    looks = command == "train" and {"-h", "--help"}.isdisjoint(rest)
+    looks = command in ("train", "audit") and {"-h", "--help"}.isdisjoint(rest)
     default = starting_point(base, looks_at_data=looks)
     if base.augmentation:
         default = default.model_copy(update={"augment": AUGMENTATIONS[base.augmentation]})

@@ -35,7 +35,7 @@ AUGMENTATIONS: dict[str, AugmentConfig] = {
 }
 """Strengths by name."""
 
-GRID = TrainConfig(task="grid", epochs=50, model=ModelConfig(decoder="ltrb", levels=2))
+GRID = TrainConfig(task="grid", epochs=50, patience=15, model=ModelConfig(decoder="ltrb", levels=2))
 
 PRESETS: dict[str, TrainConfig] = {
     "reference": TrainConfig(),

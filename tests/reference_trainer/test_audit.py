@@ -59,6 +59,24 @@ class TestPresets:
         assert code == 0
         assert {finding["severity"] for finding in findings(lines).values()} <= {"info"}
 
+    def test_grid_has_nothing_above_info(self, capsys: pytest.CaptureFixture[str]) -> None:
+        code, lines = run_audit(capsys, "--preset", "grid", "--json", "--model.width", "8", *QUICK)
+        assert code == 0
+        report = json.loads(lines[0])
+        assert {finding["severity"] for finding in report["findings"]} <= {"info"}
+        assert {"loss-optimum", "untrained-prediction", "output-range", "target-reading"} <= set(
+            report["passed"]
+        )
+
+    def test_faults_of_a_grid_are_found(self, capsys: pytest.CaptureFixture[str]) -> None:
+        faults = "--augmentation off --optimizer.no-exempt --clip-norm 0.01 --optimizer.lr 3"
+        code, lines = run_audit(
+            capsys, "--preset", "grid", "--json", "--model.width", "8", *faults.split(), *QUICK
+        )
+        assert code == 3
+        found = findings(lines)
+        assert {"weight-decay", "clipping", "augmentation", "learning-rate"} <= set(found)
+
     def test_a_setting_that_is_changed_is_what_is_audited(self, capsys: pytest.CaptureFixture[str]) -> None:
         code, lines = run_audit(capsys, "--patience", "40", "--data.pictures", "100", *QUICK)
         assert code == 3
