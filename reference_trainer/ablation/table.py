@@ -38,14 +38,11 @@ def write_table(
         *(section(title, rows, results) for title, rows in SECTIONS.items()),
         failures(results),
         explained(results, audit) if audit else "",
-        "## Reference against baseline",
-        "\n".join(whole(results)),
-        "## The quick test",
-        "\n".join(quick_test(results)),
+        headed("Reference against baseline", whole(results)),
+        headed("The quick test", quick_test(results)),
         "## Did not help here",
         *sentences(results),
-        "## What was recommended",
-        "\n".join(recommendations(results)),
+        headed("What was recommended", recommendations(results)),
     ]
     write_whole(path, ("\n\n".join(part for part in parts if part) + "\n").encode())
 
@@ -90,7 +87,13 @@ def section(title: str, rows: Iterable[Row], results: Mapping[str, Result]) -> s
     if not shown:
         return ""
     cells = [HEAD, ["---"] * len(HEAD), *map(_cells, shown)]
-    return "\n".join([f"## {title}", "", *(f"| {' | '.join(line)} |" for line in cells)])
+    return headed(title, (f"| {' | '.join(line)} |" for line in cells))
+
+
+def headed(title: str, lines: Iterable[str]) -> str:
+    """The lines under a heading, and nothing at all where there is none."""
+    body = "\n".join(lines)
+    return f"## {title}\n\n{body}" if body else ""
 
 
 def _cells(result: Result) -> list[str]:
@@ -136,14 +139,12 @@ def failures(results: Mapping[str, Result]) -> str:
         for name, result in results.items()
         for seed, error in sorted(result.errors.items())
     ]
-    return "\n".join(["## Runs that failed", "", *errors]) if errors else ""
+    return headed("Runs that failed", errors)
 
 
 def explained(results: Mapping[str, Result], audit: AuditReport) -> str:
     """What audit finds in the set-up that is stuck, the worst first, and what each remedy alone was worth."""
     lines = [
-        "## Why baseline is stuck",
-        "",
         "What `reference_trainer audit` measures on baseline before its first step, the worst first; "
         "and what each remedy was worth alone.",
         "",
@@ -158,7 +159,7 @@ def explained(results: Mapping[str, Result], audit: AuditReport) -> str:
             [result.row.name, f"{result.level.mean:.3f}", show(result.difference)] if result else [""] * 3
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return headed("Why baseline is stuck", lines)
 
 
 def whole(results: Mapping[str, Result]) -> Iterator[str]:
@@ -229,9 +230,10 @@ def quick_test(results: Mapping[str, Result]) -> Iterator[str]:
 
 def recommendations(results: Mapping[str, Result]) -> Iterator[str]:
     """Each recommendation with the rows that serve it."""
+    without = {removed(part).name for part in PARTS}
     for note, text in RECOMMENDATIONS.items():
         serving = [
-            f"{name} ({one.reading})" if one.reading else name
+            f"{name} ({one.reading}{' without it' * (name in without)})" if one.reading else name
             for name, one in results.items()
             if note in one.row.notes
         ]
