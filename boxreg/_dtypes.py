@@ -23,7 +23,7 @@ def _working(boxes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Widen(torch.autograd.Function):
-    """float16 to a wider dtype; on the way back a gradient saturates at float16's range."""
+    """float16 to a wider dtype; on the way back a finite gradient saturates at float16's range."""
 
     generate_vmap_rule = True
 
@@ -38,4 +38,5 @@ class _Widen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         most = torch.finfo(torch.float16).max
-        return gradient.clamp(-most, most).to(torch.float16), None
+        finite = gradient.clamp(-most, most)
+        return torch.where(gradient.isinf(), gradient, finite).to(torch.float16), None

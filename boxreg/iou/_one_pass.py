@@ -79,12 +79,20 @@ class _OnePass(torch.autograd.Function):
         return tuple(gradients)
 
 
+def saturated(gradient: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A gradient that float16 can hold, where the boxes are float16: what is scaled later may leave it."""
+    if gradient is None or dtype != torch.float16:
+        return gradient
+    most = torch.finfo(dtype).max
+    return gradient.clamp(-most, most)
+
+
 def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient times what comes from above, in the dtype of the boxes; float16 saturates."""
-    product = gradient * upstream
-    if dtype == torch.float16:
-        product = product.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
-    return product.to(dtype)
+    """The gradient times the upstream gradient, in the dtype of the boxes; infinite beyond its range."""
+    if dtype == gradient.dtype or torch.compiler.is_compiling():
+        return (gradient * upstream).to(dtype)
+    # Multiplied and rounded in one launch.
+    return torch.mul(gradient, upstream.detach(), out=torch.empty_like(gradient, dtype=dtype))
 
 
 def _refuse_to_go_on(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,11 +18,14 @@ from ..decoders import SCHEMES
 from ._copies import copied
 from ._one_pass import MAY_KEEP, as_planes, divisor
 from ._pass import Pass, Result
-from ._triton_maths import MATHS, numbers
+from ._triton_maths import INTERPRETED, MATHS, numbers
 from .variants import Form, parts, surcharge
 
-PAIRS = 512
-"""Pairs a program computes."""
+PAIRS, WARPS = 512, 8
+"""Pairs a program computes, and the warps that share them: more than two a thread would spill registers."""
+
+REGISTERS = 255
+"""Of a thread at most. Told, the assembler uses what it needs; else it spills a few to have more threads."""
 
 CHUNK = 4096
 """Partial sums that the last program adds at a time."""
@@ -62,6 +65,52 @@ def constants(wanted: Pass) -> dict[str, Any]:
     }
 
 
+_COMPILED: dict[tuple[object, ...], tuple[Any, tuple[Any, ...]]] = {}
+_MOST_COMPILED = 4096
+
+
+def launch(
+    kernel: Any, programs: int, key: object, arguments: tuple[Any, ...], told: dict[str, Any], warps: int = 4
+) -> None:
+    """Launch a kernel; one that was compiled for arguments like these is not searched for by Triton again.
+
+    Args:
+        kernel: what Triton compiles.
+        programs: how many of it are run.
+        key: hashable, and another for other constants.
+        arguments: those that are no constants.
+        told: the constants by name.
+        warps: that share a program.
+    """
+    if INTERPRETED:
+        kernel[(programs,)](*arguments, **told)
+        return
+    device = triton.runtime.driver.active.get_current_device()
+    place = (kernel, device, key, warps, *map(_likeness, arguments))
+    found = _COMPILED.get(place)
+    if found is not None:
+        compiled, constants = found
+        compiled[(programs, 1, 1)](*arguments, *constants)
+        return
+    if len(_COMPILED) >= _MOST_COMPILED:
+        _COMPILED.clear()
+    constants = tuple(told[name] for name in kernel.arg_names if name in told)
+    compiled = kernel[(programs,)](*arguments, **told, num_warps=warps, maxnreg=REGISTERS)
+    _COMPILED[place] = compiled, constants
+
+
+def _likeness(argument: Any) -> object:
+    """What Triton compiles an argument for: a tensor's dtype, a number's size, 1, and multiples of 16."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0, argument > INT32
+    return len(argument) if isinstance(argument, tuple) else None
+
+
+INT32 = 2**31 - 1
+
+
 @triton.jit
 def _load(base, number, columns, step, outer, inner, mask, ROWS: tl.constexpr):
     """The four numbers of boxes, in float32: contiguous rows in one load of 16 bytes each, others in four."""
@@ -71,11 +120,15 @@ def _load(base, number, columns, step, outer, inner, mask, ROWS: tl.constexpr):
         first_x, second_x = tl.split(x)
         first_y, second_y = tl.split(y)
     else:
+        # One step after the other: three of them may be more than 32 bits hold.
         place = (number // columns) * outer + (number % columns) * inner
         first_x = tl.load(base + place, mask=mask, other=0.0).to(tl.float32)
-        first_y = tl.load(base + place + step, mask=mask, other=0.0).to(tl.float32)
-        second_x = tl.load(base + place + 2 * step, mask=mask, other=0.0).to(tl.float32)
-        second_y = tl.load(base + place + 3 * step, mask=mask, other=0.0).to(tl.float32)
+        place += step
+        first_y = tl.load(base + place, mask=mask, other=0.0).to(tl.float32)
+        place += step
+        second_x = tl.load(base + place, mask=mask, other=0.0).to(tl.float32)
+        place += step
+        second_y = tl.load(base + place, mask=mask, other=0.0).to(tl.float32)
     return first_x, first_y, second_x, second_y
 
 
@@ -101,9 +154,12 @@ def _store(
     else:
         place = (number // columns) * outer + (number % columns) * inner
         tl.store(base + place, first_x, mask=mask)
-        tl.store(base + place + step, first_y, mask=mask)
-        tl.store(base + place + 2 * step, second_x, mask=mask)
-        tl.store(base + place + 3 * step, second_y, mask=mask)
+        place += step
+        tl.store(base + place, first_y, mask=mask)
+        place += step
+        tl.store(base + place, second_x, mask=mask)
+        place += step
+        tl.store(base + place, second_y, mask=mask)
 
 
 @triton.jit
@@ -149,6 +205,15 @@ def _decode(
         x = FUNCTION(first_x, second_x, *settings_x)
         y = FUNCTION(first_y, second_y, *settings_y)
     return x, y
+
+
+@triton.jit
+def _times(slope, scale, boxes):
+    """The slope times a constant; of float16 boxes it saturates at what they can hold."""
+    slope = slope * scale
+    if boxes.dtype.element_ty == tl.float16:
+        slope = tl.clamp(slope, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+    return slope
 
 
 @triton.jit
@@ -245,7 +310,7 @@ def one_pass_kernel(
     if SURCHARGE != 0:
         losses += pair.inversion
     if REDUCED:
-        _add_up(tl.sum(tl.where(mask, losses, 0.0)), partials, arrived, loss, scale, CHUNK)
+        part = tl.sum(tl.where(mask, losses, 0.0))
     else:
         tl.store(loss + number, losses, mask=mask)
 
@@ -262,13 +327,20 @@ def one_pass_kernel(
             if DECODE is not None:
                 x1, x2 = _pull_to_raw(x1, x2, *raw_x)
                 y1, y2 = _pull_to_raw(y1, y2, *raw_y)
+            x1, y1 = _times(x1, scale, pred), _times(y1, scale, pred)
+            x2, y2 = _times(x2, scale, pred), _times(y2, scale, pred)
             place = (number, columns, slope_step, slope_outer, slope_inner, mask)
-            _store(pred_slopes, *place, x1 * scale, y1 * scale, x2 * scale, y2 * scale, ROWS)
+            _store(pred_slopes, *place, x1, y1, x2, y2, ROWS)
         if OF_TARGET:
             x1, x2 = PULL_TARGET(_in_range(tx1, large), _in_range(tx2, large))
             y1, y2 = PULL_TARGET(_in_range(ty1, large), _in_range(ty2, large))
+            x1, y1 = _times(x1, scale, target), _times(y1, scale, target)
+            x2, y2 = _times(x2, scale, target), _times(y2, scale, target)
             place = (number, columns, slope_step, slope_outer, slope_inner, mask)
-            _store(target_slopes, *place, x1 * scale, y1 * scale, x2 * scale, y2 * scale, ROWS)
+            _store(target_slopes, *place, x1, y1, x2, y2, ROWS)
+    if REDUCED:
+        # Last, when nothing but the sum is left in registers.
+        _add_up(part, partials, arrived, loss, scale, CHUNK)
 
 
 def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
@@ -286,31 +358,29 @@ def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
     loss = torch.empty(() if reduced else shape, dtype=torch.float32, device=device)
     partials = torch.empty(programs, dtype=torch.float32, device=device) if reduced else loss
     boxes, targets = (as_planes(side.detach(), dim) for side in (pred, target))
-    # Contiguous tensors of one shape have one layout, whether they are there or not.
-    slopes = as_planes(torch.empty(pred.shape, device="meta"), dim)
+    columns = boxes.shape[2]
     told = constants(wanted)
+    arguments = (
+        boxes,
+        targets,
+        loss,
+        loss if of_pred is None else of_pred,
+        loss if of_target is None else of_target,
+        partials,
+        _arrivals(device) if reduced else loss,
+        count,
+        columns,
+        *boxes.stride(),
+        *targets.stride(),
+        *(columns, 4 * columns, 1),  # the gradients are contiguous
+        1.0 / divisor(wanted, count),
+        *(shape[:-3:-1] if told["GRID"] else (1, 1)),
+        *(tuple(map(float, numbers)) for numbers in (*wanted.settings, *wanted.anchor_sides)),
+    )
+    rows = all(side.shape[2] == 1 and side.stride()[:2] == (1, 4) for side in (boxes, targets))
     with torch.cuda.device_of(loss):
-        one_pass_kernel[(programs,)](
-            boxes,
-            targets,
-            loss,
-            loss if of_pred is None else of_pred,
-            loss if of_target is None else of_target,
-            partials,
-            _arrivals(device) if reduced else loss,
-            count,
-            boxes.shape[2],
-            *boxes.stride(),
-            *targets.stride(),
-            *slopes.stride(),
-            1.0 / divisor(wanted, count),
-            *(shape[:-3:-1] if told["GRID"] else (1, 1)),
-            *(tuple(map(float, numbers)) for numbers in (*wanted.settings, *wanted.anchor_sides)),
-            **told,
-            ROWS=all(side.shape[2] == 1 and side.stride()[:2] == (1, 4) for side in (boxes, targets)),
-            BLOCK=PAIRS,
-            CHUNK=CHUNK,
-        )
+        told = told | {"ROWS": rows, "BLOCK": PAIRS, "CHUNK": CHUNK}
+        launch(one_pass_kernel, programs, (wanted, rows, PAIRS), arguments, told, WARPS)
     return loss, of_pred, of_target
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..boxes import FORMATS
 from ._pairwise import Pairwise
-from ._triton import _combined, _in_range, _is_large, _load, _pair, _pullback, terms_of
+from ._triton import _combined, _in_range, _is_large, _load, _pair, _pullback, launch, terms_of
 from ._triton_maths import MATHS, numbers
 
-TILE = (16, 64)
+TILE = (16, 32)
 """Boxes of `a` and of `b` whose scores a program computes."""
 
-OWN, OTHERS, TILES = 16, 32, 16
+OWN, OTHERS, TILES = 16, 16, 32
 """Boxes whose gradient a program sums, over so many others at a time, so many times."""
 
 
@@ -172,17 +172,10 @@ def scores(wanted: Pairwise, a: Tensor, b: Tensor) -> Tensor:
         return values
     pictures, *shape = values.shape
     tiles = [triton.cdiv(boxes, step) for boxes, step in zip(shape, TILE, strict=True)]
+    arguments = a.contiguous(), b.contiguous(), values, *shape, *tiles
+    constants = told(wanted) | {"ROWS": TILE[0], "COLUMNS": TILE[1]}
     with torch.cuda.device_of(values):
-        scores_kernel[(pictures * tiles[0] * tiles[1],)](
-            a.contiguous(),
-            b.contiguous(),
-            values,
-            *shape,
-            *tiles,
-            **told(wanted),
-            ROWS=TILE[0],
-            COLUMNS=TILE[1],
-        )
+        launch(scores_kernel, pictures * tiles[0] * tiles[1], wanted, arguments, constants, warps=8)
     return values
 
 
@@ -203,22 +196,19 @@ def _gradient(wanted: Pairwise, own: Tensor, other: Tensor, upstream: Tensor, of
     columns = upstream.shape[2]
     tiles, chunks = triton.cdiv(own.shape[1], OWN), triton.cdiv(other.shape[1], OTHERS * TILES)
     sums = torch.empty(chunks, *own.shape, dtype=torch.float32, device=own.device)
+    arguments = (
+        own.contiguous(),
+        other.contiguous(),
+        upstream,
+        sums,
+        *own.shape[:2],
+        other.shape[1],
+        *((columns, 1) if of_a else (1, columns)),
+        tiles,
+        chunks,
+    )
+    pull = MATHS[FORMATS[wanted.fmt].pull.__name__]
+    constants = told(wanted) | {"PULL": pull, "OF_A": of_a, "OWN": OWN, "OTHERS": OTHERS, "TILES": TILES}
     with torch.cuda.device_of(sums):
-        gradient_kernel[(len(own) * chunks * tiles,)](
-            own.contiguous(),
-            other.contiguous(),
-            upstream,
-            sums,
-            *own.shape[:2],
-            other.shape[1],
-            *((columns, 1) if of_a else (1, columns)),
-            tiles,
-            chunks,
-            **told(wanted),
-            PULL=MATHS[FORMATS[wanted.fmt].pull.__name__],
-            OF_A=of_a,
-            OWN=OWN,
-            OTHERS=OTHERS,
-            TILES=TILES,
-        )
+        launch(gradient_kernel, len(own) * chunks * tiles, (wanted, of_a), arguments, constants)
     return sums[0] if chunks == 1 else sums.sum(0)

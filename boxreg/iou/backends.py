@@ -29,7 +29,7 @@ from ..decoders import SCHEMES, axis_arguments, decode_planes
 from ..reduction import reduce_loss
 from . import _fused, _pairs, family
 from ._eager import eager
-from ._one_pass import RUNS, differentiable, divisor
+from ._one_pass import RUNS, Run, differentiable, divisor, saturated
 from ._pairwise import RUNS as PAIRWISE_RUNS
 from ._pairwise import Pairwise
 from ._pass import Backend, Pass, Result
@@ -187,5 +187,15 @@ def _triton_gradients(
     return _triton_pairs.gradients(wanted, a, b, upstream, of_a, of_b)
 
 
-RUNS.update(fused=_fused.one_pass, triton=_triton_pass, compile=_compiled_pass)
+def _saturating(run: Run) -> Run:
+    """A pass whose gradients fit into float16 where the boxes are; the Triton kernel sees to that itself."""
+
+    def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
+        loss, of_pred, of_target = run(wanted, pred, target, dim)
+        return loss, saturated(of_pred, pred.dtype), saturated(of_target, target.dtype)
+
+    return one_pass
+
+
+RUNS.update(fused=_saturating(_fused.one_pass), triton=_triton_pass, compile=_saturating(_compiled_pass))
 PAIRWISE_RUNS.update(fused=(_pairs.scores, _pairs.gradients), triton=(_triton_scores, _triton_gradients))

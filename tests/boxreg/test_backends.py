@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,12 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from boxreg import CIoULoss
 from boxreg.boxes import convert
-from boxreg.decoders import Decoder, UnitSquareDecoder
 from boxreg.iou import _fused, backends
 from boxreg.iou._libraries import TORCH
 from boxreg.iou._one_pass import as_arguments
 from boxreg.iou._pass import Pass
-from boxreg.iou.variants import IOU, MODES, VARIANTS
+from boxreg.iou.variants import IOU, VARIANTS
 from tests.cases import (
     BACKENDS,
     DTYPES,
@@ -292,53 +288,6 @@ def test_programs_leave_their_count_as_they_found_it() -> None:
     assert [count.item() for count in _triton()._ARRIVALS.values()] == [0]
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-@needs_gpu
-@pytest.mark.parametrize("decoder", [None, UnitSquareDecoder()], ids=["boxes", "raw"])
-def test_two_launches_forward_and_backward(decoder: Decoder | None) -> None:
-    pred, target = (torch.rand(5000, 4, device="cuda") for _ in range(2))
-    pred.requires_grad_()
-
-    def step() -> None:
-        options = {"fmt": "cxcywh", "reduction": "mean", "backend": "triton"}
-        loss = overlap_loss("ciou", pred, target, decoder=decoder, **options)  # type: ignore[arg-type]
-        torch.autograd.grad(loss, pred, one)
-
-    one = torch.ones((), device="cuda")
-    step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step()
-    kernels = [event for event in profile.events() if event.device_type.name == "CUDA"]
-    assert len(kernels) == 2, [event.name for event in kernels]
-
-
-@needs_gpu
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_reduced_in_a_cuda_graph_and_on_two_streams(reduction: str) -> None:
-    pred, target = (upright(seeded(seed), 100_000).float().cuda() for seed in (1, 2))
-    expected = overlap_loss("ciou", pred, target, reduction=reduction, backend="triton")
-    torch.testing.assert_close(
-        expected, overlap_loss("ciou", pred, target, reduction=reduction, backend="eager")
-    )
-    streams = [torch.cuda.Stream() for _ in range(2)]
-    found = []
-    for _ in range(20):
-        for stream in streams:
-            with torch.cuda.stream(stream):
-                found.append(overlap_loss("ciou", pred, target, reduction=reduction, backend="triton"))
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = overlap_loss("ciou", pred, target, reduction=reduction, backend="triton")
-    for _ in range(3):
-        captured.zero_()
-        graph.replay()
-        found.append(captured.clone())
-    assert all(torch.equal(value, expected) for value in found)
-
-
 class TestAuto:
     @every_kind
     def test_a_second_derivative_is_eagers(self, kind: str) -> None:
@@ -464,69 +413,3 @@ class TestFused:
         wanted = Pass(form("ciou"), "xyxy", "xyxy", of_pred=True)
         lines = _fused.program(wanted, True, TORCH).text.splitlines()[1:]
         assert len(lines) < 120  # called as it stands, the maths makes 600 tensors
-
-
-COMPILE = """
-import re, sys
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from boxreg import GridCellDecoder, LTRBDecoder, UnitSquareDecoder, YOLOv3Decoder
-from boxreg.iou import _triton
-from boxreg.iou._pass import Pass
-from boxreg.iou.variants import MODES, VARIANTS, form_of
-
-kernel = _triton.one_pass_kernel
-pointers = kernel.arg_names[:7]
-parameters = {
-    "mpdiou": {"image_width": 640.0, "image_height": 480.0},
-    "shapeiou": {"scale": 0.75},
-    "nwd": {"constant": 12.8},
-}
-forms = [form_of(kind, parameters=parameters.get(kind)) for kind in VARIANTS]
-forms += [form_of("ciou", mode) for mode in MODES if mode != "linear"] + [form_of("ciou", inner_ratio=0.7)]
-passes = [Pass(form, "cxcywh", "xyxy", of_pred=True) for form in forms]
-passes += [
-    Pass(form_of("ciou"), "cxcywh", "xywh", "mean", of_pred=True)._replace(
-        scheme=decoder.scheme, settings=decoder.settings, anchor_sides=decoder.anchor_sides
-    )
-    for decoder in (
-        UnitSquareDecoder(),
-        GridCellDecoder(),
-        LTRBDecoder(8.0, "relu"),
-        YOLOv3Decoder(8.0, [(10.0, 13.0), (16.0, 30.0), (33.0, 23.0)]),
-    )
-]
-for wanted in passes:
-    for dtype, rows in (("fp32", True), ("bf16", False)):
-        constants = _triton.constants(wanted._replace(of_target=not rows))
-        constants |= {"ROWS": rows, "BLOCK": _triton.PAIRS, "CHUNK": _triton.CHUNK}
-        signature = {name: "i64" for name in kernel.arg_names if name not in constants}
-        signature |= dict.fromkeys(pointers[:2], f"*{dtype}") | dict.fromkeys(pointers[2:], "*fp32")
-        signature |= {"arrived": "*i32", "scale": "fp32"}
-        names = ("settings_x", "settings_y", "anchors_x", "anchors_y")
-        for name, numbers in zip(names, (*wanted.settings, *wanted.anchor_sides)):
-            signature[name] = ("fp32",) * len(numbers)
-        aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers}
-        source = ASTSource(kernel, signature, constants, aligned)
-        for capability in (80, 90):
-            ptx = compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
-            assert not re.search(r"(ld|st)\\.local", ptx), (wanted, capability, "spills")
-            if rows:
-                # What is loaded past the first cache are the partial sums.
-                loads = re.findall(r"ld\\.global\\.(?!cg)\\S*", ptx)
-                assert loads and all("v4" in load for load in loads), (wanted, capability, loads)
-            print(wanted.form.kind, wanted.scheme, dtype, capability)
-"""
-
-
-def test_every_kernel_compiles_for_gpus_that_are_not_here() -> None:
-    pytest.importorskip("triton")
-    # In a process without the interpreter.
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == (len(KINDS) + len(MODES) + 4) * 4

@@ -21,7 +21,6 @@ from tests.cases import (
     PARAMETERS,
     REGIMES,
     eps,
-    overlap_loss,
     pairs,
     seeded,
     value_and_gradients,
@@ -180,31 +179,3 @@ def test_two_processes_find_the_gradient_of_one(tmp_path: Path) -> None:
     for rank in range(2):
         for found, reference in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
             torch.testing.assert_close(found, reference)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("backend", ["auto", *backends.BACKENDS])
-@every_kind
-def test_cuda_graph(kind: str, backend: str) -> None:
-    pred, target = (side.cuda() for side in pairs("random", torch.float32))
-    other, _ = (side.cuda() for side in pairs("nested", torch.float32))
-    pred.requires_grad_()
-
-    def step() -> tuple[Tensor, Tensor]:
-        loss = overlap_loss(kind, pred, target, reduction="mean", backend=backend)
-        return loss, torch.autograd.grad(loss, pred)[0]
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
-        pred.copy_(other)
-    graph.replay()
-    for found, expected in zip(captured, step(), strict=True):
-        torch.testing.assert_close(found, expected)
