@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +39,11 @@ class Provider:
     near: bool = False
     """Whether its formula is the paper's only where IoU is above 0.5."""
 
-    def compiled(self) -> Provider:
-        """The same functions through torch.compile."""
-        pairwise = None if self.pairwise is None else torch.compile(self.pairwise, dynamic=False)
-        loss, from_raw = (torch.compile(job, dynamic=False) for job in (self.loss, self.from_raw))
+    def compiled(self, **options: Any) -> Provider:
+        """The same functions through torch.compile; by default compiled for each size."""
+        compile = partial(torch.compile, **{"dynamic": False} | options)
+        pairwise = None if self.pairwise is None else compile(self.pairwise)
+        loss, from_raw = compile(self.loss), compile(self.from_raw)
         return replace(self, loss=loss, from_raw=from_raw, pairwise=pairwise, double=False)
 
 

@@ -30,10 +30,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_kernel: none of its tests is left out of a plain run")
+    config.addinivalue_line("markers", "cuda: needs a GPU; `pytest -m cuda -n 0` is what one adds")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out five of six tests that would interpret a kernel, always the same ones, unless marked."""
+    """Skip tests that need a GPU where there is none.
+
+    There, leave out five of six tests that would interpret a kernel, always the same ones, unless marked.
+    """
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     if torch.cuda.is_available() or config.getoption("--every-kernel"):
         return
     left_out = [

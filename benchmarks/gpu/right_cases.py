@@ -1,0 +1,265 @@
+"""The kernels of the IoU family in all their forms, each against eager in float64 on the same boxes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import cache
+from itertools import combinations, product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from boxreg import (
+    Decoder,
+    GridCellDecoder,
+    LTRBDecoder,
+    UnitSquareDecoder,
+    YOLOv3Decoder,
+    YOLOv5Decoder,
+    convert,
+)
+from boxreg.iou import functional
+from boxreg.iou.variants import IOU, MODES, VARIANTS
+
+from .boxes import some_pairs
+from .device import Cuda
+from .report import Figures
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "mpdiou": {"image_width": 4.0, "image_height": 3.0},
+    "shapeiou": {"scale": 0.75},
+    "nwd": {"constant": 1.5},
+}
+"""Of the losses that have any, for boxes of about one unit."""
+
+ANCHORS = ((0.9, 0.7), (0.4, 1.1), (1.3, 0.5))
+DECODERS: dict[str, Decoder] = {
+    "unit square": UnitSquareDecoder(),
+    "grid cell": GridCellDecoder(stretch=1.2, picture_size=(3.0, 2.0)),
+    "ltrb softplus": LTRBDecoder(stride=0.25),
+    "ltrb relu": LTRBDecoder(stride=0.25, distance="relu"),
+    "ltrb exp": LTRBDecoder(stride=0.25, distance="exp"),
+    "yolov3": YOLOv3Decoder(stride=0.25, anchors=ANCHORS),
+    "yolov5": YOLOv5Decoder(stride=0.25, anchors=ANCHORS),
+}
+"""Those that are decoded inside the kernel."""
+
+SHAPE, TINY_SHAPE = (2, len(ANCHORS), 17, 23), (2, len(ANCHORS), 5, 7)
+"""Images, boxes a cell, rows and columns: a last block that is not full, and no multiple of 16."""
+
+EPS = torch.finfo(torch.float32).eps
+TOLERANCE = 128 * EPS
+"""How far a loss may be off, of 1, and a gradient, of the largest slope of its box."""
+
+
+class Case(NamedTuple):
+    """What is computed; every two values of two fields meet in some case."""
+
+    kind: str
+    mode: str
+    inner: bool
+    dtype: torch.dtype
+    fmt: str
+    layout: str
+    decoder: str
+    weight: bool
+    reduction: str
+    gradients: str
+
+    def __str__(self) -> str:
+        parts = [self.kind, self.mode, "inner" if self.inner else "", str(self.dtype).removeprefix("torch.")]
+        parts += [self.fmt, self.layout, self.decoder, "weight" if self.weight else "", self.reduction]
+        return " ".join(part for part in (*parts, f"d {self.gradients}") if part)
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "fmt": ("xyxy", "xywh", "cxcywh"),
+    "layout": ("rows", "planes", "strided"),
+    "decoder": ("", *DECODERS),
+    "weight": (False, True),
+    "reduction": ("mean", "sum", "none"),
+    "gradients": ("pred", "target", "both"),
+}
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    """Each loss in each mode, on boxes and on inner boxes, in each dtype; the other fields in turns."""
+    draws = random.Random(0)
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    fixed = [
+        (kind, mode, inner, dtype)
+        for kind, mode, inner, dtype in product(VARIANTS, MODES, (False, True), dtypes)
+        if not inner or VARIANTS[kind].overlap is IOU
+    ]
+    met: set[object] = set()
+    found = []
+    for first in fixed:
+        several = [Case(*first, *(draws.choice(values) for values in CHOICES.values())) for _ in range(60)]
+        best = max(several, key=lambda case: len(set(meetings(case)) - met))
+        met.update(meetings(best))
+        found.append(best)
+    return tuple(found)
+
+
+def meetings(case: Case) -> Iterator[object]:
+    """Every two values of two fields of a case."""
+    yield from combinations(zip(case._fields, case, strict=True), 2)
+
+
+CASES = cases()
+
+
+def check(case: Case, device: Cuda) -> Figures:
+    """The kernel of a case against eager in float64: the loss, and the gradients under a random upstream.
+
+    Raises:
+        AssertionError: if one of them is farther off than it may be, or is of another dtype.
+    """
+    pred, target, weight = inputs(case, device)
+    found = results(case, pred, target, weight, "triton")
+    expected = results(case, pred.double(), target.double(), weight, "eager")
+    loose = 1 + condition(case, pred.double(), target.double()) / 16
+    worst = {"loss": loss_error(found[0], expected[0], loose)}
+    for name, part, reference in zip(names(case), found[1:], expected[1:], strict=True):
+        assert part.dtype == case.dtype, f"{name}: got {part.dtype}, expected {case.dtype}"
+        held = ~beyond_float16(case, pred, target, name)
+        worst[name] = gradient_error(part * held, reference * held, loose, dim(case))
+    assert found[0].dtype == torch.float32, f"loss: got {found[0].dtype}, expected float32"
+    if weight is not None and case.reduction == "none":
+        assert not found[0][weight == 0].any(), "a box of weight 0 has a loss"
+    said = ", ".join(f"{name} {value:.3g}" for name, value in worst.items())
+    assert max(worst.values()) <= 1, f"off by more than is allowed (1 is the most): {said}"
+    return {"error": round(max(worst.values()), 3)}
+
+
+def inputs(case: Case, device: Cuda) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Predictions or raw outputs, targets, and weights with zeros, where the prediction is NaN."""
+    shape = device.pick(SHAPE, TINY_SHAPE)
+    count = torch.Size(shape).numel()
+    generator = torch.Generator().manual_seed(1)
+    pred, target = some_pairs(count)
+    if case.decoder:
+        pred = 1.5 * torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    else:
+        pred = convert(pred, "xyxy", case.fmt)
+    target = convert(target, "xyxy", case.fmt)
+    weight = None
+    if case.weight:
+        weight = torch.rand(count, generator=generator).mul(4).floor().view(shape).to(device.torch)
+        pred[weight.flatten().cpu() == 0] = torch.nan
+    pred, target = (
+        laid_out(side.to(device.torch, case.dtype).view(*shape, 4), case.layout) for side in (pred, target)
+    )
+    return pred, target, weight
+
+
+def laid_out(rows: Tensor, layout: str) -> Tensor:
+    """Boxes (..., 4) as they are, as planes (B, 4, K, H, W), or every other number of a wider tensor."""
+    if layout == "planes":
+        return rows.movedim(-1, 1).contiguous()
+    if layout == "strided":
+        wide = rows.new_full((*rows.shape[:-1], 9), torch.nan)
+        wide[..., 1:8:2] = rows
+        return wide[..., 1:8:2]
+    return rows
+
+
+def dim(case: Case) -> int:
+    """The coordinate axis."""
+    return 1 if case.layout == "planes" else -1
+
+
+def names(case: Case) -> tuple[str, ...]:
+    """Whose gradient is taken."""
+    return ("pred", "target") if case.gradients == "both" else (case.gradients,)
+
+
+def results(
+    case: Case,
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    backend: str,
+    upstream: float | None = None,
+) -> list[Tensor]:
+    """The loss, and the gradients that the case asks for, under a random upstream gradient or this one."""
+    sides = {"pred": pred.detach(), "target": target.detach()}
+    leaves = [sides[name].requires_grad_() for name in names(case)]
+    loss = functional.overlap_loss(
+        case.kind,
+        sides["pred"],
+        sides["target"],
+        fmt=case.fmt,
+        reduction=case.reduction,
+        weight=weight,
+        dim=dim(case),
+        backend=backend,
+        decoder=DECODERS.get(case.decoder),
+        mode=case.mode,
+        inner_ratio=0.7 if case.inner else None,
+        **PARAMETERS.get(case.kind, {}),
+    )
+    generator = torch.Generator().manual_seed(2)
+    above = torch.randn(loss.shape, generator=generator).to(loss)
+    above = above if upstream is None else torch.full_like(loss, upstream)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves, above)]
+
+
+def condition(case: Case, pred: Tensor, target: Tensor) -> Tensor:
+    """By how much the rounding of a coordinate is enlarged in the lengths that are made of it.
+
+    The largest coordinate of a pair over its shortest length: a side of either box or of their intersection.
+    Corners that are given are exact, so that their differences are, too.
+    """
+    if case.decoder:
+        pred = convert(DECODERS[case.decoder].decode(pred, dim(case)), "cxcywh", case.fmt, dim(case))
+    p, t = (convert(side, case.fmt, "xyxy", dim(case)).movedim(dim(case), 0) for side in (pred, target))
+    lengths = torch.cat(
+        [p[2:] - p[:2], t[2:] - t[:2], torch.minimum(p[2:], t[2:]) - torch.maximum(p[:2], t[:2])]
+    )
+    shortest = torch.where(lengths > 0, lengths, torch.inf).amin(0)
+    return (
+        torch.cat([p, t]).abs().amax(0) / shortest * (case.fmt != "xyxy" or bool(case.decoder) or case.inner)
+    )
+
+
+def beyond_float16(case: Case, pred: Tensor, target: Tensor, name: str) -> Tensor:
+    """Where a float16 gradient saturates, before it is weighed: there it is no longer the true one."""
+    if case.dtype != torch.float16:
+        return torch.zeros((), dtype=torch.bool, device=pred.device)
+    plain = case._replace(reduction="none", gradients=name)
+    _, slopes = results(plain, pred.double(), target.double(), None, "eager", upstream=1.0)
+    return (slopes.abs() >= 0.99 * torch.finfo(torch.float16).max).any(dim(case), keepdim=True)
+
+
+def loss_error(found: Tensor, expected: Tensor, loose: Tensor) -> float:
+    """The largest error of a loss, of what is allowed."""
+    loose = loose if found.ndim else loose.nan_to_num(1.0).mean()
+    allowed = TOLERANCE * loose.nan_to_num(1.0) * expected.abs().clamp(min=1)
+    return largest(found.double(), expected, allowed)
+
+
+def gradient_error(found: Tensor, expected: Tensor, loose: Tensor, axis: int) -> float:
+    """The same of a gradient, held against the largest of its box; what its dtype cannot hold is cut off."""
+    info = torch.finfo(found.dtype)
+    size = expected.abs().amax(axis, keepdim=True)
+    # What cancels is rounded in units of a typical slope; then what the dtype rounds, and its steps about 0.
+    allowed = TOLERANCE * loose.nan_to_num(1.0).unsqueeze(axis) * (size + typical(expected))
+    allowed = allowed + 2 * info.eps * size + info.smallest_normal * info.eps
+    most = 0.99 * info.max
+    return largest(found.double().clamp(-most, most), expected.clamp(-most, most), allowed)
+
+
+def largest(found: Tensor, expected: Tensor, allowed: Tensor) -> float:
+    """The largest difference, of what is allowed; infinite where one is NaN and the other is not."""
+    apart = ((found - expected).abs() / allowed).nan_to_num(0.0)
+    return float(torch.where(found.isfinite() != expected.isfinite(), torch.inf, apart).max())
+
+
+def typical(gradient: Tensor) -> Tensor:
+    """The median size of the numbers that are not 0."""
+    sizes = gradient.abs()
+    return torch.where(sizes > 0, sizes, torch.nan).nanmedian().nan_to_num(0.0)
