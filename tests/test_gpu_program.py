@@ -249,7 +249,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
 
 def test_a_kernel_that_spills_or_moves_too_much_is_a_fault() -> None:
     kernels = pytest.importorskip("benchmarks.gpu.kernels")
-    good = kernels.Kernel("ciou", "one_pass_kernel", 90, 80, 0, 48.0, 48.0, 1.0)
+    good = kernels.Kernel("ciou", "one_pass_kernel", 90, 80, 0, 48.0, 48.0, 600.0, 1.0)
     assert kernels.faults([good, good._replace(spilled=8), good._replace(moved=60.0)]) == [
         good._replace(spilled=8),
         good._replace(moved=60.0),

@@ -57,6 +57,8 @@ class Kernel(NamedTuple):
     """Bytes a pair, as the program loads and stores them."""
     must: float
     """Bytes a pair that cannot be avoided."""
+    instructions: float
+    """Of a pair; those that only the last program runs, or a loop repeats, are counted once."""
     seconds: float
     """To compile."""
 
@@ -75,7 +77,8 @@ class Compiler(DriverBase):  # type: ignore[misc]
             load_binary=lambda *arguments: (object(), 0, 0, 0, 1024),
             unload_module=lambda module: None,
         )
-        self.launcher_cls = lambda source, metadata: lambda *arguments: None
+        self.launched: list[str] = []
+        self.launcher_cls = lambda source, metadata: lambda *arguments: self.launched.append(metadata.hash)
 
     @classmethod
     def is_active(cls) -> bool:
@@ -135,12 +138,8 @@ def kernels(work: str, capability: int, run: Callable[[], object]) -> list[Kerne
 def measured(work: str, capability: int, source: Any, files: dict[str, str], seconds: float) -> Kernel:
     """What a compiled kernel costs, from its files."""
     by_kind = {name.rpartition(".")[2]: Path(path) for name, path in files.items()}
-    usage = subprocess.run(
-        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", by_kind["cubin"]],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    usage, code = (dumped(by_kind["cubin"], what) for what in ("-res-usage", "-sass"))
+    instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M))
     registers, stack, local = (
         int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK", "LOCAL")
     )
@@ -153,7 +152,15 @@ def measured(work: str, capability: int, source: Any, files: dict[str, str], sec
         # Several threads read each box of a tile; all but the first find it in the nearest cache.
         loaded = min(loaded, int(must * pairs) - stored)
     moved = (loaded + stored) / pairs
-    return Kernel(work, name, capability, registers, stack + local, moved, must, seconds)
+    spilled = stack + local
+    of_pair = instructions * threads / pairs
+    return Kernel(work, name, capability, registers, spilled, moved, must, of_pair, seconds)
+
+
+def dumped(binary: Path, what: str) -> str:
+    """What the tool that comes with Triton tells of a compiled object."""
+    command = [triton.knobs.nvidia.cuobjdump.path, what, binary]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 ACCESS = re.compile(r"^\s*(@!?%p\d+)?\s*(ld|st)\.(global|local)((?:\.\w+)*)\.[bfu](\d+)")
@@ -239,14 +246,18 @@ def faults(found: Sequence[Kernel]) -> list[Kernel]:
 
 def table(found: Sequence[Kernel]) -> Iterator[str]:
     """A line for each group of kernels and GPU: the worst of each figure."""
-    yield "| work | kernels | GPU | registers | spilled | bytes a pair | of what must move | compile, s |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| work | kernels | GPU | registers | spilled | bytes a pair | of what must move "
+        "| instructions a pair | compile, s |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     for work, capability in dict.fromkeys((kernel.work, kernel.capability) for kernel in found):
         own = [kernel for kernel in found if (kernel.work, kernel.capability) == (work, capability)]
         worst = max(own, key=lambda kernel: kernel.moved / kernel.must)
         yield (
             f"| {work} | {len(own)} | sm_{capability} | {max(kernel.registers for kernel in own)} "
             f"| {max(kernel.spilled for kernel in own)} | {worst.moved:.3g} | {worst.moved / worst.must:.2f} "
+            f"| {max(kernel.instructions for kernel in own):.0f} "
             f"| {statistics.median(kernel.seconds for kernel in own):.1f} |"
         )
 

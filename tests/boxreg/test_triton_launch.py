@@ -1,0 +1,88 @@
+"""A kernel that is launched again is the one that Triton would choose for the arguments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import random
+import torch
+from benchmarks.gpu.kernels import compiling_for
+from boxreg.functional import iou_loss
+from boxreg.iou import _triton
+
+def boxes(count, dtype, layout, shift):
+    # A view that begins `shift` numbers into its memory: 16 bytes are not always divided by it.
+    if layout == "planes":
+        return torch.zeros(8 * count + shift, dtype=dtype)[shift:].view(2, 4, count)
+    if layout == "strided":
+        return torch.zeros(9 * count + shift, dtype=dtype)[shift:].view(count, 9)[:, 1:8:2]
+    return torch.zeros(4 * count + shift, dtype=dtype)[shift:].view(count, 4)
+
+draws, chosen = random.Random(0), set()
+with compiling_for(90) as compiler:
+    for _ in range(60):
+        count = draws.choice([1, 2, 15, 16, 17, 32, 48, 64])
+        layout = draws.choice(["rows", "planes", "strided"])
+        dim = 1 if layout == "planes" else -1
+        dtype = draws.choice([torch.float32, torch.float16])
+        pred, target = (boxes(count, dtype, layout, draws.choice([0, 1, 4, 8])) for _ in range(2))
+        loss = lambda: iou_loss(pred, target, reduction="sum", dim=dim, backend="triton")
+        loss()
+        again = compiler.launched[-1]
+        kept = dict(_triton._COMPILED)
+        loss()
+        assert _triton._COMPILED == kept and compiler.launched[-1] == again
+        _triton._COMPILED.clear()
+        loss()
+        assert compiler.launched[-1] == again, (count, layout, dtype)
+        _triton._COMPILED.update(kept)
+        chosen.add(again)
+    print(len(chosen), len(_triton._COMPILED))
+"""
+
+
+def test_what_is_launched_is_what_triton_would_choose() -> None:
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels, kept = map(int, done.stdout.split())
+    assert kernels >= 6
+    assert kept >= kernels
+
+
+def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from boxreg.iou import _triton
+
+    class Kernel:
+        arg_names = ("number", "CONSTANT")
+
+        def __getitem__(self, grid: object) -> object:
+            return lambda *arguments, **constants: {(8, 1, 1): seen.append}
+
+    class Driver:
+        def get_current_device(self) -> int:
+            return 0
+
+    seen: list[object] = []
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(_triton, "_MOST_COMPILED", 5)
+    monkeypatch.setattr(_triton, "_COMPILED", {})
+    monkeypatch.setattr(_triton.triton.runtime.driver, "_active", Driver())
+    kernel = Kernel()
+    for key in range(100):
+        _triton.launch(kernel, 8, key, (7,), {"CONSTANT": None})
+        assert len(_triton._COMPILED) <= 5
