@@ -35,7 +35,8 @@ class Work:
         self, provider: Provider, case: Case, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         fmt = provider.fmt if case.job == "from_raw" else "xyxy"
-        self.pred, self.target, self.dim = inputs(case, device, dtype, fmt=fmt, near=provider.near)
+        pred, self.target, self.dim = made(case, device, dtype, fmt, provider.near)
+        self.pred = pred.detach().clone().requires_grad_(pred.requires_grad)
         self.provider, self.case = provider, case
         self.upstream: Tensor | None = None
 
@@ -57,6 +58,14 @@ class Work:
         """The value of a step and its gradient, if there is one, in float64."""
         value = self.step().detach()
         return [value.double()] if self.pred.grad is None else [value.double(), self.pred.grad.double()]
+
+
+@lru_cache(maxsize=2)
+def made(
+    case: Case, device: torch.device, dtype: torch.dtype, fmt: str, near: bool
+) -> tuple[Tensor, Tensor, int]:
+    """The inputs of a case, which providers share: ten million boxes take seconds to draw."""
+    return inputs(case, device, dtype, fmt=fmt, near=near)
 
 
 def disagreement(work: Work) -> float:

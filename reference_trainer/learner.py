@@ -111,6 +111,7 @@ class Learner:
                     raise self._too_large(batch) from error
             # Out of the handler: what the error holds on to is freed.
             before.restore()
+            ranks.start_over(self.parallel)
             self.parts = min(2 * self.parts, len(batch.images))
             self.optimizer.zero_grad(set_to_none=True)
             say(
@@ -223,6 +224,6 @@ def clip_gradient(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
     gradients = gradients_of(parameters)
     norm = nn.utils.get_total_norm(gradients)
     if limit is not None:
-        for gradient in gradients:
-            gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        # One factor for all: computed for each by itself, on a GPU it is a few launches each.
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm

@@ -38,7 +38,7 @@ class Step(NamedTuple):
         Returns:
             The step, the number of its pictures, and the sums.
         """
-        if ranks.count() == 1:
+        if not ranks.in_group():
             return self, pictures, list(asked)
         total, raw, weighted, divisor = self.objective
         terms = torch.stack([total, *raw.values(), *weighted.values()]).float() / ranks.count()

@@ -100,7 +100,7 @@ class Criterion:
         gradients which are averaged over processes are those of the whole batch.
         """
         if prediction.objectness is None:
-            pictures = ranks.mean(prediction.boxes.new_tensor(len(target)))
+            pictures = ranks.mean(prediction.boxes.new_full((), len(target)))
             total, raw, weighted = self.losses[-1](prediction.boxes, target, normalizer=pictures)
             return Objective(total, raw, weighted, pictures)
         return self._dense(prediction.boxes, prediction.objectness, target)

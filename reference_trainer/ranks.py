@@ -1,6 +1,7 @@
 """Several processes that train one network together, started by torchrun; rank 0 alone speaks and writes.
 
-A process that torchrun has not started is the only one: rank 0 of 1, and nothing here communicates.
+A process that torchrun has not started is the only one: rank 0 of 1, and nothing here communicates. One that
+torchrun has started alone is rank 0 of 1, too, but does all that several do.
 """
 
 from __future__ import annotations
@@ -20,37 +21,46 @@ from .errors import ConfigError, ElsewhereError, LostRankError, UserError
 T = TypeVar("T")
 
 
+def in_group() -> bool:
+    """Whether this process is in a process group, perhaps alone: all of it communicate at the same places."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def rank() -> int:
     """The number of this process."""
-    return distributed.get_rank() if _joined() else 0
+    return distributed.get_rank() if in_group() else 0
 
 
 def count() -> int:
     """How many processes train together."""
-    return distributed.get_world_size() if _joined() else 1
+    return distributed.get_world_size() if in_group() else 1
 
 
 def on_this_machine() -> int:
     """How many of them share this machine."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if _joined() else 1
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if in_group() else 1
 
 
-def _joined() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+def started_by_torchrun() -> bool:
+    """Whether torchrun has started this process, alone or with others."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    # Other programs may say, too, that a process is the only one; there is nobody to meet then.
+    return several or {"WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """While entered, this process is one of those that torchrun has started, if there are several.
+    """While entered, this process is in a group with those that torchrun has started, if it started any.
 
     Raises:
         LostRankError: where one of the others was waited for, and is gone.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not started_by_torchrun():
         yield
         return
-    # gloo for what is on the CPU, nccl for what is on a GPU.
-    distributed.init_process_group()
+    # By itself torch takes nccl alone where there is a GPU, and then nothing on the CPU can be exchanged.
+    on_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
     with naming_the_loss():
         yield
     # Only then: where a process is gone, nccl would wait for it here, too.
@@ -64,7 +74,7 @@ def naming_the_loss() -> Iterator[None]:
         yield
     except RuntimeError as error:
         # gloo's errors have no type of their own.
-        if not (_joined() and (isinstance(error, distributed.DistError) or "gloo" in str(error))):
+        if not (in_group() and (isinstance(error, distributed.DistError) or "gloo" in str(error))):
             raise
         first = str(error).partition(". ")[0].splitlines()[0]
         raise LostRankError(f"another process is gone, which may have said why: {first}") from error
@@ -72,7 +82,7 @@ def naming_the_loss() -> Iterator[None]:
 
 def leave() -> None:
     """From here on this process is the only one."""
-    if _joined():
+    if in_group():
         distributed.destroy_process_group()
 
 
@@ -82,7 +92,7 @@ def own_device(device: torch.device) -> torch.device:
     Raises:
         ConfigError: if there is none for it.
     """
-    if device.type == "cpu" or count() == 1:
+    if device.type == "cpu" or not in_group():
         return device
     place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if place >= gpus:
@@ -96,9 +106,19 @@ def own_device(device: torch.device) -> torch.device:
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """A model whose gradients are, after backward, the mean over the processes."""
-    if count() == 1:
+    if not in_group():
         return model
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def start_over(model: nn.Module) -> None:
+    """Ready a model of `parallel` for another forward pass, after one or a backward pass that was cut off."""
+    if isinstance(model, DistributedDataParallel):
+        if model.device_type == "cuda":
+            # What was being exchanged is to arrive before the next pass writes to the same place.
+            torch.cuda.synchronize()
+        # It forgets which gradients it has seen, also where the group stays the same.
+        model._update_process_group(model.process_group)  # type: ignore[no-untyped-call]
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -114,7 +134,7 @@ def share(size: int) -> range:
 
 def mean(value: Tensor) -> Tensor:
     """The mean over the processes, without a gradient."""
-    if count() == 1:
+    if not in_group():
         return value
     total = value.detach().float()
     distributed.all_reduce(total)
@@ -123,7 +143,7 @@ def mean(value: Tensor) -> Tensor:
 
 def largest(number: int) -> int:
     """The largest of the processes' numbers."""
-    if count() == 1:
+    if not in_group():
         return number
     value = torch.tensor(number)
     distributed.all_reduce(value, distributed.ReduceOp.MAX)
@@ -132,14 +152,14 @@ def largest(number: int) -> int:
 
 def total(values: Tensor) -> Tensor:
     """The sum over the processes."""
-    if count() > 1:
+    if in_group():
         distributed.all_reduce(values)
     return values
 
 
 def in_turn(own: Tensor) -> Tensor:
     """Of values that were shared out by `share`, one a row, all of them in their order."""
-    if count() == 1:
+    if not in_group():
         return own
     parts: list[Any] = [None] * count()
     distributed.all_gather_object(parts, own.cpu())
@@ -155,7 +175,7 @@ def from_first(make: Callable[[], T]) -> T:
     Raises:
         UserError: that `make` raises; `ElsewhereError` in all other processes.
     """
-    if count() == 1:
+    if not in_group():
         return make()
     made: list[Any] = [None]
     if rank():
@@ -187,7 +207,7 @@ def agreed() -> Iterator[None]:
         yield
     except UserError as error:
         found = error
-    if count() > 1:
+    if in_group():
         failed: list[Any] = [None] * count()
         distributed.all_gather_object(failed, found is not None)
         if any(failed) and failed.index(True) != rank():
@@ -207,7 +227,7 @@ def same_everywhere(model: nn.Module) -> None:
     Raises:
         UserError: if a process has others; it says which.
     """
-    if count() == 1:
+    if not in_group():
         return
     for buffer in model.buffers():
         distributed.broadcast(buffer, 0)

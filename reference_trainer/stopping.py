@@ -80,7 +80,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._awake.set()
         if self._noted:
-            if ranks.count() > 1 and time.monotonic() < self._since + ONE_REQUEST:
+            if ranks.in_group() and time.monotonic() < self._since + ONE_REQUEST:
                 return
             raise KeyboardInterrupt
         self._noted, self._since = signal.Signals(number), time.monotonic()

@@ -141,6 +141,28 @@ class Refuse(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+NO_LAUNCH = (
+    *("alias", "as_strided", "detach", "expand", "movedim", "permute", "select", "slice", "split", "squeeze"),
+    *("t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "empty", "empty_like", "new_empty"),
+    "empty_strided",
+)
+"""Operators that make a view, or memory that nothing is written to."""
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The names of the operators that compute: on a GPU each is at least one launch."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and note it."""
+        if func.overloadpacket.__name__ not in NO_LAUNCH:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 class StandIn(Cuda):
     """The CPU in place of a GPU. Its figures mean nothing."""
 
@@ -168,8 +190,10 @@ class StandIn(Cuda):
             yield
 
     def launches(self, step: Step) -> list[str]:
-        step()
-        return ["stand-in"]
+        with Operators() as operators:
+            step()
+        names: list[str] = operators.names
+        return names
 
     def captured(self, step: Step) -> Step:
         step()

@@ -89,22 +89,26 @@ def cases(device: Cuda, few: bool) -> Iterator[Case]:
 
 
 def compile_beforehand(device: Cuda, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """Processes that fill the compiler's cache, one for each job, layout and class of size."""
+    """Processes that fill the compiler's cache, one for each of `units`."""
     started = []
     for few in (True, False):
-        units = {(case.job, case.layout): case for case in cases(device, few)}
-        for number in device.pick(range(len(units)), range(int(few))):
+        for number in device.pick(range(len(units(device, few))), range(int(few))):
             command = [sys.executable, "-m", "benchmarks.gpu.fast", str(int(few)), str(number)]
             environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / str(few))}
+            environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
             command += ["--rehearse"] if device.rehearsal else []
             started.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
     return started
 
 
+def units(device: Cuda, few: bool) -> list[Case]:
+    """A case for each code that torch.compile makes of a class of size; a batch of one has its own."""
+    return list({(case.job, case.layout, case.batch == 1): case for case in cases(device, few)}.values())
+
+
 def compile_here(device: Cuda, few: bool, number: int) -> None:
     """What such a process does: a step of each compiled provider."""
-    units = {(case.job, case.layout): case for case in cases(device, few)}
-    case = list(units.values())[number]
+    case = units(device, few)[number]
     for name, provider in providers(device).items():
         if "torch.compile" in name:
             Work(provider, case, device.torch).step()

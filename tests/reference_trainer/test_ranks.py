@@ -11,15 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.breaking import SETTINGS, counted, fingerprint, finish, run_folder, start
 from reference_trainer import ranks
 from reference_trainer import train as train_module
 from reference_trainer.__main__ import main
 from reference_trainer.checkpoint import newest_state
+from reference_trainer.data.loading import Batch, ObjectBatch
 from reference_trainer.errors import ConfigError
 from reference_trainer.learner import Learner
 from reference_trainer.meter import Step
@@ -42,8 +45,10 @@ Ready = Callable[[], None]
 def nothing() -> None: ...
 
 
-def together(log: Path, arguments: list[str], ready: dict[int, Ready] | None = None) -> list[int | None]:
-    """Two processes as torchrun starts them, but forked; what they say goes to `log`.0 and `log`.1."""
+def together(
+    log: Path, arguments: list[str], ready: dict[int, Ready] | None = None, count: int = 2
+) -> list[int | None]:
+    """Processes as torchrun starts them, but forked; what they say goes to `log`.0, `log`.1 and so on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,8 +58,8 @@ def together(log: Path, arguments: list[str], ready: dict[int, Ready] | None = N
             meeting = {
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
-                "WORLD_SIZE": 2,
-                "LOCAL_WORLD_SIZE": 2,
+                "WORLD_SIZE": count,
+                "LOCAL_WORLD_SIZE": count,
             }
             os.environ.update({name: str(value) for name, value in meeting.items()})
             os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -64,8 +69,8 @@ def together(log: Path, arguments: list[str], ready: dict[int, Ready] | None = N
 
         return act
 
-    logs = [log.with_name(f"{log.name}.{rank}") for rank in range(2)]
-    processes = [start(arguments, begin(rank), logs[rank]) for rank in range(2)]
+    logs = [log.with_name(f"{log.name}.{rank}") for rank in range(count)]
+    processes = [start(arguments, begin(rank), logs[rank]) for rank in range(count)]
     return [finish(process) for process in processes]
 
 
@@ -263,6 +268,83 @@ def test_what_is_not_finite_in_one_process_stops_all_and_its_pictures_are_named(
 )
 def test_the_processes_that_differ_are_those_unlike_most(digests: str, expected: list[int]) -> None:
     assert ranks.others(digests) == expected
+
+
+def say_the_group() -> None:
+    """Have a process say, at each step, which group it is in and what computes its gradients."""
+    gradients = Learner.gradients
+
+    def said(learner: Learner, batch: Batch | ObjectBatch) -> Step:
+        group = f"{torch.distributed.get_backend()} of {torch.distributed.get_world_size()}"
+        print(f"group {group}, {type(learner.parallel).__name__}")
+        return gradients(learner, batch)
+
+    Learner.gradients = said  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("task", ["single", "grid"])
+def test_a_process_that_torchrun_starts_alone_forms_a_group_and_changes_no_bit(
+    task: str, tmp_path: Path
+) -> None:
+    settings = ["train", *SETTINGS, "--task", task, "--epochs", "1", "--data.workers", "0"]
+    finish(start([*settings, "--out", str(tmp_path / "alone")], nothing, tmp_path / "log"))
+    ready = {0: say_the_group}
+    assert together(tmp_path / "log", [*settings, "--out", str(tmp_path / "group")], ready, count=1) == [0]
+    assert said_by(0, tmp_path).count("group gloo of 1, DistributedDataParallel") == 8
+    alone, group = (fingerprint(run_folder(tmp_path / name)) for name in ("alone", "group"))
+    assert group == alone
+
+
+def no_memory_once() -> None:
+    """Have memory end once, late in a backward pass, when most gradients have been seen."""
+    backward, left = Learner._backward, [1]
+
+    def no_room(gradient: Tensor) -> None:
+        if left:
+            left.pop()
+            raise torch.OutOfMemoryError("no room")
+
+    def short(learner: Learner, batch: Batch | ObjectBatch) -> Any:
+        hook = next(learner.model.parameters()).register_hook(no_room)
+        try:
+            return backward(learner, batch)
+        finally:
+            hook.remove()
+
+    Learner._backward = short  # type: ignore[method-assign]
+
+
+def test_out_of_memory_in_a_group_of_one_the_batch_is_worked_on_in_parts(tmp_path: Path) -> None:
+    settings = ["train", *SETTINGS, "--epochs", "1", "--data.workers", "0"]
+    finish(start([*settings, "--out", str(tmp_path / "alone")], no_memory_once, tmp_path / "log"))
+    ready = {0: no_memory_once}
+    assert together(tmp_path / "log", [*settings, "--out", str(tmp_path / "group")], ready, count=1) == [0]
+    assert "from here on each batch is worked on in 2 parts" in said_by(0, tmp_path)
+    alone, group = (fingerprint(run_folder(tmp_path / name)) for name in ("alone", "group"))
+    assert group == alone
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_a_group_exchanges_what_is_on_the_cpu_and_what_is_on_a_gpu(
+    gpus: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", asked.append)
+    with ranks.joined():
+        assert asked == [backend]
+
+
+def test_who_says_that_there_is_one_process_without_torchrun_forms_no_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with ranks.joined():
+        assert not ranks.in_group()
 
 
 def test_a_single_process_communicates_with_nobody() -> None:
