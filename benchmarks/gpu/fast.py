@@ -66,6 +66,7 @@ def main(device: Cuda, report: Report) -> None:
             )
         if few:
             report.step("host time a call", partial(host_time, device, able))
+            report.step("a step in a CUDA graph", partial(graph_time, device))
 
 
 def providers(device: Cuda) -> dict[str, Provider]:
@@ -79,10 +80,10 @@ def providers(device: Cuda) -> dict[str, Provider]:
 
 
 def cases(device: Cuda, few: bool) -> Iterator[Case]:
-    """The cases of few or of many pairs; in a rehearsal one of each job, cut short."""
+    """The cases of few or of many pairs; in a rehearsal two of each, cut short, every job among them."""
     every = [case for case in (*CASES, *SCALING, *HUGE) if (case.pairs <= FEW) == few]
     if device.rehearsal:
-        every = list({case.job: case for case in every}.values())
+        every = [case for case in every if (case.job == "loss") == few][:2]
     for case in every:
         few_targets = min(case.targets, 4)
         yield device.pick(case, replace(case, count=20, batch=1, targets=few_targets))
@@ -204,6 +205,23 @@ def host_time(device: Cuda, able: dict[str, Provider]) -> Figures:
         figures[f"us of {name}"] = 1e6 * (time.perf_counter() - began) / turns
         device.synchronize()
     return figures
+
+
+def graph_time(device: Cuda) -> Figures:
+    """The time of a step without the host's: its kernels replayed, twenty times in a row."""
+    figures, turns = {}, device.pick(20, 1)
+    for count in device.pick((64, 8_400, 134_400), (20,)):
+        work = Work(ours(device.backend, device.torch), Case("graph", count), device.torch)
+        replays = partial(often, device.captured(work.step), turns)
+        taken = [device.seconds(replays) for _ in range(turns)]
+        figures[f"us of {count:,} pairs"] = 1e6 * statistics.median(taken) / turns
+    return figures
+
+
+def often(step: Callable[[], object], times: int) -> None:
+    """A step so many times in a row."""
+    for _ in range(times):
+        step()
 
 
 def sweep(device: Cuda, layout: str) -> Figures:
