@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import complete_box_iou, complete_box_iou_loss
 
 from boxreg import CIoULoss, UnitSquareDecoder, pairwise_box_iou
 from boxreg.functional import ciou_loss
@@ -49,7 +48,7 @@ class Provider:
 
 def providers(device: torch.device, compiling: bool) -> dict[str, Provider]:
     """All that can run on a device here; `compiling`: those that need torch.compile too."""
-    others = {"torchvision": TORCHVISION, "textbook": TEXTBOOK}
+    others = {"torchvision": TORCHVISION, "textbook": TEXTBOOK} if TORCHVISION else {"textbook": TEXTBOOK}
     compiled = {f"{name}, torch.compile": other.compiled() for name, other in others.items()}
     installed = {peer.__name__: peer() for module, peer in PEERS.items() if find_spec(module)}
     mine = {
@@ -124,10 +123,17 @@ def of_rows(mean_loss: Callable[[Tensor, Tensor], Tensor], pairwise: Scores | No
     )
 
 
-TORCHVISION = of_rows(
-    lambda pred, target: complete_box_iou_loss(pred, target, reduction="mean"),
-    lambda a, b: torch.stack([complete_box_iou(*picture) for picture in zip(a, b, strict=True)]),
-)
+def torchvision() -> Provider:
+    from torchvision.ops import complete_box_iou, complete_box_iou_loss
+
+    return of_rows(
+        lambda pred, target: complete_box_iou_loss(pred, target, reduction="mean"),
+        lambda a, b: torch.stack([complete_box_iou(*image) for image in zip(a, b, strict=True)]),
+    )
+
+
+TORCHVISION = torchvision() if find_spec("torchvision") else None
+"""None where it is not installed."""
 
 
 def ultralytics() -> Provider:

@@ -7,6 +7,7 @@ import os
 import queue
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import combinations, product
@@ -16,10 +17,22 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import right, right_cases
+from benchmarks.gpu import keeping, right, right_cases
 from benchmarks.gpu.device import StandIn
 from benchmarks.gpu.page import ROW, markdown
-from benchmarks.gpu.report import FAILED, LEFT_OUT, OK, RECORDS, LeftOutError, Record, Report, add, read
+from benchmarks.gpu.report import (
+    FAILED,
+    LEFT_OUT,
+    OK,
+    RECORDS,
+    STARTED,
+    LeftOutError,
+    Record,
+    Report,
+    add,
+    read,
+    set_aside,
+)
 from benchmarks.gpu.right_cases import CASES, CHOICES, Case, check
 from benchmarks.gpu.right_others import scaler
 from benchmarks.gpu.sections import SECTIONS
@@ -51,6 +64,7 @@ def test_the_rehearsal_runs_every_section(tmp_path: Path) -> None:
     page = (tmp_path / "gpu.md").read_text()
     assert page == markdown(records)
     assert "| GPU | boxreg auto | launches a step | at most 2 | not measured |" in page
+    assert "**A rehearsal on the CPU: no figure below means anything.**" in page
     for kind in ("right", "waiting", "fast", "trainer"):
         assert sum(record.section == kind and record.outcome == OK for record in records) >= 5
 
@@ -88,6 +102,79 @@ class TestReport:
         Report(tmp_path, "right", 60).step("next", lambda: None)
         assert [record.name for record in read(tmp_path)] == ["case: ciou", "next"]
         assert "KeyError" in (tmp_path / "gpu.md").read_text()
+
+
+class TestFolder:
+    def test_an_earlier_run_is_renamed_and_its_other_sections_stay(self, tmp_path: Path) -> None:
+        for section in ("right", "fast"):
+            add(tmp_path, Record(section, "the section", STARTED, figures={"rehearsal": False}))
+            Report(tmp_path, section, 60).step("first", lambda: None)
+        set_aside(tmp_path, ["fast"], rehearsal=False)
+        assert [(r.section, r.name) for r in read(tmp_path)] == [("right", "the section"), ("right", "first")]
+        assert len((tmp_path / "gpu-1.jsonl").read_text().splitlines()) == 4
+        assert (tmp_path / "gpu-1.md").exists()
+        set_aside(tmp_path, ["fast"], rehearsal=True)
+        assert read(tmp_path) == []
+        assert len((tmp_path / "gpu-2.jsonl").read_text().splitlines()) == 2
+
+    def test_a_second_run_into_it_is_refused(self, tmp_path: Path) -> None:
+        with program.only_run_in(tmp_path) as first, program.only_run_in(tmp_path) as second:
+            assert (first, second) == (True, False)
+
+    def test_a_full_disk_does_not_end_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def full(*arguments: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("benchmarks.gpu.report.write_page", full)
+        Report(tmp_path, "right", 60).step("first", lambda: {"error": 0.25})
+        said = capsys.readouterr()
+        assert "right: first: ok" in said.out
+        assert "No space left on device; not written" in said.err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--minutes", "nan"], "got nan, expected a number of minutes above 0"),
+            (["--minutes", "-1"], "got -1, expected a number of minutes above 0"),
+            (["--only"], "expected at least one argument"),
+        ],
+        ids=" ".join,
+    )
+    def test_wrong_arguments(
+        self,
+        arguments: list[str],
+        message: str,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        with pytest.raises(SystemExit):
+            program.arguments().parse_args(["--out", str(tmp_path), *arguments])
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="descendants are found in /proc")
+def test_a_section_ends_with_processes_in_sessions_of_their_own() -> None:
+    script = (
+        "import subprocess, time; subprocess.Popen(['sleep', '60'], start_new_session=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    while not (found := program.descendants(child.pid)):
+        time.sleep(0.05)
+    program.kill_all(child)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/cmdline").exists() and alive(pid) for pid in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie, which waits for whoever has inherited it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def options(tmp_path: Path, **others: object) -> object:
@@ -223,16 +310,21 @@ class TestKeep:
         run.mkdir()
         results.mkdir()
         (results / "losses.json").write_text(json.dumps([asdict(self.row("cpu"))]))
+        add(run, Record("fast", "the section", STARTED, figures={"gpu": "a GPU", "rehearsal": False}))
         add(run, Record("fast", f"{ROW}boxreg auto", OK, figures=asdict(self.row("cuda"))))
-        assert program.keep(run, results) == 0
+        add(run, Record("fast", f"{ROW}of another version", OK, figures={"pairs": 3}))
+        (run / "gpu.md").unlink()
+        assert keeping.keep(run, results) == 0
         assert "## GPU\n\nprocessor a processor" in (results / "losses.md").read_text()
         assert "## CPU\n\nprocessor a processor" in (results / "losses.md").read_text()
         assert {file.name for file in results.iterdir()} >= {"gpu.md", "gpu.jsonl", "scaling-cuda.png"}
 
     def test_a_rehearsal_is_not_kept(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        add(tmp_path, Record("fast", f"{ROW}boxreg auto", OK, figures=asdict(self.row("cpu"))))
-        assert program.keep(tmp_path, tmp_path) == 2
-        assert "no row that was measured on a GPU" in capsys.readouterr().err
+        assert keeping.keep(tmp_path / "nowhere", tmp_path) == 2
+        assert "has no gpu.jsonl with a section that has started" in capsys.readouterr().err
+        add(tmp_path, Record("fast", "the section", STARTED, figures={"rehearsal": True}))
+        assert keeping.keep(tmp_path, tmp_path) == 2
+        assert "is a rehearsal; expected the --out of a run on a GPU" in capsys.readouterr().err
 
 
 def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
@@ -249,11 +341,14 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
 
 def test_a_kernel_that_spills_or_moves_too_much_is_a_fault() -> None:
     kernels = pytest.importorskip("benchmarks.gpu.kernels")
-    good = kernels.Kernel("ciou", "one_pass_kernel", 90, 80, 0, 48.0, 48.0, 600.0, 1.0)
-    assert kernels.faults([good, good._replace(spilled=8), good._replace(moved=60.0)]) == [
+    good = kernels.Kernel("ciou", "one_pass_kernel", 90, 80, 0, 48.0, 48.0, 600.0, 16, 1.0)
+    bad = [
         good._replace(spilled=8),
         good._replace(moved=60.0),
+        good._replace(work="mean CIoU, rows, float32", widest=4),
+        good._replace(name="scores_kernel", widest=8),
     ]
+    assert kernels.faults([good, *bad, good._replace(name="scores_kernel", moved=60.0)]) == bad
     ptx = """
     @%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
     @%p1 ld.global.v2.b16 { %rs1, %rs2 }, [ %rd2 + 0 ];
@@ -262,4 +357,4 @@ def test_a_kernel_that_spills_or_moves_too_much_is_a_fault() -> None:
     @%p3 st.global.b32 [ %rd5 + 0 ], { %r8 };
     @%p4 ld.global.cg.b32 { %r9 }, [ %rd6 + 0 ];
     """
-    assert kernels.bytes_of_a_thread(ptx) == (16 + 4, 4)
+    assert list(kernels.accesses_of_a_thread(ptx)) == [("ld", 16), ("ld", 4), ("st", 4)]

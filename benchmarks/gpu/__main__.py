@@ -2,76 +2,149 @@
 
     python -m benchmarks.gpu --minutes 8 --out FOLDER     all of it, on a GPU
     python -m benchmarks.gpu --rehearse --out FOLDER      the same code on tiny sizes, without a GPU
-    python -m benchmarks.gpu --only fast --out FOLDER     one section
+    python -m benchmarks.gpu --only fast --out FOLDER     one section; what FOLDER has of others stays
     python -m benchmarks.gpu --keep FOLDER                take the results of a run into benchmarks/results
 
-Results are in FOLDER/gpu.jsonl and FOLDER/gpu.md from the first step on. Exit code: 0 if nothing failed.
+Results are in FOLDER/gpu.jsonl and FOLDER/gpu.md from the first step on; those of an earlier run are renamed.
+Exit code: 0 if nothing failed, 1 if something did, 2 for wrong arguments or without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 
-from .report import ENDED, FAILED, PAGE, RECORDS, STARTED, Record, Report, add, failures, read
+from .keeping import keep
+from .report import (
+    ENDED,
+    FAILED,
+    LEFT_OUT,
+    OK,
+    PAGE,
+    RECORDS,
+    STARTED,
+    Record,
+    Report,
+    add,
+    read,
+    set_aside,
+)
 from .sections import SECTIONS
 
 GRACE = 5.0
 """Seconds that a section has to end by itself once its time is over."""
 
-RESULTS = Path(__file__).parents[1] / "results"
-
 NO_GPU = 2
 """Exit code where there is none."""
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(SystemExit):
+    """A signal has asked the run to end."""
+
 
 def main() -> int:
-    options = arguments()
+    parser = arguments()
+    options = parser.parse_args()
     if options.keep:
-        return keep(options.keep, RESULTS)
-    options.out.mkdir(parents=True, exist_ok=True)
+        return keep(options.keep)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / RECORDS).open("a").close()
+    except OSError as error:
+        parser.error(f"--out: {error}")
     if options.section:
         return carry_out(options.section, options)
-    (options.out / RECORDS).unlink(missing_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    end = time.monotonic() + 60 * options.minutes
+    with only_run_in(options.out) as alone:
+        if not alone:
+            parser.error(f"--out: another run writes to {options.out}")
+        return run_all(options)
+
+
+def run_all(options: argparse.Namespace) -> int:
+    """All chosen sections, and a last line that counts their steps."""
     chosen = [name for name in SECTIONS if not options.only or name in options.only]
-    for number, name in enumerate(chosen):
-        later = sum(SECTIONS[other].share for other in chosen[number:])
-        seconds = (end - time.monotonic() - GRACE) * SECTIONS[name].share / later
-        if run(name, max(seconds, 1.0), options) == NO_GPU:
-            return NO_GPU
-    wrong = failures(read(options.out))
-    print(f"{len(wrong)} failed: {options.out / 'gpu.md'}")
-    return 1 if wrong else 0
+    set_aside(options.out, chosen, options.rehearse)
+    for number in STOPPING:
+        signal.signal(number, stop)
+    end = time.monotonic() + 60 * options.minutes
+    try:
+        for place, name in enumerate(chosen):
+            later = sum(SECTIONS[other].share for other in chosen[place:])
+            seconds = (end - time.monotonic() - GRACE) * SECTIONS[name].share / later
+            if run(name, max(seconds, 1.0), options) == NO_GPU:
+                return NO_GPU
+    except Stopped as stopped:
+        print(f"stopped; what was measured is in {options.out / PAGE}")
+        return int(str(stopped.code))
+    records = [record for record in read(options.out) if record.section in chosen]
+    counts = {
+        outcome: sum(record.outcome == outcome for record in records) for outcome in (OK, FAILED, LEFT_OUT)
+    }
+    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) + f": {options.out / PAGE}")
+    return 1 if counts[FAILED] else 0
 
 
-def arguments() -> argparse.Namespace:
+def stop(number: int, frame: FrameType | None) -> None:
+    """End the run at a signal."""
+    raise Stopped(128 + number)
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[bool]:
+    """Whether no other run writes to a folder while this one does."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield True
+        return
+    with open(folder / RECORDS, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def minutes(text: str) -> float:
+    """A number of minutes above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number of minutes above 0")
+    return value
+
+
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all sections together (default: 8)")
+    parser.add_argument("--minutes", type=minutes, default=8.0, help="for all sections together (default: 8)")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="folder to write to")
     where.add_argument("--keep", type=Path, help="folder of a run on a GPU whose results are to be kept")
-    parser.add_argument("--only", nargs="*", choices=SECTIONS, help="sections to run; by default all")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to run; by default all")
     parser.add_argument(
         "--rehearse", action="store_true", help="on the CPU, in Triton's interpreter, with tiny sizes"
     )
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
 
 
 def run(name: str, seconds: float, options: argparse.Namespace) -> int | None:
@@ -87,50 +160,59 @@ def run(name: str, seconds: float, options: argparse.Namespace) -> int | None:
         why = "" if code in (0, NO_GPU) else f"the section's process ended with code {code}"
     except subprocess.TimeoutExpired:
         why = f"cut off after {seconds + GRACE:.0f} s"
+    except Stopped:
+        why = "stopped by a signal"
+        raise
     finally:
-        kill_group(child)
-    if why:
-        add(options.out, Record(name, "the section", FAILED, detail=why))
-    taken = time.monotonic() - began
-    add(options.out, Record(name, "the section", ENDED, round(taken, 1), {"of": round(seconds, 1)}))
+        kill_all(child)
+        if why:
+            add(options.out, Record(name, "the section", FAILED, detail=why))
+        taken = time.monotonic() - began
+        add(options.out, Record(name, "the section", ENDED, round(taken, 1), {"of": round(seconds, 1)}))
     return code
 
 
-def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """End a section's process and what it has started."""
+def kill_all(child: subprocess.Popen[bytes]) -> None:
+    """End a section's process and all that descends from it, in whatever session; torchrun makes new ones."""
+    for pid in (*descendants(child.pid), child.pid):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
-def keep(folder: Path, results: Path) -> int:
-    """Take the page and the records of a run on a GPU into the results, and its rows into theirs."""
-    from ..picture import draw
-    from ..report import markdown
-    from ..rows import merge
-    from .page import rows_of
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs, where /proc tells."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # After the name, which is in brackets and may hold anything: state, parent.
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found[1:]
 
-    rows = [row for row in rows_of(read(folder)) if row.device == "cuda"]
-    if not rows:
-        print(f"--keep: {folder / RECORDS} has no row that was measured on a GPU", file=sys.stderr)
-        return 2
-    for name in (RECORDS, PAGE):
-        shutil.copyfile(folder / name, results / name)
-    merged = merge(rows, results / "losses.json")
-    (results / "losses.md").write_text(markdown(merged))
-    draw(rows, results / "scaling-cuda.png")
-    return 0
+
+def end_with_parent() -> None:
+    """On Linux, end this process when the one that started it is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def carry_out(name: str, options: argparse.Namespace) -> int:
     """What the process of a section does."""
+    end_with_parent()
     from ..machine import describe
     from .device import NoGpuError, open_device
 
     report = Report(options.out, name, options.seconds)
     try:
         device = open_device(options.rehearse)
-        report.add(Record(name, "the section", STARTED, figures=describe(device.torch)))
+        figures = describe(device.torch) | {"rehearsal": options.rehearse}
+        report.add(Record(name, "the section", STARTED, figures=figures))
         import_module(f"benchmarks.gpu.{name}").main(device, report)
     except NoGpuError as error:
         report.add(Record(name, "the section", FAILED, detail=str(error)))

@@ -20,7 +20,7 @@ EDGES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "inverted target": ((0.5, 0.0, 1.25, 0.75), (1.0, 1.0, 0.25, 0.25)),
     "far from the origin": ((1000.0, 1000.0, 1001.0, 1000.5), (1000.25, 1000.0, 1001.5, 1001.0)),
 }
-"""xyxy pairs that losses go wrong on, in numbers that every dtype holds."""
+"""xyxy pairs that losses go wrong on, in values that every dtype holds."""
 
 SCALES = (1.0, 2.0**-7, 2.0**6)
 """What the edge cases are multiplied by: float16 still holds them."""
@@ -48,10 +48,10 @@ def some_pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def wild_pairs(count: int, device: torch.device, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Boxes whose numbers are any finite float32, each bit drawn by itself; ties and points among them.
+    """Boxes of arbitrary finite float32 values, each bit drawn at random; ties and points among them.
 
     One in eight targets is its prediction, one in eight predictions a point, one in eight targets lies beside
-    its prediction, and one pair in eight has numbers of about one size.
+    its prediction, and one pair in eight has values of about one size.
     """
     generator = torch.Generator(device).manual_seed(seed)
     bits = torch.randint(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..measuring import calls_of_gpu
 from .report import LeftOutError
 
 T = TypeVar("T")
@@ -81,6 +83,10 @@ class Cuda:
             raise LeftOutError("the profiler sees no kernel on this machine")
         return names
 
+    def calls(self, step: Step) -> tuple[int, int]:
+        """Launches of a step, and how often it waited for the GPU."""
+        return calls_of_gpu(step)
+
     def captured(self, step: Step) -> Step:
         """What replays a step, captured in a CUDA graph after three runs on a stream of its own."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -94,13 +100,16 @@ class Cuda:
             step()
         return graph.replay
 
-    @contextmanager
-    def own_stream(self) -> Iterator[None]:
-        """A new stream while entered, which begins after the work so far."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            yield
+    def streams(self, number: int) -> list[Callable[[], AbstractContextManager[None]]]:
+        """Streams to enter, again and again; each begins after the work so far."""
+        made = [torch.cuda.Stream() for _ in range(number)]  # type: ignore[no-untyped-call]
+        for stream in made:
+            stream.wait_stream(torch.cuda.current_stream())
+        return [partial(torch.cuda.stream, stream) for stream in made]
+
+    def hold(self) -> None:
+        """Keep the current stream busy for some milliseconds, so that what is launched queues up."""
+        torch.cuda._sleep(10_000_000)  # type: ignore[no-untyped-call]
 
     def at_once(self, works: Sequence[Callable[[], T]]) -> list[T]:
         """What several functions return, each run in a thread of its own."""
@@ -195,13 +204,18 @@ class StandIn(Cuda):
         names: list[str] = operators.names
         return names
 
+    def calls(self, step: Step) -> tuple[int, int]:
+        return len(self.launches(step)), 0
+
     def captured(self, step: Step) -> Step:
         step()
         return step
 
-    @contextmanager
-    def own_stream(self) -> Iterator[None]:
-        yield
+    def streams(self, number: int) -> list[Callable[[], AbstractContextManager[None]]]:
+        return [nullcontext] * number
+
+    def hold(self) -> None:
+        pass
 
     def at_once(self, works: Sequence[Callable[[], T]]) -> list[T]:
         # Triton's interpreter serves one thread.

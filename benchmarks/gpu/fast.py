@@ -28,21 +28,19 @@ from ..measuring import (
     BYTES_A_PAIR,
     TOLERANCE,
     Work,
-    calls_of_gpu,
     copy_bandwidth,
     disagreement,
     in_turns,
-    peak_on_gpu,
     spread,
 )
 from ..providers import TEXTBOOK, TORCHVISION, Provider, ours
 from ..rows import Row
 from .device import Cuda, open_device
 from .page import ROW
-from .report import Figures, Record, Report
+from .report import LEFT_OUT, OK, Figures, Record, Report
 
 FEW = 8_400
-"""Up to so many pairs are few."""
+"""At most this many pairs count as few."""
 
 BLOCKS, WARPS = (256, 512, 1024, 2048), (2, 4, 8)
 """Pairs a program, and warps that share them, to be tried."""
@@ -53,7 +51,7 @@ def main(device: Cuda, report: Report) -> None:
     compiling = compile_beforehand(device, folder)
     for layout in ("rows", "planes"):
         report.step(f"block sizes, {layout}", partial(sweep, device, layout))
-    report.step("torch.compile beforehand", partial(wait_for, compiling, 0.4 * report.seconds))
+    report.step("torch.compile beforehand", partial(wait_for, compiling, 0.4 * report.seconds, folder))
     bandwidth = copy_bandwidth(device.torch, device.pick(1024, 1))
     for few in (True, False):
         torch._dynamo.reset()
@@ -71,12 +69,13 @@ def main(device: Cuda, report: Report) -> None:
 
 def providers(device: Cuda) -> dict[str, Provider]:
     """Who is measured, by the names of `benchmarks.aims`."""
-    others = {"torchvision": TORCHVISION, "textbook": TEXTBOOK}
+    others = {"torchvision": TORCHVISION, "textbook": TEXTBOOK} if TORCHVISION else {"textbook": TEXTBOOK}
     compiled = {
         f"{name}, torch.compile": other.compiled(dynamic=True, backend=device.pick("inductor", "eager"))
         for name, other in others.items()
     }
-    return {"torchvision": TORCHVISION, **compiled, "boxreg auto": ours(device.backend, device.torch)}
+    plain = {"torchvision": TORCHVISION} if TORCHVISION else {}
+    return {**plain, **compiled, "boxreg auto": ours(device.backend, device.torch)}
 
 
 def cases(device: Cuda, few: bool) -> Iterator[Case]:
@@ -98,7 +97,8 @@ def compile_beforehand(device: Cuda, folder: Path) -> list[subprocess.Popen[byte
             environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / str(few))}
             environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
             command += ["--rehearse"] if device.rehearsal else []
-            started.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+            with open(folder / f"{few}-{number}.log", "w") as log:
+                started.append(subprocess.Popen(command, env=environment, stderr=log))
     return started
 
 
@@ -116,7 +116,7 @@ def compile_here(device: Cuda, few: bool, number: int) -> None:
     device.synchronize()
 
 
-def wait_for(processes: list[subprocess.Popen[bytes]], seconds: float) -> Figures:
+def wait_for(processes: list[subprocess.Popen[bytes]], seconds: float, folder: Path) -> Figures:
     """Wait until all have ended; those that take longer are ended, and their work is done again later."""
     end = time.monotonic() + seconds
     codes = []
@@ -126,12 +126,15 @@ def wait_for(processes: list[subprocess.Popen[bytes]], seconds: float) -> Figure
         except subprocess.TimeoutExpired:
             process.kill()
             codes.append(process.wait())
+    errors = [
+        line for log in folder.glob("*.log") for line in log.read_text().splitlines() if "Error" in line
+    ]
+    assert not any(code > 0 for code in codes), f"exit codes {codes}; {errors[-1:]}"
     return {"processes": len(codes), "done": codes.count(0)}
 
 
 def measure(device: Cuda, report: Report, case: Case, able: dict[str, Provider], bandwidth: float) -> Figures:
     """A row for each provider; none has a time that disagrees with the textbook's formula in float64."""
-    works: dict[str, Work] = {}
     rows = [
         Row(
             case.name,
@@ -146,17 +149,7 @@ def measure(device: Cuda, report: Report, case: Case, able: dict[str, Provider],
         for name, provider in able.items()
         if getattr(provider, case.job) is not None
     ]
-    for row in rows:
-        work = Work(able[row.provider], case, device.torch)
-        try:
-            row.disagreement = disagreement(work)
-        except Exception as error:
-            row.why_not = f"cannot run: {type(error).__name__}: {error}"[:200]
-            continue
-        if row.disagreement <= TOLERANCE:
-            works[row.provider] = work
-        else:
-            row.why_not = f"disagrees with the textbook by {row.disagreement:.1g}"
+    works = {row.provider: work for row in rows if (work := agreeing(device, row, case, able)) is not None}
     steps: dict[str, Callable[[], object]] = {name: work.step for name, work in works.items()}
     taken = in_turns(steps, device.torch, device.pick(min(1.0, report.left / 20), 0.0))
     base = spread(taken["torchvision"])[0] if "torchvision" in taken else None
@@ -165,18 +158,26 @@ def measure(device: Cuda, report: Report, case: Case, able: dict[str, Provider],
             fill_in(device, row, works[row.provider], taken[row.provider])
             assert row.median_us is not None
             row.times_torchvision = base and 1e6 * base / row.median_us
-        report.add(
-            Record(
-                report.section,
-                f"{ROW}{row.provider}, {case.name}, {case.pairs:,}, {case.layout}",
-                "ok",
-                0.0,
-                asdict(row),
-            )
-        )
+        name = f"{ROW}{row.provider}, {case.name}, {case.pairs:,}, {case.layout}"
+        outcome = OK if row.why_not is None else LEFT_OUT
+        report.add(Record(report.section, name, outcome, 0.0, asdict(row), row.why_not or ""))
     mine = next(row for row in rows if row.provider == "boxreg auto")
     assert mine.why_not is None, mine.why_not
     return {"us": mine.median_us, "times torchvision": mine.times_torchvision}
+
+
+def agreeing(device: Cuda, row: Row, case: Case, able: dict[str, Provider]) -> Work | None:
+    """A provider's share of a case; None, and the row says why, if it cannot run or disagrees."""
+    try:
+        work = Work(able[row.provider], case, device.torch)
+        row.disagreement = disagreement(work)
+    except Exception as error:
+        row.why_not = f"cannot run: {type(error).__name__}: {error}"[:200]
+        return None
+    if row.disagreement <= TOLERANCE:
+        return work
+    row.why_not = f"disagrees with the textbook by {row.disagreement:.1g}"
+    return None
 
 
 def fill_in(device: Cuda, row: Row, work: Work, seconds: list[float]) -> None:
@@ -185,10 +186,10 @@ def fill_in(device: Cuda, row: Row, work: Work, seconds: list[float]) -> None:
     row.median_us, row.p20_us, row.p80_us = (1e6 * figure for figure in spread(seconds))
     if row.job == "loss":
         row.share_of_bandwidth = BYTES_A_PAIR * row.pairs / (row.median_us / 1e6) / row.copy_bytes_per_s
-    if not device.rehearsal:
-        row.peak_bytes = peak_on_gpu(work, device.torch)
-        if row.provider == "boxreg auto" or row.pairs <= 64:
-            row.launches, row.synchronisations = calls_of_gpu(work.step)
+    # Without the gradient, which the step leaves behind.
+    row.peak_bytes = device.peak_bytes(work.step) - work.pred.nbytes * work.pred.requires_grad
+    if row.provider == "boxreg auto" or row.pairs <= 64:
+        row.launches, row.synchronisations = device.calls(work.step)
 
 
 def host_time(device: Cuda, able: dict[str, Provider]) -> Figures:
@@ -219,7 +220,7 @@ def graph_time(device: Cuda) -> Figures:
 
 
 def often(step: Callable[[], object], times: int) -> None:
-    """A step so many times in a row."""
+    """A step, several times in a row."""
     for _ in range(times):
         step()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from ..aims import AIMS
 from ..rows import Row
@@ -16,7 +17,7 @@ CASE = "case: "
 """How the names of records start that hold a case of `right_cases.py`."""
 
 INTRODUCTION = """\
-# On a GPU
+# Measured on a GPU
 
 Written by `python -m benchmarks.gpu`, section by section. What failed stands at the top of its section, with
 its traceback."""
@@ -35,7 +36,11 @@ def machine(records: Sequence[Record]) -> Iterator[str]:
     """What the first section ran on."""
     for record in records:
         if record.outcome == STARTED:
-            yield from ("", ", ".join(in_words(record.figures)) + ".")
+            if record.figures.get("rehearsal"):
+                yield from ("", "**A rehearsal on the CPU: no figure below means anything.**")
+            named = {name: record.figures[name] for name in ("gpu",) if name in record.figures}
+            others = {name: value for name, value in record.figures.items() if name != "rehearsal"}
+            yield from ("", ", ".join(in_words({**named, **others})) + ".")
             return
 
 
@@ -43,7 +48,7 @@ def overview(records: Sequence[Record]) -> Iterator[str]:
     """A line for each section: how it ended, and how long it took."""
     yield from ("", "| section | steps ok | failed | left out | seconds | of |", "|---|---|---|---|---|---|")
     for name, section in SECTIONS.items():
-        own = [record for record in records if record.section == name]
+        own = [r for r in records if r.section == name and not r.name.startswith(ROW)]
         counts = [sum(record.outcome == outcome for record in own) for outcome in (OK, FAILED, LEFT_OUT)]
         ended = [record for record in own if record.outcome == ENDED]
         taken = f"{ended[-1].seconds:.0f}" if ended else "under way" if own else "not run"
@@ -65,21 +70,26 @@ def body(records: Sequence[Record]) -> Iterator[str]:
     cases = [record for record in well if record.name.startswith(CASE)]
     if cases:
         yield from case_table(cases)
-    yield from steps([record for record in well if record not in cases])
-    left_out = [record for record in records if record.outcome == LEFT_OUT]
+    others = [record for record in well if record not in cases]
+    # Processes that share the checks end them in any order.
+    yield from steps(sorted(others, key=lambda record: record.name) if cases else others)
+    left_out = [r for r in records if r.outcome == LEFT_OUT and not r.name.startswith(ROW)]
     if left_out:
         yield from ("", "Left out:", "", *(f"- {record.name}: {record.detail}" for record in left_out))
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
     """The rows of benchmarks that records hold."""
-    return [Row(**record.figures) for record in records if record.name.startswith(ROW) and record.figures]
+    known = {field.name for field in fields(Row)}
+    own = [record.figures for record in records if record.name.startswith(ROW)]
+    # Those of another version are passed over.
+    return [Row(**figures) for figures in own if set(figures) == known]
 
 
 def case_table(records: Sequence[Record]) -> Iterator[str]:
     """The cases of the kernels, a line for each loss: the largest error and the time to compile."""
     yield from (
-        "| loss | cases | largest error, allowed is 1 | kernels compiled | seconds |",
+        "| loss | cases | largest error, allowed is 1 | kernels compiled | compile s |",
         "|---|---|---|---|---|",
     )
     kinds = [record.name.removeprefix(CASE).split()[0] for record in records]
@@ -109,4 +119,5 @@ def steps(records: Sequence[Record]) -> Iterator[str]:
     if records:
         yield from ("| step | seconds | figures |", "|---|---|---|")
     for record in records:
-        yield f"| {record.name} | {record.seconds:.1f} | {', '.join(in_words(record.figures))} |"
+        figures = ", ".join(in_words(record.figures)).replace("|", "\\|")
+        yield f"| {record.name} | {record.seconds:.1f} | {figures} |"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +89,46 @@ class Report:
 
 
 def add(folder: Path, record: Record) -> None:
-    """Append a record to a folder's, make the page anew and print a line."""
-    line = json.dumps(asdict(record)) + "\n"
-    with open(folder / RECORDS, "a") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-    write_page(folder)
+    """Append a record to a folder's, make the page anew and print a line; none of it ends the run."""
+    with contextlib.suppress(OSError):  # nobody reads what is printed any more
+        print(in_a_line(record), flush=True)
+    try:
+        with open(folder / RECORDS, "a") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        write_page(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            print(f"{folder}: {error}; not written: {json.dumps(asdict(record))}", file=sys.stderr)
+
+
+def in_a_line(record: Record) -> str:
+    """A record as it is printed."""
     shown = {"us": record.figures["median_us"]} if "median_us" in record.figures else record.figures
-    figures = ", ".join(in_words(shown))
     last = record.detail.strip().splitlines()[-1:]
-    parts = [f"{record.section}: {record.name}: {record.outcome}", f"{record.seconds:.1f} s", figures, *last]
-    print("  ".join(part for part in parts if part), flush=True)
+    parts = [f"{record.section}: {record.name}: {record.outcome}", f"{record.seconds:.1f} s"]
+    return "  ".join(part for part in (*parts, ", ".join(in_words(shown)), *last) if part)
+
+
+def set_aside(folder: Path, sections: Sequence[str], rehearsal: bool) -> None:
+    """Rename the records and the page of an earlier run, but go on with those of its other sections."""
+    before = read(folder)
+    if not before:
+        return
+    number = next(n for n in count(1) if not (folder / f"gpu-{n}.jsonl").exists())
+    for name in (RECORDS, PAGE):
+        if (folder / name).exists():
+            # A copy, so that whoever has the file open, and locked, keeps it.
+            shutil.copyfile(folder / name, folder / name.replace("gpu", f"gpu-{number}"))
+    (folder / RECORDS).write_text("")
+    print(f"an earlier run is now {folder / f'gpu-{number}.md'}", flush=True)
+    same_kind = all(
+        record.figures.get("rehearsal") == rehearsal for record in before if record.outcome == STARTED
+    )
+    for record in before:
+        if same_kind and record.section not in sections:
+            add(folder, record)
 
 
 def read(folder: Path) -> list[Record]:

@@ -1,7 +1,7 @@
 """Right? Every kernel against eager in float64, on the same boxes.
 
 Compiling is what costs time here, so many processes share the cases. One that an error of a kernel has
-spoilt, or that dies, is started again behind the case that did it.
+broken, or that dies, is replaced by one that goes on with the next case.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .right_cases import CASES, check
 from .right_others import ALONE, OTHERS
 
 SECTION = "right"
-SPOILT = 3
-"""Exit code of a process that an error of a kernel has spoilt."""
+BROKEN = 3
+"""Exit code of a process that an error of a kernel has broken."""
 
 Task = tuple[str, Callable[[Cuda], Figures]]
 
@@ -70,21 +70,21 @@ def work_off(command: list[str], place: int, workers: int, count: int, found: qu
         assert child.stdout is not None
         name = ""
         for line in child.stdout:
-            told = json.loads(line)
-            if "begins" in told:
-                place, name = told["begins"], told["name"]
+            message = json.loads(line)
+            if "begins" in message:
+                place, name = message["begins"], message["name"]
             else:
-                found.put(Record(**told))
+                found.put(Record(**message))
                 name = ""
         code = child.wait()
-        if name or code not in (0, SPOILT):
+        if name or code not in (0, BROKEN):
             detail = f"the process ended with code {code}"
             found.put(Record(SECTION, name or f"the task after number {place}", FAILED, detail=detail))
         place = count if code == 0 else place + workers
 
 
 def worker() -> int:
-    """What such a process does: the tasks from a place on, in steps, each told in a line."""
+    """What such a process does: the tasks from a place on, in steps, each message in a line."""
     place, workers = map(int, sys.argv[-2:])
     rehearsal = "--rehearse" in sys.argv
     torch.set_num_threads(1)
@@ -92,16 +92,16 @@ def worker() -> int:
     for number in range(place, len(every), workers):
         name, work = every[number]
         say({"begins": number, "name": name})
-        record, spoilt = carry_out(device, name, work)
+        record, broken = carry_out(device, name, work)
         say(asdict(record))
-        if spoilt:
-            return SPOILT
+        if broken:
+            return BROKEN
     return 0
 
 
 def carry_out(device: Cuda, name: str, work: Callable[[Cuda], Figures]) -> tuple[Record, bool]:
     """A task, what came of it, and whether the process can go on."""
-    began, figures, outcome, detail, spoilt = time.perf_counter(), {}, OK, "", False
+    began, figures, outcome, detail, broken = time.perf_counter(), {}, OK, "", False
     with CompileTimes() as compiled:
         try:
             figures = dict(work(device))
@@ -110,9 +110,9 @@ def carry_out(device: Cuda, name: str, work: Callable[[Cuda], Figures]) -> tuple
             outcome, detail = LEFT_OUT, str(error)
         except Exception:
             outcome, detail = FAILED, traceback.format_exc()
-            spoilt = not usable(device)
+            broken = not usable(device)
     seconds = round(time.perf_counter() - began, 3)
-    return Record(SECTION, name, outcome, seconds, figures | compiled.figures(), detail), spoilt
+    return Record(SECTION, name, outcome, seconds, figures | compiled.figures(), detail), broken
 
 
 def usable(device: Cuda) -> bool:
@@ -125,8 +125,8 @@ def usable(device: Cuda) -> bool:
     return True
 
 
-def say(told: dict[str, object]) -> None:
-    print(json.dumps(told), flush=True)
+def say(message: dict[str, object]) -> None:
+    print(json.dumps(message), flush=True)
 
 
 if __name__ == "__main__":

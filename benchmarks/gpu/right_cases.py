@@ -51,7 +51,7 @@ SHAPE, TINY_SHAPE = (2, len(ANCHORS), 17, 23), (2, len(ANCHORS), 5, 7)
 
 EPS = torch.finfo(torch.float32).eps
 TOLERANCE = 128 * EPS
-"""How far a loss may be off, of 1, and a gradient, of the largest slope of its box."""
+"""The largest error of a loss, relative to 1, and of a gradient, relative to the largest of its box."""
 
 
 class Case(NamedTuple):
@@ -209,7 +209,7 @@ def results(
 
 
 def condition(case: Case, pred: Tensor, target: Tensor) -> Tensor:
-    """By how much the rounding of a coordinate is enlarged in the lengths that are made of it.
+    """How much the rounding error of a coordinate grows, relative to the shortest length computed from it.
 
     The largest coordinate of a pair over its shortest length: a side of either box or of their intersection.
     Corners that are given are exact, so that their differences are, too.
@@ -254,9 +254,10 @@ def gradient_error(found: Tensor, expected: Tensor, loose: Tensor, axis: int) ->
 
 
 def largest(found: Tensor, expected: Tensor, allowed: Tensor) -> float:
-    """The largest difference, of what is allowed; infinite where one is NaN and the other is not."""
+    """The largest difference, relative to what is allowed; infinite where one is NaN or infinite alone."""
     apart = ((found - expected).abs() / allowed).nan_to_num(0.0)
-    return float(torch.where(found.isfinite() != expected.isfinite(), torch.inf, apart).max())
+    wrong = (found.isnan() != expected.isnan()) | (found.isinf() != expected.isinf())
+    return float(torch.where(wrong, torch.inf, apart).max())
 
 
 def typical(gradient: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ Check = Callable[[Cuda], Figures]
 
 
 def held_against(
-    device: Cuda, function: Callable[..., Tensor], inputs: list[Tensor], among: float = 1.0, **options: Any
+    device: Cuda, function: Callable[..., Tensor], inputs: list[Tensor], slack: float = 1.0, **options: Any
 ) -> Figures:
     """A function of float64 inputs, computed on the device in three dtypes, against itself in float64.
 
@@ -32,7 +32,7 @@ def held_against(
         device: where it is computed.
         function: of the inputs; gets `backend`, if `options` has one, which for float64 is eager.
         inputs: float64 tensors, each of which needs a gradient.
-        among: how many times more than the usual rounding is allowed.
+        slack: how many times the usual rounding error is allowed.
         **options: for the function.
     """
     worst = 0.0
@@ -47,7 +47,7 @@ def held_against(
         upstream = upstream.to(device.torch)
         gradients = torch.autograd.grad(found, leaves, upstream.to(found.dtype))
         exactly = torch.autograd.grad(expected, exact, upstream.to(found.dtype).double())
-        loose = torch.full_like(expected.detach(), among)
+        loose = torch.full_like(expected.detach(), slack)
         worst = max(
             worst,
             loss_error(found.detach(), expected.detach(), loose + torch.finfo(found.dtype).eps / EPS / 64),
@@ -55,7 +55,7 @@ def held_against(
         for gradient, reference in zip(gradients, exactly, strict=True):
             # Of all, since a gradient here may be summed over many boxes.
             unit = reference.abs().amax() * torch.ones_like(reference)
-            allowed = (among * TOLERANCE + 2 * torch.finfo(dtype).eps) * unit
+            allowed = (slack * TOLERANCE + 2 * torch.finfo(dtype).eps) * unit
             worst = max(worst, largest(gradient.double(), reference, allowed))
     assert worst <= 1, f"off by {worst:.3g} times what is allowed"
     return {"error": round(worst, 3)}
@@ -67,15 +67,13 @@ def pairwise(kind: str, fmt: str, device: Cuda) -> Figures:
     generator = torch.Generator().manual_seed(4)
     a, b = (convert(upright(2 * n, generator).view(2, n, 4), "xyxy", fmt) for n in (rows, columns))
     scores = partial(functional.pairwise_box_iou, kind=kind, fmt=fmt, **PARAMETERS.get(kind, {}))
-    return held_against(device, scores, [a, b], among=2.0, backend="triton")
+    return held_against(device, scores, [a, b], slack=2.0, backend="triton")
 
 
 def rotated(name: str, options: dict[str, Any], device: Cuda) -> Figures:
     """A loss of rotated boxes."""
-    pred, target = pairs = rotated_boxes(device.pick(2000, 50))
-    assert pred.shape == target.shape
-    # Angles of half dtypes are coarse: what counts is the same input on both sides.
-    return held_against(device, partial(getattr(F, name), **options), list(pairs), among=8.0)
+    pairs = rotated_boxes(device.pick(2000, 50))
+    return held_against(device, partial(getattr(F, name), **options), list(pairs), slack=8.0)
 
 
 def rotated_boxes(count: int) -> tuple[Tensor, Tensor]:
@@ -102,7 +100,7 @@ def dfl(device: Cuda) -> Figures:
     def loss(logits: Tensor) -> Tensor:
         return F.dfl_loss(logits, target.to(logits), dim=2)
 
-    return held_against(device, loss, [logits], among=2.0)
+    return held_against(device, loss, [logits], slack=2.0)
 
 
 def dfl_expectation(device: Cuda) -> Figures:
@@ -110,7 +108,7 @@ def dfl_expectation(device: Cuda) -> Figures:
     generator = torch.Generator().manual_seed(7)
     shape = device.pick((2, 4, 16, 20, 20), (2, 4, 16, 2, 3))
     logits = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return held_against(device, partial(F.dfl_integral, dim=2), [logits], among=16.0)
+    return held_against(device, partial(F.dfl_integral, dim=2), [logits], slack=16.0)
 
 
 def weighted_by_fit(device: Cuda) -> Figures:
@@ -123,7 +121,7 @@ def weighted_by_fit(device: Cuda) -> Figures:
         wise = F.wiou_loss(pred, target, weighting=WiseWeighting().to(pred.device), **options)
         return focal + wise
 
-    return held_against(device, loss, [pred, target], among=8.0, backend="triton")
+    return held_against(device, loss, [pred, target], slack=8.0, backend="triton")
 
 
 def overlapping(count: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +140,7 @@ def box_loss(device: Cuda) -> Figures:
         total: Tensor = BoxLoss()(pred, target, normalizer=normalizer).total
         return total
 
-    return held_against(device, loss, [pred, target], among=8.0)
+    return held_against(device, loss, [pred, target], slack=8.0)
 
 
 def decoded_outside(device: Cuda) -> Figures:
@@ -162,7 +160,7 @@ def decoded_outside(device: Cuda) -> Figures:
             0.2 * raw[:, :4], target, decoder=deltas, **options
         )
 
-    return held_against(device, loss, [raw], among=16.0, backend="triton")
+    return held_against(device, loss, [raw], slack=16.0, backend="triton")
 
 
 def wild(kind: str, device: Cuda) -> Figures:
@@ -257,11 +255,10 @@ def not_finite_upstream(device: Cuda) -> Figures:
 
 
 def addressing(layout: str, device: Cuda) -> Figures:
-    """More numbers than 32 bits count: the last boxes have the loss and gradient of the first."""
+    """More elements than 32 bits count: the last boxes have the loss and gradient of the first."""
     block = device.pick(1_000_000, 500)
-    wanted = device.pick(720_000_000, 2_000)  # three planes of so many are beyond 2^31 numbers
+    count = device.pick(720_000_000, 2_000)  # three planes are more than 2^31 elements
     free, a_pair = device.free_bytes(), 60
-    count = wanted if wanted * a_pair < free else device.pick(150_000_000, 2_000)
     if count * a_pair > free:
         raise LeftOutError(f"{count * a_pair / 2**30:.0f} GiB are needed, {free / 2**30:.0f} GiB are free")
     first = [side.to(device.torch, torch.float16) for side in overlapping(block)]
@@ -276,7 +273,7 @@ def addressing(layout: str, device: Cuda) -> Figures:
     (gradients,) = torch.autograd.grad(losses.sum(), many[0])
     last = gradients[0, :, -block:].t() if layout == "planes" else gradients[-block:]
     assert torch.equal(last, gradient), "the last gradients are others"
-    return {"numbers": 4 * count}
+    return {"elements": 4 * count}
 
 
 def repeated(boxes: Tensor, times: int, layout: str) -> Tensor:

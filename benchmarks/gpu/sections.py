@@ -10,7 +10,7 @@ class Section(NamedTuple):
 
     title: str
     share: float
-    """Of the time that is left to it and the sections after it, by weight."""
+    """Weight by which the remaining time is divided among it and the sections after it."""
 
 
 SECTIONS = {

@@ -1,4 +1,4 @@
-"""No waiting, few launches: what a step asks of the GPU, and who may follow it there."""
+"""No waiting, few launches: what a step asks of the GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Leaves = tuple[Tensor, ...]
 Loss = Callable[..., Tensor]
 
 MOST_LAUNCHES = 2
-"""Of forward and backward together: the kernel, and the product with the upstream gradient."""
+"""Forward and backward together: the kernel, and the product with the upstream gradient."""
 
 
 def main(device: Cuda, report: Report) -> None:
@@ -63,7 +63,7 @@ def steps(device: Cuda) -> dict[str, tuple[Loss, Leaves]]:
     generator = torch.Generator().manual_seed(0)
     p, t = (upright(count, generator).float().to(device.torch) for _ in range(2))
     centred = convert(t, "xyxy", "cxcywh")
-    half, brain = t.half(), t.bfloat16()
+    half, bfloat = t.half(), t.bfloat16()
     weight = (torch.arange(count, device=device.torch) % 3).float()
     positives = torch.full((), 100.0, device=device.torch)
     rows, cols = device.pick((80, 105), (6, 10))
@@ -86,7 +86,7 @@ def steps(device: Cuda) -> dict[str, tuple[Loss, Leaves]]:
     return {
         "float32": (lambda p: F.ciou_loss(p, t, **mean), (p,)),
         "float16": (lambda p: F.ciou_loss(p, half, **mean), (p.half(),)),
-        "bfloat16": (lambda p: F.ciou_loss(p, brain, **mean), (p.bfloat16(),)),
+        "bfloat16": (lambda p: F.ciou_loss(p, bfloat, **mean), (p.bfloat16(),)),
         "sum": (lambda p: F.giou_loss(p, t, reduction="sum", **backend), (p,)),
         "none": (lambda p: F.diou_loss(p, t, **backend), (p,)),
         "planes": (lambda p: F.ciou_loss(p, planes, dim=1, **mean), (raw,)),
@@ -176,14 +176,20 @@ def some_steps(device: Cuda, number: int) -> list[Callable[[], Leaves]]:
 
 
 def streams(device: Cuda) -> Figures:
-    """Steps in turns on four streams have the results that each has alone."""
+    """Steps that run at once on four streams have the results that each has alone."""
     every = some_steps(device, 4)
     alone = [step() for step in every]
-    turns, found = device.pick(50, 1), []
-    for _ in range(turns):
-        for step, expected in zip(every, alone, strict=True):
-            with device.own_stream():
-                found.append((step(), expected))
+    found = []
+    entries = device.streams(len(every))
+    for _ in range(device.pick(10, 1)):
+        for enter in entries:
+            with enter():
+                # The host is slower than a step: without this, each would end before the next begins.
+                device.hold()
+        for _ in range(device.pick(5, 1)):
+            for enter, step, expected in zip(entries, every, alone, strict=True):
+                with enter():
+                    found.append((step(), expected))
     device.synchronize()
     for results, expected in found:
         assert all(map(torch.equal, results, expected)), "another result than alone"
@@ -195,11 +201,11 @@ def threads(device: Cuda) -> Figures:
     every = some_steps(device, 2)
     alone = [step() for step in every]
     device.synchronize()
-    turns = device.pick(200, 1)
+    turns, entries = device.pick(200, 1), device.streams(2)
 
     def work(number: int) -> bool:
         same = all(all(map(torch.equal, every[number](), alone[number])) for _ in range(turns))
-        with device.own_stream():
+        with entries[number]():
             return same and all(all(map(torch.equal, every[number](), alone[number])) for _ in range(turns))
 
     assert device.at_once([partial(work, 0), partial(work, 1)]) == [True, True], "another result than alone"

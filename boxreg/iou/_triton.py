@@ -18,14 +18,12 @@ from ..decoders import SCHEMES
 from ._copies import copied
 from ._one_pass import MAY_KEEP, as_planes, divisor
 from ._pass import Pass, Result
-from ._triton_maths import INTERPRETED, MATHS, numbers
+from ._triton_launch import launch
+from ._triton_maths import MATHS, numbers
 from .variants import Form, parts, surcharge
 
 PAIRS, WARPS = 512, 8
 """Pairs a program computes, and the warps that share them: more than two a thread would spill registers."""
-
-REGISTERS = 255
-"""Of a thread at most. Told, the assembler uses what it needs; else it spills a few to have more threads."""
 
 CHUNK = 4096
 """Partial sums that the last program adds at a time."""
@@ -63,52 +61,6 @@ def constants(wanted: Pass) -> dict[str, Any]:
         "OF_TARGET": wanted.of_target,
         "REDUCED": wanted.reduction != "none",
     }
-
-
-_COMPILED: dict[tuple[object, ...], tuple[Any, tuple[Any, ...]]] = {}
-_MOST_COMPILED = 4096
-
-
-def launch(
-    kernel: Any, programs: int, key: object, arguments: tuple[Any, ...], told: dict[str, Any], warps: int = 4
-) -> None:
-    """Launch a kernel; one that was compiled for arguments like these is not searched for by Triton again.
-
-    Args:
-        kernel: what Triton compiles.
-        programs: how many of it are run.
-        key: hashable, and another for other constants.
-        arguments: those that are no constants.
-        told: the constants by name.
-        warps: that share a program.
-    """
-    if INTERPRETED:
-        kernel[(programs,)](*arguments, **told)
-        return
-    device = triton.runtime.driver.active.get_current_device()
-    place = (kernel, device, key, warps, *map(_likeness, arguments))
-    found = _COMPILED.get(place)
-    if found is not None:
-        compiled, constants = found
-        compiled[(programs, 1, 1)](*arguments, *constants)
-        return
-    if len(_COMPILED) >= _MOST_COMPILED:
-        _COMPILED.clear()
-    constants = tuple(told[name] for name in kernel.arg_names if name in told)
-    compiled = kernel[(programs,)](*arguments, **told, num_warps=warps, maxnreg=REGISTERS)
-    _COMPILED[place] = compiled, constants
-
-
-def _likeness(argument: Any) -> object:
-    """What Triton compiles an argument for: a tensor's dtype, a number's size, 1, and multiples of 16."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    if isinstance(argument, int):
-        return argument == 1, argument % 16 == 0, argument > INT32
-    return len(argument) if isinstance(argument, tuple) else None
-
-
-INT32 = 2**31 - 1
 
 
 @triton.jit
@@ -208,12 +160,12 @@ def _decode(
 
 
 @triton.jit
-def _times(slope, scale, boxes):
-    """The slope times a constant; of float16 boxes it saturates at what they can hold."""
-    slope = slope * scale
+def _times(gradient, scale, boxes):
+    """The gradient times a constant; for float16 boxes it saturates at the largest float16."""
+    gradient = gradient * scale
     if boxes.dtype.element_ty == tl.float16:
-        slope = tl.clamp(slope, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
-    return slope
+        gradient = tl.clamp(gradient, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+    return gradient
 
 
 @triton.jit

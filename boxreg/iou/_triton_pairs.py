@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..boxes import FORMATS
 from ._pairwise import Pairwise
-from ._triton import _combined, _in_range, _is_large, _load, _pair, _pullback, launch, terms_of
+from ._triton import _combined, _in_range, _is_large, _load, _pair, _pullback, terms_of
+from ._triton_launch import launch
 from ._triton_maths import MATHS, numbers
 
 TILE = (16, 32)
@@ -210,5 +211,5 @@ def _gradient(wanted: Pairwise, own: Tensor, other: Tensor, upstream: Tensor, of
     pull = MATHS[FORMATS[wanted.fmt].pull.__name__]
     constants = told(wanted) | {"PULL": pull, "OF_A": of_a, "OWN": OWN, "OTHERS": OTHERS, "TILES": TILES}
     with torch.cuda.device_of(sums):
-        launch(gradient_kernel, len(own) * chunks * tiles, (wanted, of_a), arguments, constants)
+        launch(gradient_kernel, len(own) * chunks * tiles, (wanted, of_a), arguments, constants, warps=4)
     return sums[0] if chunks == 1 else sums.sum(0)

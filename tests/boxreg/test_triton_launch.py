@@ -14,10 +14,10 @@ import random
 import torch
 from benchmarks.gpu.kernels import compiling_for
 from boxreg.functional import iou_loss
-from boxreg.iou import _triton
+from boxreg.iou import _triton_launch
 
 def boxes(count, dtype, layout, shift):
-    # A view that begins `shift` numbers into its memory: 16 bytes are not always divided by it.
+    # A view that begins `shift` elements into its memory: its address is not always a multiple of 16 bytes.
     if layout == "planes":
         return torch.zeros(8 * count + shift, dtype=dtype)[shift:].view(2, 4, count)
     if layout == "strided":
@@ -35,15 +35,15 @@ with compiling_for(90) as compiler:
         loss = lambda: iou_loss(pred, target, reduction="sum", dim=dim, backend="triton")
         loss()
         again = compiler.launched[-1]
-        kept = dict(_triton._COMPILED)
+        kept = dict(_triton_launch._COMPILED)
         loss()
-        assert _triton._COMPILED == kept and compiler.launched[-1] == again
-        _triton._COMPILED.clear()
+        assert _triton_launch._COMPILED == kept and compiler.launched[-1] == again
+        _triton_launch._COMPILED.clear()
         loss()
         assert compiler.launched[-1] == again, (count, layout, dtype)
-        _triton._COMPILED.update(kept)
+        _triton_launch._COMPILED.update(kept)
         chosen.add(again)
-    print(len(chosen), len(_triton._COMPILED))
+    print(len(chosen), len(_triton_launch._COMPILED))
 """
 
 
@@ -65,7 +65,7 @@ def test_what_is_launched_is_what_triton_would_choose() -> None:
 
 def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from boxreg.iou import _triton
+    from boxreg.iou import _triton_launch
 
     class Kernel:
         arg_names = ("number", "CONSTANT")
@@ -78,11 +78,11 @@ def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
             return 0
 
     seen: list[object] = []
-    monkeypatch.setattr(_triton, "INTERPRETED", False)
-    monkeypatch.setattr(_triton, "_MOST_COMPILED", 5)
-    monkeypatch.setattr(_triton, "_COMPILED", {})
-    monkeypatch.setattr(_triton.triton.runtime.driver, "_active", Driver())
+    monkeypatch.setattr(_triton_launch, "INTERPRETED", False)
+    monkeypatch.setattr(_triton_launch, "_MOST_COMPILED", 5)
+    monkeypatch.setattr(_triton_launch, "_COMPILED", {})
+    monkeypatch.setattr(_triton_launch.triton.runtime.driver, "_active", Driver())
     kernel = Kernel()
     for key in range(100):
-        _triton.launch(kernel, 8, key, (7,), {"CONSTANT": None})
-        assert len(_triton._COMPILED) <= 5
+        _triton_launch.launch(kernel, 8, key, (7,), {"CONSTANT": None}, 4)
+        assert len(_triton_launch._COMPILED) <= 5
