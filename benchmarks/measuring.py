@@ -35,8 +35,9 @@ class Work:
         self, provider: Provider, case: Case, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         fmt = provider.fmt if case.job == "from_raw" else "xyxy"
-        pred, self.target, self.dim = made(case, device, dtype, fmt, provider.near)
-        self.pred = pred.detach().clone().requires_grad_(pred.requires_grad)
+        pred, target, self.dim = made(case, device, fmt, provider.near)
+        self.pred = pred.detach().to(dtype, copy=True).requires_grad_(pred.requires_grad)
+        self.target = target.to(dtype)
         self.provider, self.case = provider, case
         self.upstream: Tensor | None = None
 
@@ -61,11 +62,9 @@ class Work:
 
 
 @lru_cache(maxsize=2)
-def made(
-    case: Case, device: torch.device, dtype: torch.dtype, fmt: str, near: bool
-) -> tuple[Tensor, Tensor, int]:
-    """The inputs of a case, which providers share: ten million boxes take seconds to draw."""
-    return inputs(case, device, dtype, fmt=fmt, near=near)
+def made(case: Case, device: torch.device, fmt: str, near: bool) -> tuple[Tensor, Tensor, int]:
+    """The inputs of a case in float64, which providers share: ten million boxes take seconds to draw."""
+    return inputs(case, device, torch.float64, fmt=fmt, near=near)
 
 
 def disagreement(work: Work) -> float:

@@ -7,6 +7,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -203,7 +204,7 @@ class TestSections:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(program, "import_module", lambda name: fail())
-        program.carry_out("fast", options(tmp_path, seconds=5.0))  # type: ignore[arg-type]
+        program.carry_out("fast", options(tmp_path, until=time.monotonic() + 5))  # type: ignore[arg-type]
         assert "ValueError: broken on purpose" in read(tmp_path)[-1].detail
 
 
@@ -220,9 +221,20 @@ for number in range(place, 9, step):
 """
 
 
+HANGING = """
+import json, sys, time
+print("nothing that anybody waits for", flush=True)
+for number in range(int(sys.argv[-2]), 2):
+    print(json.dumps({"begins": number, "name": f"task {number}"}), flush=True)
+    if number == 0:
+        time.sleep(60)
+    print(json.dumps({"section": "right", "name": f"task {number}", "outcome": "ok"}), flush=True)
+"""
+
+
 def test_a_process_that_dies_loses_one_task() -> None:
     found: queue.Queue[Record] = queue.Queue()
-    right.work_off([sys.executable, "-c", DYING], 0, 2, 9, found)
+    right.Share([sys.executable, "-c", DYING], 0, 2, 9, found).work_off()
     records = [found.get_nowait() for _ in range(found.qsize())]
     assert [(record.name, record.outcome) for record in records] == [
         ("task 0", OK),
@@ -231,7 +243,20 @@ def test_a_process_that_dies_loses_one_task() -> None:
         ("task 6", OK),
         ("task 8", OK),
     ]
-    assert records[2].detail == "the process ended with code -9"
+    assert records[2].detail.startswith("the process ended with code -9 after")
+
+
+def test_a_task_that_hangs_is_ended_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(right, "LONGEST", 1.0)
+    found: queue.Queue[Record] = queue.Queue()
+    share = right.Share([sys.executable, "-c", HANGING], 0, 1, 2, found)
+    thread = threading.Thread(target=share.work_off)
+    thread.start()
+    while thread.is_alive():
+        share.end_what_hangs()
+        time.sleep(0.05)
+    records = [found.get_nowait() for _ in range(found.qsize())]
+    assert [(record.name, record.outcome) for record in records] == [("task 0", FAILED), ("task 1", OK)]
 
 
 def test_every_two_values_of_two_fields_meet_in_a_case() -> None:

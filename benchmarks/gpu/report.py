@@ -60,7 +60,7 @@ class Report:
         """Seconds that are left; negative once the time is over."""
         return self.seconds - (time.perf_counter() - self.began)
 
-    def step(self, name: str, work: Callable[[], Figures | None], needs: float = 0.0) -> None:
+    def step(self, name: str, work: Callable[[], Figures | None], needs: float = 1.0) -> None:
         """Do one step and write down what came of it; an error is written down too, and goes no further.
 
         Args:
@@ -68,7 +68,7 @@ class Report:
             work: does it, and returns what it measured.
             needs: seconds without which it is left out.
         """
-        if self.left < needs or self.left <= 0:
+        if self.left < needs:
             detail = f"{max(self.left, 0):.0f} s left of {self.seconds:.0f}"
             return self.add(Record(self.section, name, LEFT_OUT, detail=detail))
         began = time.perf_counter()

@@ -6,9 +6,11 @@ broken, or that dies, is replaced by one that goes on with the next case.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from typing import TextIO
 
 import torch
 
@@ -30,6 +33,9 @@ SECTION = "right"
 BROKEN = 3
 """Exit code of a process that an error of a kernel has broken."""
 
+LONGEST = 60.0
+"""Seconds after which a task counts as hanging."""
+
 Task = tuple[str, Callable[[Cuda], Figures]]
 
 
@@ -42,45 +48,89 @@ def tasks(rehearsal: bool) -> list[Task]:
 
 def main(device: Cuda, report: Report) -> None:
     """Share the tasks among processes and write down what they find; what needs all memory comes last."""
+    report.step("a C compiler, which Triton needs", lambda: find_compiler(device))
     found: queue.Queue[Record] = queue.Queue()
     workers = max(1, min((os.cpu_count() or 1) - 1, 15) if not device.rehearsal else 2)
     every = tasks(device.rehearsal)
     command = [sys.executable, "-m", "benchmarks.gpu.right", *(["--rehearse"] if device.rehearsal else [])]
-    for number in range(workers):
-        arguments = (command, number, workers, len(every), found)
-        threading.Thread(target=work_off, args=arguments, daemon=True).start()
+    shares = [Share(command, number, workers, len(every), found) for number in range(workers)]
+    for share in shares:
+        threading.Thread(target=share.work_off, daemon=True).start()
     missing = {name for name, _ in every}
     while missing and report.left > 0:
-        try:
-            record = found.get(timeout=min(1.0, max(report.left, 0.01)))
-        except queue.Empty:
-            continue
-        missing.discard(record.name)
-        report.add(record)
+        for share in shares:
+            share.end_what_hangs()
+        with contextlib.suppress(queue.Empty):
+            record = found.get(timeout=0.5)
+            missing.discard(record.name)
+            report.add(record)
+    for share in shares:
+        if share.task:
+            report.add(Record(SECTION, share.task, FAILED, detail="it had not ended when the time was over"))
+            missing.discard(share.task)
     if missing:
         report.add(Record(SECTION, f"{len(missing)} more", LEFT_OUT, detail="the time was over"))
     for name, alone in ALONE.items():
         report.step(name, partial(alone, device))
 
 
-def work_off(command: list[str], place: int, workers: int, count: int, found: queue.Queue[Record]) -> None:
-    """Run every `workers`th task in a process of its own, and a new one behind each task that it died of."""
-    while place < count:
-        child = subprocess.Popen([*command, str(place), str(workers)], stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None
-        name = ""
-        for line in child.stdout:
+def find_compiler(device: Cuda) -> Figures:
+    """Without one no kernel can be launched."""
+    path = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    assert path or device.rehearsal, "no cc, gcc or clang on the PATH"
+    return {"compiler": str(path)}
+
+
+class Share:
+    """Every N-th task, run in a process of its own, and in a new one after each task that it died of.
+
+    Args:
+        command: starts such a process, with the number of its first task and the step to the next.
+        place: the number of the first task.
+        step: how many processes share the tasks.
+        count: of all tasks.
+        found: where the records go.
+    """
+
+    def __init__(
+        self, command: list[str], place: int, step: int, count: int, found: queue.Queue[Record]
+    ) -> None:
+        self.command, self.place, self.step, self.count, self.found = command, place, step, count, found
+        self.task, self.began = "", 0.0
+        self.child: subprocess.Popen[str] | None = None
+
+    def work_off(self) -> None:
+        """Run the tasks to their end."""
+        while self.place < self.count:
+            command = [*self.command, str(self.place), str(self.step)]
+            self.child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert self.child.stdout is not None
+            for line in self.child.stdout:
+                self.hear(line)
+            code = self.child.wait()
+            if self.task or code not in (0, BROKEN):
+                detail = f"the process ended with code {code} after {time.monotonic() - self.began:.0f} s"
+                name = self.task or f"the task after number {self.place}"
+                self.found.put(Record(SECTION, name, FAILED, detail=detail))
+            self.task = ""
+            self.place = self.count if code == 0 else self.place + self.step
+
+    def hear(self, line: str) -> None:
+        """What a process says of a task: that it begins, or its record."""
+        try:
             message = json.loads(line)
-            if "begins" in message:
-                place, name = message["begins"], message["name"]
-            else:
-                found.put(Record(**message))
-                name = ""
-        code = child.wait()
-        if name or code not in (0, BROKEN):
-            detail = f"the process ended with code {code}"
-            found.put(Record(SECTION, name or f"the task after number {place}", FAILED, detail=detail))
-        place = count if code == 0 else place + workers
+        except json.JSONDecodeError:
+            return  # something else was printed
+        if "begins" in message:
+            self.place, self.task, self.began = message["begins"], message["name"], time.monotonic()
+        else:
+            self.task = ""
+            self.found.put(Record(**message))
+
+    def end_what_hangs(self) -> None:
+        """End the process if its task takes too long."""
+        if self.task and self.child and time.monotonic() - self.began > LONGEST:
+            self.child.kill()
 
 
 def worker() -> int:
@@ -88,12 +138,15 @@ def worker() -> int:
     place, workers = map(int, sys.argv[-2:])
     rehearsal = "--rehearse" in sys.argv
     torch.set_num_threads(1)
+    # What others print, as Triton does when its assembler fails, goes to the error output.
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     device, every = open_device(rehearsal), tasks(rehearsal)
     for number in range(place, len(every), workers):
         name, work = every[number]
-        say({"begins": number, "name": name})
+        say(channel, {"begins": number, "name": name})
         record, broken = carry_out(device, name, work)
-        say(asdict(record))
+        say(channel, asdict(record))
         if broken:
             return BROKEN
     return 0
@@ -125,8 +178,8 @@ def usable(device: Cuda) -> bool:
     return True
 
 
-def say(message: dict[str, object]) -> None:
-    print(json.dumps(message), flush=True)
+def say(channel: TextIO, message: dict[str, object]) -> None:
+    print(json.dumps(message), file=channel, flush=True)
 
 
 if __name__ == "__main__":

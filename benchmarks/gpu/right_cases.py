@@ -49,6 +49,9 @@ DECODERS: dict[str, Decoder] = {
 SHAPE, TINY_SHAPE = (2, len(ANCHORS), 17, 23), (2, len(ANCHORS), 5, 7)
 """Images, boxes a cell, rows and columns: a last block that is not full, and no multiple of 16."""
 
+INNER = 0.7
+"""The ratio of inner boxes."""
+
 EPS = torch.finfo(torch.float32).eps
 TOLERANCE = 128 * EPS
 """The largest error of a loss, relative to 1, and of a gradient, relative to the largest of its box."""
@@ -121,12 +124,15 @@ def check(case: Case, device: Cuda) -> Figures:
     pred, target, weight = inputs(case, device)
     found = results(case, pred, target, weight, "triton")
     expected = results(case, pred.double(), target.double(), weight, "eager")
-    loose = 1 + condition(case, pred.double(), target.double()) / 16
-    worst = {"loss": loss_error(found[0], expected[0], loose)}
+    lengths = lengths_of(case, pred.double(), target.double())
+    scale = upstream_of(case, expected[0], lengths.loose.numel()) / lengths.shortest_side
+    worst = {"loss": loss_error(found[0], expected[0], lengths.loose)}
     for name, part, reference in zip(names(case), found[1:], expected[1:], strict=True):
         assert part.dtype == case.dtype, f"{name}: got {part.dtype}, expected {case.dtype}"
-        held = ~beyond_float16(case, pred, target, name)
-        worst[name] = gradient_error(part * held, reference * held, loose, dim(case))
+        held = lengths.told_apart.unsqueeze(dim(case)) & ~beyond_float16(case, pred, target, name)
+        allowed = gradient_allowance(reference, lengths.loose, scale, dim(case), part.dtype)
+        most = 0.99 * torch.finfo(part.dtype).max  # what the dtype cannot hold is cut off
+        worst[name] = largest(part.double().clamp(-most, most), reference.clamp(-most, most), allowed, held)
     assert found[0].dtype == torch.float32, f"loss: got {found[0].dtype}, expected float32"
     if weight is not None and case.reduction == "none":
         assert not found[0][weight == 0].any(), "a box of weight 0 has a loss"
@@ -199,31 +205,62 @@ def results(
         backend=backend,
         decoder=DECODERS.get(case.decoder),
         mode=case.mode,
-        inner_ratio=0.7 if case.inner else None,
+        inner_ratio=INNER if case.inner else None,
         **PARAMETERS.get(case.kind, {}),
     )
-    generator = torch.Generator().manual_seed(2)
-    above = torch.randn(loss.shape, generator=generator).to(loss)
-    above = above if upstream is None else torch.full_like(loss, upstream)
+    above = drawn(loss) if upstream is None else torch.full_like(loss, upstream)
     return [loss.detach(), *torch.autograd.grad(loss, leaves, above)]
 
 
-def condition(case: Case, pred: Tensor, target: Tensor) -> Tensor:
-    """How much the rounding error of a coordinate grows, relative to the shortest length computed from it.
+def drawn(loss: Tensor) -> Tensor:
+    """A random upstream gradient, the same in every dtype."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(loss.shape, generator=generator).to(loss)
 
-    The largest coordinate of a pair over its shortest length: a side of either box or of their intersection.
-    Corners that are given are exact, so that their differences are, too.
+
+class Lengths(NamedTuple):
+    """What rounding does to the lengths of a pair."""
+
+    loose: Tensor
+    """By how many times more than usual rounding may show: 1 for corners that are given exactly."""
+    shortest_side: Tensor
+    """Of both boxes; infinite where none has any."""
+    told_apart: Tensor
+    """False where rounding decides whether the boxes meet: there the gradient may be that of either."""
+
+
+def lengths_of(case: Case, pred: Tensor, target: Tensor) -> Lengths:
+    """The lengths of the pairs, in float64, and how well float32 knows them.
+
+    The rounding error of a computed corner is relative to its coordinate. A side, or the reach of two boxes
+    into each other, that is much shorter than the coordinates has fewer correct digits.
     """
     if case.decoder:
         pred = convert(DECODERS[case.decoder].decode(pred, dim(case)), "cxcywh", case.fmt, dim(case))
     p, t = (convert(side, case.fmt, "xyxy", dim(case)).movedim(dim(case), 0) for side in (pred, target))
-    lengths = torch.cat(
-        [p[2:] - p[:2], t[2:] - t[:2], torch.minimum(p[2:], t[2:]) - torch.maximum(p[:2], t[:2])]
-    )
+    sides = torch.cat([p[2:] - p[:2], t[2:] - t[:2]]).abs()
+    if case.inner:
+        p, t = (shrunk(box, INNER) for box in (p, t))
+    reach = torch.minimum(p[2:], t[2:]) - torch.maximum(p[:2], t[:2])
+    farthest = torch.cat([p, t]).abs().amax(0)
+    exact = case.fmt == "xyxy" and not case.decoder and not case.inner
+    lengths = torch.cat([sides, reach.abs()])
     shortest = torch.where(lengths > 0, lengths, torch.inf).amin(0)
-    return (
-        torch.cat([p, t]).abs().amax(0) / shortest * (case.fmt != "xyxy" or bool(case.decoder) or case.inner)
-    )
+    loose = torch.ones_like(farthest) if exact else 1 + (farthest / shortest).nan_to_num(0.0) / 16
+    told_apart = (reach.abs() > 64 * EPS * farthest).all(0) | exact
+    return Lengths(loose.nan_to_num(1.0), torch.where(sides > 0, sides, torch.inf).amin(0), told_apart)
+
+
+def shrunk(box: Tensor, ratio: float) -> Tensor:
+    """xyxy planes scaled about their centres."""
+    middle, half = (box[:2] + box[2:]) / 2, ratio * (box[2:] - box[:2]) / 2
+    return torch.cat([middle - half, middle + half])
+
+
+def upstream_of(case: Case, loss: Tensor, boxes: int) -> Tensor:
+    """The largest upstream gradient at the loss of one of so many boxes."""
+    size = drawn(loss).abs().max() * (3.0 if case.weight else 1.0)
+    return size / boxes if case.reduction == "mean" else size
 
 
 def beyond_float16(case: Case, pred: Tensor, target: Tensor, name: str) -> Tensor:
@@ -231,36 +268,50 @@ def beyond_float16(case: Case, pred: Tensor, target: Tensor, name: str) -> Tenso
     if case.dtype != torch.float16:
         return torch.zeros((), dtype=torch.bool, device=pred.device)
     plain = case._replace(reduction="none", gradients=name)
-    _, slopes = results(plain, pred.double(), target.double(), None, "eager", upstream=1.0)
-    return (slopes.abs() >= 0.99 * torch.finfo(torch.float16).max).any(dim(case), keepdim=True)
+    _, gradient = results(plain, pred.double(), target.double(), None, "eager", upstream=1.0)
+    return (gradient.abs() >= 0.99 * torch.finfo(torch.float16).max).any(dim(case), keepdim=True)
 
 
 def loss_error(found: Tensor, expected: Tensor, loose: Tensor) -> float:
-    """The largest error of a loss, of what is allowed."""
-    loose = loose if found.ndim else loose.nan_to_num(1.0).mean()
-    allowed = TOLERANCE * loose.nan_to_num(1.0) * expected.abs().clamp(min=1)
+    """The largest error of a loss, relative to what is allowed."""
+    allowed = TOLERANCE * (loose if found.ndim else loose.mean()) * expected.abs().clamp(min=1)
     return largest(found.double(), expected, allowed)
 
 
-def gradient_error(found: Tensor, expected: Tensor, loose: Tensor, axis: int) -> float:
-    """The same of a gradient, held against the largest of its box; what its dtype cannot hold is cut off."""
-    info = torch.finfo(found.dtype)
+def gradient_allowance(
+    expected: Tensor, loose: Tensor, scale: Tensor, axis: int, dtype: torch.dtype
+) -> Tensor:
+    """The largest error that a gradient may have.
+
+    Args:
+        expected: the gradient in float64.
+        loose: by how many times more than usual rounding may show, for each box.
+        scale: the upstream gradient over the shortest side, the size of what cancels for identical boxes.
+        axis: the coordinate axis.
+        dtype: of the gradient that was found, which rounds it once more.
+    """
+    info = torch.finfo(dtype)
     size = expected.abs().amax(axis, keepdim=True)
-    # What cancels is rounded in units of a typical slope; then what the dtype rounds, and its steps about 0.
-    allowed = TOLERANCE * loose.nan_to_num(1.0).unsqueeze(axis) * (size + typical(expected))
-    allowed = allowed + 2 * info.eps * size + info.smallest_normal * info.eps
-    most = 0.99 * info.max
-    return largest(found.double().clamp(-most, most), expected.clamp(-most, most), allowed)
+    rounding = TOLERANCE * loose.unsqueeze(axis) * (size + typical(expected) + scale.unsqueeze(axis))
+    return rounding + 2 * info.eps * size + info.smallest_normal * info.eps
 
 
-def largest(found: Tensor, expected: Tensor, allowed: Tensor) -> float:
-    """The largest difference, relative to what is allowed; infinite where one is NaN or infinite alone."""
+def largest(found: Tensor, expected: Tensor, allowed: Tensor, held: Tensor | None = None) -> float:
+    """The largest difference, relative to what is allowed; infinite where one is NaN or infinite alone.
+
+    Args:
+        found: in float64.
+        expected: in float64.
+        allowed: the largest difference that is right.
+        held: which values are compared; None for all.
+    """
     apart = ((found - expected).abs() / allowed).nan_to_num(0.0)
     wrong = (found.isnan() != expected.isnan()) | (found.isinf() != expected.isinf())
-    return float(torch.where(wrong, torch.inf, apart).max())
+    apart = torch.where(wrong, torch.inf, apart)
+    return float(apart.max() if held is None else torch.where(held, apart, 0.0).max())
 
 
 def typical(gradient: Tensor) -> Tensor:
-    """The median size of the numbers that are not 0."""
+    """The median size of the values that are not 0."""
     sizes = gradient.abs()
     return torch.where(sizes > 0, sizes, torch.nan).nanmedian().nan_to_num(0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 
@@ -14,9 +15,26 @@ class Section(NamedTuple):
 
 
 SECTIONS = {
-    "right": Section("Right?", 0.30),
-    "waiting": Section("No waiting, few launches", 0.12),
-    "fast": Section("Fast?", 0.28),
-    "trainer": Section("The trainer", 0.30),
+    "right": Section("Right?", 0.22),
+    "waiting": Section("No waiting, few launches", 0.20),
+    "fast": Section("Fast?", 0.32),
+    "trainer": Section("The trainer", 0.26),
 }
 """By the name of the module."""
+
+NEEDED = {
+    "torchvision": "torchvision",
+    "tyro": "tyro",
+    "pydantic": "pydantic",
+    "rich": "rich",
+    "matplotlib": "matplotlib",
+    "yaml": "PyYAML",
+    "safetensors": "safetensors",
+    "PIL": "Pillow",
+}
+"""What `reference_trainer` imports, and the package that each is in."""
+
+
+def missing_packages() -> list[str]:
+    """The packages of the trainer that are not here."""
+    return [package for module, package in NEEDED.items() if find_spec(module) is None]

@@ -8,25 +8,13 @@ from __future__ import annotations
 import os
 import tempfile
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from .device import Cuda
 from .report import LEFT_OUT, Record, Report
-
-NEEDED = {
-    "torchvision": "torchvision",
-    "tyro": "tyro",
-    "pydantic": "pydantic",
-    "rich": "rich",
-    "matplotlib": "matplotlib",
-    "yaml": "PyYAML",
-    "safetensors": "safetensors",
-    "PIL": "Pillow",
-}
-"""What `reference_trainer` imports, and the package that each is in."""
+from .sections import missing_packages
 
 OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables by which a process takes itself for one of several."""
@@ -46,17 +34,6 @@ def main(device: Cuda, report: Report) -> None:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         return take_steps(device, report, Path(place))
-
-
-def missing_packages() -> list[str]:
-    """The packages that cannot be imported here."""
-    missing = []
-    for module, package in NEEDED.items():
-        try:
-            import_module(module)
-        except ImportError:
-            missing.append(package)
-    return missing
 
 
 def take_steps(device: Cuda, report: Report, work: Path) -> None:

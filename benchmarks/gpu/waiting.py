@@ -44,9 +44,9 @@ def main(device: Cuda, report: Report) -> None:
         report.step(f"CUDA graph: {name}", partial(graph, device, *losses[name]))
     report.step("several streams at once", partial(streams, device))
     report.step("two host threads at once", partial(threads, device))
-    for backend, mode in (("auto", None), ("triton", None), ("triton", "reduce-overhead")):
+    for backend, mode in (("triton", None), ("triton", "reduce-overhead"), ("auto", None)):
         name = f"torch.compile, {backend}" + (f", {mode}" if mode else "")
-        report.step(name, partial(compiled, device, backend, mode), needs=10)
+        report.step(name, partial(compiled, device, backend, mode), needs=device.pick(25, 1))
 
 
 IN_ONE_PASS = (
