@@ -157,7 +157,7 @@ def decoded_outside(device: Cuda) -> Figures:
         options: dict[str, Any] = {"dim": 1, "backend": backend, "reduction": "sum"}
         deltas = DeltaDecoder().about(about.to(raw), dim=1)
         return F.ciou_loss(raw, target, decoder=bins, **options) + F.ciou_loss(
-            0.2 * raw[:, :4], target, decoder=deltas, **options
+            0.25 * raw[:, :4], target, decoder=deltas, **options
         )
 
     return held_against(device, loss, [raw], slack=16.0, backend="triton")
