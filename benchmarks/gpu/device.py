@@ -6,17 +6,18 @@ and measures with the host's clock, so that all code around it is run.
 
 from __future__ import annotations
 
-import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..measuring import calls_of_gpu
+from ..measuring import calls_of_gpu, timed
 from .report import LeftOutError
 
 T = TypeVar("T")
@@ -51,12 +52,7 @@ class Cuda:
 
     def seconds(self, step: Step) -> float:
         """Seconds that the GPU takes for a step, by its own clock."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        step()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
+        return timed(step, self.torch)
 
     @contextmanager
     def no_waiting(self) -> Iterator[None]:
@@ -67,6 +63,19 @@ class Cuda:
             yield
         finally:
             torch.cuda.set_sync_debug_mode(before)
+
+    def waits(self, step: Step) -> list[str]:
+        """The lines at which the host waits for the GPU in a step."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                step()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        found = [warning for warning in caught if "synchroniz" in str(warning.message)]
+        return [f"{Path(warning.filename).name}:{warning.lineno}" for warning in found]
 
     def launches(self, step: Step) -> list[str]:
         """The names of the kernels, fills and copies that a step puts on the GPU, in order."""
@@ -188,15 +197,14 @@ class StandIn(Cuda):
     def synchronize(self) -> None:
         pass
 
-    def seconds(self, step: Step) -> float:
-        begin = time.perf_counter()
-        step()
-        return time.perf_counter() - begin
-
     @contextmanager
     def no_waiting(self) -> Iterator[None]:
         with Refuse():  # type: ignore[no-untyped-call]
             yield
+
+    def waits(self, step: Step) -> list[str]:
+        step()
+        return []
 
     def launches(self, step: Step) -> list[str]:
         with Operators() as operators:

@@ -29,7 +29,6 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 
 from boxreg.iou import backends, functional
 from boxreg.iou.variants import VARIANTS
@@ -69,7 +68,7 @@ class Kernel(NamedTuple):
 NUMBERS = count()
 
 
-class Compiler(DriverBase):  # type: ignore[misc]
+class Compiler:
     """A driver of a GPU that is not there: kernels are compiled for it, and their launches do nothing."""
 
     def __init__(self, capability: int) -> None:
@@ -83,26 +82,9 @@ class Compiler(DriverBase):  # type: ignore[misc]
         self.launched: list[str] = []
         self.launcher_cls = lambda source, metadata: lambda *arguments: self.launched.append(metadata.hash)
 
-    @classmethod
-    def is_active(cls) -> bool:
-        """It is, once it was set."""
-        return True
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        """Not needed without a launcher."""
-        return ty
-
     def get_current_target(self) -> GPUTarget:
         """What to compile for."""
         return GPUTarget("cuda", self.capability, 32)
-
-    def get_active_torch_device(self) -> torch.device:
-        """Where the tensors are."""
-        return torch.device("cpu")
-
-    def get_benchmarker(self) -> Any:
-        """There is nothing to measure."""
-        raise NotImplementedError
 
     def get_current_device(self) -> int:
         """A number of its own: Triton keeps what it has compiled, and for what, by the device's number."""
@@ -126,8 +108,8 @@ def compiling_for(capability: int) -> Iterator[Compiler]:
         mock.patch.object(triton.knobs.compilation, "listener", compiler.hear),
         tempfile.TemporaryDirectory() as cache,
         mock.patch.object(triton.knobs.cache, "dir", cache),
+        mock.patch.object(triton.runtime.driver, "_active", compiler),
     ):
-        triton.runtime.driver.set_active(compiler)
         yield compiler
 
 

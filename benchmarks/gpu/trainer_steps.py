@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -95,7 +94,7 @@ def where_the_time_goes(device: Cuda, out: Path) -> Figures:
             f"kernel {name[:70]}": f"{seconds / spent.total():.0%}"
             for name, seconds in spent.most_common(MOST_EXPENSIVE)
         },
-        "waits for the GPU": ", ".join(waits(device, step)) or "none seen",
+        "waits for the GPU": ", ".join(device.waits(step)) or "none seen",
     }
 
 
@@ -156,22 +155,6 @@ def kernels(device: Cuda, step: Callable[[], object], repeats: int) -> Counter[s
     if not seconds:
         raise AssertionError("the profiler sees no kernel")
     return seconds
-
-
-def waits(device: Cuda, step: Callable[[], object]) -> list[str]:
-    """The lines at which the host waits for the GPU in a step."""
-    if device.rehearsal:
-        return []
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            step()
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    found = [warning for warning in caught if "synchroniz" in str(warning.message)]
-    return [f"{Path(warning.filename).name}:{warning.lineno}" for warning in found]
 
 
 def assigner(device: Cuda, name: str) -> Figures:
