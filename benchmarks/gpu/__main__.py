@@ -137,7 +137,9 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=minutes, default=8.0, help="for all sections together (default: 8)")
+    parser.add_argument(
+        "--minutes", type=minutes, default=8.0, help="time limit for all sections together (default: 8)"
+    )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="folder to write to")
     where.add_argument("--keep", type=Path, help="folder of a run on a GPU whose results are to be kept")

@@ -40,7 +40,7 @@ def edge_pairs() -> tuple[Tensor, Tensor]:
 
 
 def some_pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """So many pairs: the edge cases first, then upright boxes, most of which overlap; xyxy, float64."""
+    """Edge cases first, then upright boxes, most of which overlap; xyxy, float64."""
     generator = torch.Generator().manual_seed(seed)
     edges, others = edge_pairs(), (upright(count, generator), upright(count, generator))
     pred, target = (torch.cat(both)[:count] for both in zip(edges, others, strict=True))

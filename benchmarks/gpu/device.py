@@ -110,7 +110,7 @@ class Cuda:
         return graph.replay
 
     def streams(self, number: int) -> list[Callable[[], AbstractContextManager[None]]]:
-        """Streams to enter, again and again; each begins after the work so far."""
+        """Reusable context managers, one per stream; each stream first waits for work already queued."""
         made = [torch.cuda.Stream() for _ in range(number)]  # type: ignore[no-untyped-call]
         for stream in made:
             stream.wait_stream(torch.cuda.current_stream())
@@ -142,7 +142,7 @@ class Cuda:
 
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique2")
-"""Operators whose result the host would wait for, or whose shape it must know."""
+"""Operators that synchronize: the host needs their value or their output's shape."""
 
 
 class Refuse(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -42,7 +42,7 @@ FEW = 8_400
 """At most this many pairs count as few."""
 
 BLOCKS, WARPS = (256, 512, 1024), (4, 8)
-"""Pairs a program, and warps that share them, to be tried: with more pairs a thread registers spill."""
+"""Pairs and warps per program to try; with more pairs per thread, registers would spill."""
 
 
 def main(device: Cuda, report: Report) -> None:
@@ -104,7 +104,7 @@ def compile_beforehand(device: Cuda, folder: Path) -> list[subprocess.Popen[byte
 
 
 def units(device: Cuda, few: bool) -> list[Case]:
-    """A case for each code that torch.compile makes of a class of size; a batch of one has its own."""
+    """One case for each program that torch.compile generates; a batch of one has its own."""
     return list({(case.job, case.layout, case.batch == 1): case for case in cases(device, few)}.values())
 
 
@@ -187,7 +187,7 @@ def fill_in(device: Cuda, row: Row, work: Work, seconds: list[float]) -> None:
     row.median_us, row.p20_us, row.p80_us = (1e6 * figure for figure in spread(seconds))
     if row.job == "loss":
         row.share_of_bandwidth = BYTES_A_PAIR * row.pairs / (row.median_us / 1e6) / row.copy_bytes_per_s
-    # The gradient of the step before is there at the start, and gone when a new one is made.
+    # The previous step's gradient exists at the start and is freed before the new one is made.
     row.peak_bytes = device.peak_bytes(work.step)
     if row.provider == "boxreg auto" or row.pairs <= 64:
         row.launches, row.synchronisations = device.calls(work.step)

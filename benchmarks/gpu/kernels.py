@@ -54,7 +54,7 @@ class Kernel(NamedTuple):
     spilled: int
     """Bytes of a thread's registers that were put into memory."""
     moved: float
-    """Bytes a pair, as the program loads and stores them."""
+    """Bytes loaded and stored per pair."""
     must: float
     """Bytes a pair that cannot be avoided."""
     instructions: float
@@ -87,7 +87,7 @@ class Compiler:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        """A number of its own: Triton keeps what it has compiled, and for what, by the device's number."""
+        """A unique number: Triton caches compiled kernels and their target by device number."""
         return self.number
 
     def get_current_stream(self, device: int) -> int:
@@ -152,7 +152,7 @@ ACCESS = re.compile(r"^\s*(@!?%p\d+)?\s*(ld|st)\.(global|local)((?:\.\w+)*)\.[bf
 def accesses_of_a_thread(ptx: str) -> Iterator[tuple[str, int]]:
     """Loads ("ld") and stores ("st") of a thread, each with its bytes.
 
-    Without partial sums, which one thread of a program handles.
+    Partial sums, which only one thread per program handles, are not counted.
     """
     one_thread = set(re.findall(r"^\s*(@!?%p\d+)\s*atom\.global", ptx, re.M))
     for line in ptx.splitlines():
@@ -163,7 +163,7 @@ def accesses_of_a_thread(ptx: str) -> Iterator[tuple[str, int]]:
 
 
 def least(name: str, signature: dict[str, Any], constants: dict[str, Any]) -> tuple[int, float]:
-    """Pairs of a program (of one turn of its loop, if it has one), and the bytes of each that must move."""
+    """Pairs per program (per loop iteration, if it loops), and the minimum bytes moved per pair."""
     if name == "scores_kernel":
         rows, columns = constants["ROWS"], constants["COLUMNS"]
         return rows * columns, 4 + 16 * (rows + columns) / (rows * columns)
@@ -290,8 +290,8 @@ The minimum is that of the kernel: boxes in, float32 gradients and losses out. I
 the upstream gradient reads the gradients and writes them once more. Threads of a pairwise kernel load the
 same boxes, which come from the nearest cache after the first time.
 
-No kernel may spill registers, and none but a pairwise one load and store more than {most:g} times the
-minimum. Kernels that do: {wrong}.
+No kernel may spill registers. Only pairwise kernels may load and store more than {most:g} times the minimum.
+Kernels that break these rules: {wrong}.
 
 The host takes {alone:.0f} us for mean CIoU of 64 pairs, {whole:.0f} us with its gradient, without the
 launches themselves ({processor}, Python {python}).

@@ -46,7 +46,11 @@ def machine(records: Sequence[Record]) -> Iterator[str]:
 
 def overview(records: Sequence[Record]) -> Iterator[str]:
     """A line for each section: how it ended, and how long it took."""
-    yield from ("", "| section | steps ok | failed | left out | seconds | of |", "|---|---|---|---|---|---|")
+    yield from (
+        "",
+        "| section | steps ok | failed | left out | seconds | limit |",
+        "|---|---|---|---|---|---|",
+    )
     for name, section in SECTIONS.items():
         own = [r for r in records if r.section == name and not r.name.startswith(ROW)]
         counts = [sum(record.outcome == outcome for record in own) for outcome in (OK, FAILED, LEFT_OUT)]

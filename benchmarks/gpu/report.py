@@ -119,7 +119,7 @@ def set_aside(folder: Path, sections: Sequence[str], rehearsal: bool) -> None:
     number = next(n for n in count(1) if not (folder / f"gpu-{n}.jsonl").exists())
     for name in (RECORDS, PAGE):
         if (folder / name).exists():
-            # A copy, so that whoever has the file open, and locked, keeps it.
+            # Copied, not moved: this process has the file open and locked.
             shutil.copyfile(folder / name, folder / name.replace("gpu", f"gpu-{number}"))
     (folder / RECORDS).write_text("")
     print(f"an earlier run is now {folder / f'gpu-{number}.md'}", flush=True)
@@ -149,7 +149,7 @@ def write_page(folder: Path) -> None:
 
     try:
         text = markdown(read(folder))
-    except Exception:  # the records are there, and the run is worth more than its page
+    except Exception:  # a page error must not end the run; the records are saved
         text = f"The page could not be made of {RECORDS}:\n\n```text\n{traceback.format_exc()}```\n"
     part = folder / (PAGE + ".part")
     part.write_text(text)
@@ -162,7 +162,7 @@ def failures(records: Iterable[Record]) -> list[Record]:
 
 
 def in_words(figures: Figures) -> Iterator[str]:
-    """Figures as people read them; those that hold several, or nothing, are left out."""
+    """Figures, formatted; nested and empty ones are omitted."""
     for name, value in figures.items():
         if isinstance(value, bool | str):
             yield f"{name} {value}"

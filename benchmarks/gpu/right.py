@@ -1,7 +1,7 @@
 """Right? Every kernel against eager in float64, on the same boxes.
 
-Compiling is what costs time here, so many processes share the cases. One that an error of a kernel has
-broken, or that dies, is replaced by one that goes on with the next case.
+Compiling is what costs time here, so the cases are divided among several processes. If a kernel error breaks
+a process, or it dies, a new process continues with the next case.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .right_others import ALONE, OTHERS
 
 SECTION = "right"
 BROKEN = 3
-"""Exit code of a process that an error of a kernel has broken."""
+"""Exit code of a process that can no longer use the GPU after a kernel error."""
 
 LONGEST = 60.0
 """Seconds after which a task counts as hanging."""
@@ -82,7 +82,7 @@ def find_compiler(device: Cuda) -> Figures:
 
 
 class Share:
-    """Every N-th task, run in a process of its own, and in a new one after each task that it died of.
+    """Runs every N-th task in one child process; if a task kills the process, a new one continues.
 
     Args:
         command: starts such a process, with the number of its first task and the step to the next.

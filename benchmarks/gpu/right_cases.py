@@ -129,7 +129,7 @@ def check(case: Case, device: Cuda) -> Figures:
     worst = {"loss": loss_error(found[0], expected[0], lengths.loose)}
     for name, part, reference in zip(names(case), found[1:], expected[1:], strict=True):
         assert part.dtype == case.dtype, f"{name}: got {part.dtype}, expected {case.dtype}"
-        held = lengths.told_apart.unsqueeze(dim(case)) & ~beyond_float16(case, pred, target, name)
+        held = lengths.decidable.unsqueeze(dim(case)) & ~beyond_float16(case, pred, target, name)
         allowed = gradient_allowance(reference, lengths.loose, scale, dim(case), part.dtype)
         most = 0.99 * torch.finfo(part.dtype).max  # what the dtype cannot hold is cut off
         worst[name] = largest(part.double().clamp(-most, most), reference.clamp(-most, most), allowed, held)
@@ -222,11 +222,11 @@ class Lengths(NamedTuple):
     """What rounding does to the lengths of a pair."""
 
     loose: Tensor
-    """By how many times more than usual rounding may show: 1 for corners that are given exactly."""
+    """Factor on the usual rounding tolerance; 1 if the corners are given exactly."""
     shortest_side: Tensor
     """Of both boxes; infinite where none has any."""
-    told_apart: Tensor
-    """False where rounding decides whether the boxes meet: there the gradient may be that of either."""
+    decidable: Tensor
+    """False where rounding decides whether the boxes overlap: their gradient is not compared."""
 
 
 def lengths_of(case: Case, pred: Tensor, target: Tensor) -> Lengths:
@@ -247,8 +247,8 @@ def lengths_of(case: Case, pred: Tensor, target: Tensor) -> Lengths:
     lengths = torch.cat([sides, reach.abs()])
     shortest = torch.where(lengths > 0, lengths, torch.inf).amin(0)
     loose = torch.ones_like(farthest) if exact else 1 + (farthest / shortest).nan_to_num(0.0) / 16
-    told_apart = (reach.abs() > 64 * EPS * farthest).all(0) | exact
-    return Lengths(loose.nan_to_num(1.0), torch.where(sides > 0, sides, torch.inf).amin(0), told_apart)
+    decidable = (reach.abs() > 64 * EPS * farthest).all(0) | exact
+    return Lengths(loose.nan_to_num(1.0), torch.where(sides > 0, sides, torch.inf).amin(0), decidable)
 
 
 def shrunk(box: Tensor, ratio: float) -> Tensor:
@@ -258,13 +258,13 @@ def shrunk(box: Tensor, ratio: float) -> Tensor:
 
 
 def upstream_of(case: Case, loss: Tensor, boxes: int) -> Tensor:
-    """The largest upstream gradient at the loss of one of so many boxes."""
+    """The largest upstream gradient of one box, given the number of boxes."""
     size = drawn(loss).abs().max() * (3.0 if case.weight else 1.0)
     return size / boxes if case.reduction == "mean" else size
 
 
 def beyond_float16(case: Case, pred: Tensor, target: Tensor, name: str) -> Tensor:
-    """Where a float16 gradient saturates, before it is weighed: there it is no longer the true one."""
+    """Where a float16 gradient saturates before weighting, so that it cannot match the reference."""
     if case.dtype != torch.float16:
         return torch.zeros((), dtype=torch.bool, device=pred.device)
     plain = case._replace(reduction="none", gradients=name)
@@ -285,8 +285,8 @@ def gradient_allowance(
 
     Args:
         expected: the gradient in float64.
-        loose: by how many times more than usual rounding may show, for each box.
-        scale: the upstream gradient over the shortest side, the size of what cancels for identical boxes.
+        loose: factor on the usual rounding tolerance, for each box.
+        scale: upstream gradient / shortest side: the size of the terms that cancel for identical boxes.
         axis: the coordinate axis.
         dtype: of the gradient that was found, which rounds it once more.
     """

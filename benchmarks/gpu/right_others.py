@@ -26,7 +26,7 @@ Check = Callable[[Cuda], Figures]
 def held_against(
     device: Cuda, function: Callable[..., Tensor], inputs: list[Tensor], slack: float = 1.0, **options: Any
 ) -> Figures:
-    """A function of float64 inputs, computed on the device in three dtypes, against itself in float64.
+    """Compare a function on the device, in each of three dtypes, with the same function in float64.
 
     Args:
         device: where it is computed.
@@ -186,7 +186,7 @@ def wild(kind: str, device: Cuda) -> Figures:
 
 
 def promises(kind: str, device: Cuda) -> Figures:
-    """Identical boxes cost at most 4 ulp; a power of two changes nothing; NaN stays alone."""
+    """Identical boxes cost at most 4 ulp; scaling by 2^k changes nothing; NaN stays in its own pair."""
     pred, target = (side.float().to(device.torch) for side in some_pairs(device.pick(2000, 60)))
     parameters = PARAMETERS.get(kind, {})
     loss = partial(functional.overlap_loss, kind, backend="triton")
@@ -210,7 +210,7 @@ def promises(kind: str, device: Cuda) -> Figures:
 
 
 def scaler(device: Cuda) -> Figures:
-    """Under a GradScaler, float16 gradients leave their range as torch's own do, and the scale backs off."""
+    """With a GradScaler, float16 gradients overflow as torch's own do, and the scale is reduced."""
 
     def run(loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[list[float], Tensor]:
         torch.manual_seed(0)
@@ -243,7 +243,7 @@ def scaler(device: Cuda) -> Figures:
 
 
 def not_finite_upstream(device: Cuda) -> Figures:
-    """A gradient from above that is not finite goes on."""
+    """An infinite or NaN upstream gradient gives a gradient that is not finite."""
     pred, target = (side.to(device.torch) for side in overlapping(10))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for above in (torch.inf, torch.nan):
@@ -255,7 +255,7 @@ def not_finite_upstream(device: Cuda) -> Figures:
 
 
 def addressing(layout: str, device: Cuda) -> Figures:
-    """More elements than 32 bits count: the last boxes have the loss and gradient of the first."""
+    """With more elements than 32 bits can index, the last boxes get the loss and gradient of the first."""
     block = device.pick(1_000_000, 500)
     count = device.pick(720_000_000, 2_000)  # three planes are more than 2^31 elements
     free, a_pair = device.free_bytes(), 60
@@ -277,14 +277,14 @@ def addressing(layout: str, device: Cuda) -> Figures:
 
 
 def repeated(boxes: Tensor, times: int, layout: str) -> Tensor:
-    """Boxes (N, 4) so many times, as rows, or as planes (1, 4, times * N)."""
+    """Boxes (N, 4) repeated `times` times, as rows, or as planes (1, 4, times * N)."""
     if layout == "planes":
         return boxes.t().repeat(1, times).unsqueeze(0)
     return boxes.repeat(times, 1)
 
 
 def pairwise_addressing(device: Cuda) -> Figures:
-    """More scores than 32 bits count: the last row is that of the same boxes alone."""
+    """With more scores than 32 bits can index, the last row equals that of a small call."""
     rows, columns = device.pick((48_000, 50_000), (20, 30))
     free, needed = device.free_bytes(), 4 * rows * columns
     if 2 * needed > free:
@@ -299,12 +299,12 @@ def pairwise_addressing(device: Cuda) -> Figures:
 OTHERS: dict[str, Check] = {
     "GradScaler": scaler,
     "upstream gradients that are not finite": not_finite_upstream,
-    **{f"promises: {kind}": partial(promises, kind) for kind in VARIANTS},
+    **{f"guarantees: {kind}": partial(promises, kind) for kind in VARIANTS},
     **{
         f"pairwise: {kind} {fmt}": partial(pairwise, kind, fmt)
         for kind, fmt in zip(VARIANTS, (*FORMATS, *FORMATS, *FORMATS, *FORMATS), strict=False)
     },
-    **{f"wild: {kind}": partial(wild, kind) for kind in VARIANTS},
+    **{f"arbitrary floats: {kind}": partial(wild, kind) for kind in VARIANTS},
     **{
         f"rotated: {name} {' '.join(options.values())}": partial(rotated, name, options)
         for name, options in (

@@ -90,7 +90,7 @@ class Started:
         """Wait for the end of the command.
 
         Raises:
-            AssertionError: if it has not come after so many seconds.
+            AssertionError: if the command still runs after `seconds`.
         """
         try:
             code = self.process.wait(seconds)

@@ -21,7 +21,7 @@ from ..breaking import SETTINGS, undraw
 from .trainer_steps import learner_of, take
 
 SHARE = 0.5
-"""What a batch may have of the memory that it needs beyond the weights."""
+"""Fraction of a batch's memory, beyond the weights, that the process may use."""
 
 BATCH = 256
 MOST = 3

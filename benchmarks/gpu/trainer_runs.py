@@ -40,7 +40,7 @@ FROM_THERE = r"; step (\d+) of "
 """How a resumed run says where it goes on."""
 
 SAME_SIZE = 10.0
-"""How many times more than two whole runs a resumed run may differ, where runs differ from each other."""
+"""If two full runs differ, a resumed run may differ by at most this many times as much."""
 
 TOLERANCE = 0.02
 """What scores of two runs with the same seed may differ by."""

@@ -143,7 +143,7 @@ def launches(device: Cuda, loss: Loss, leaves: Leaves, few: bool) -> Figures:
 
 
 def graph(device: Cuda, loss: Loss, leaves: Leaves) -> Figures:
-    """A step captured once computes with what its inputs hold when it is replayed."""
+    """A captured step, when replayed, uses the current values of its inputs."""
     inputs = tuple(leaf.detach().clone() for leaf in leaves)
     step = step_of(loss, inputs)  # of views of them: they share memory
     kept = [torch.empty_like(part) for part in step()]
@@ -184,7 +184,7 @@ def streams(device: Cuda) -> Figures:
     for _ in range(device.pick(10, 1)):
         for enter in entries:
             with enter():
-                # The host is slower than a step: without this, each would end before the next begins.
+                # Launching takes longer than running: without this, the steps would never overlap.
                 device.hold()
         for _ in range(device.pick(5, 1)):
             for enter, step, expected in zip(entries, every, alone, strict=True):

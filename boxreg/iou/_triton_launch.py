@@ -10,7 +10,7 @@ from torch import Tensor
 from ._triton_maths import INTERPRETED
 
 REGISTERS = 255
-"""The limit for a thread. With a limit set, the assembler does not spill registers to run more threads."""
+"""Register limit per thread. Without an explicit limit, ptxas may spill registers to fit more threads."""
 
 INT32 = 2**31 - 1
 
@@ -25,8 +25,8 @@ def launch(
 ) -> None:
     """Launch a kernel.
 
-    Triton looks its compiled kernel up among all arguments, constants too, which takes longer than the rest
-    of the call. Here only what the choice depends on is looked at.
+    Triton's own lookup examines every argument, constants too, and takes longer than the rest of the call.
+    This one examines only what the choice of a kernel depends on.
 
     Args:
         kernel: what Triton compiles.
@@ -53,7 +53,7 @@ def launch(
 
 
 def _specialization(argument: Any) -> object:
-    """What Triton compiles a kernel for: dtype and alignment of a tensor; 1, multiples of 16, 64 bits."""
+    """What Triton specializes on: a tensor's dtype and alignment; whether an int is 1, 16 n or 64-bit."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
     if isinstance(argument, int):
