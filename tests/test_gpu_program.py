@@ -271,6 +271,14 @@ def test_every_two_values_of_two_fields_meet_in_a_case() -> None:
     assert missing == []
 
 
+def test_every_case_compares_most_of_its_boxes() -> None:
+    for case in CASES:
+        pred, target, _ = right_cases.inputs(case, StandIn())
+        lengths = right_cases.lengths_of(case, pred.double(), target.double())
+        assert lengths.decidable.shape == pred.select(right_cases.dim(case), 0).shape, str(case)
+        assert lengths.decidable.double().mean() > 0.7, str(case)
+
+
 def off_by(factor: float, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """A loss whose kernel, and no other backend, is off by a factor."""
 
