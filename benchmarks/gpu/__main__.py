@@ -171,11 +171,15 @@ def run(name: str, seconds: float, options: argparse.Namespace) -> int | None:
         why = "stopped by a signal"
         raise
     finally:
+        for number in STOPPING:  # nothing may interrupt what comes now
+            signal.signal(number, signal.SIG_IGN)
         kill_all(child)
         if why:
             add(options.out, Record(name, "the section", FAILED, detail=why))
         taken = time.monotonic() - began
         add(options.out, Record(name, "the section", ENDED, round(taken, 1), {"of": round(seconds, 1)}))
+        for number in STOPPING:
+            signal.signal(number, stop)
     return code
 
 

@@ -93,7 +93,10 @@ def add(folder: Path, record: Record) -> None:
     with contextlib.suppress(OSError):  # nobody reads what is printed any more
         print(in_a_line(record), flush=True)
     try:
-        with open(folder / RECORDS, "a") as file:
+        path = folder / RECORDS
+        cut_off = path.exists() and not path.read_text().endswith("\n")
+        with open(path, "a") as file:
+            file.write("\n" if cut_off and path.stat().st_size else "")
             file.write(json.dumps(asdict(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -64,10 +64,15 @@ def main(device: Cuda, report: Report) -> None:
             record = found.get(timeout=0.5)
             missing.discard(record.name)
             report.add(record)
+    with contextlib.suppress(queue.Empty):
+        while True:
+            record = found.get_nowait()
+            missing.discard(record.name)
+            report.add(record)
     for share in shares:
-        if share.task:
-            report.add(Record(SECTION, share.task, FAILED, detail="it had not ended when the time was over"))
-            missing.discard(share.task)
+        if (task := share.task) in missing:
+            report.add(Record(SECTION, task, FAILED, detail="it had not ended when the time was over"))
+            missing.discard(task)
     if missing:
         report.add(Record(SECTION, f"{len(missing)} more", LEFT_OUT, detail="the time was over"))
     for name, alone in ALONE.items():
@@ -121,6 +126,8 @@ class Share:
             message = json.loads(line)
         except json.JSONDecodeError:
             return  # something else was printed
+        if not isinstance(message, dict) or not {"begins", "section"} & message.keys():
+            return
         if "begins" in message:
             self.place, self.task, self.began = message["begins"], message["name"], time.monotonic()
         else:

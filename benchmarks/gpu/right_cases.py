@@ -129,6 +129,9 @@ def check(case: Case, device: Cuda) -> Figures:
     worst = {"loss": loss_error(found[0], expected[0], lengths.loose)}
     for name, part, reference in zip(names(case), found[1:], expected[1:], strict=True):
         assert part.dtype == case.dtype, f"{name}: got {part.dtype}, expected {case.dtype}"
+        if weight is not None:
+            ignored = part.movedim(dim(case), -1)[weight == 0]
+            assert not ignored.any(), f"{name}: a box of weight 0 has a gradient"
         held = lengths.decidable.unsqueeze(dim(case)) & ~beyond_float16(case, pred, target, name)
         allowed = gradient_allowance(reference, lengths.loose, scale, dim(case), part.dtype)
         most = 0.99 * torch.finfo(part.dtype).max  # what the dtype cannot hold is cut off
