@@ -1,7 +1,7 @@
 """The maths of raw numbers that decoders share: functions from all numbers to some, slopes and inverses.
 
 A backend that does not compute with torch tensors brings a `sigmoid` and a `softplus` of its own; what else
-`decode_axis` and `decode_slopes` call is written with operators and `xp`. Inverses are for torch alone.
+`decode_axis` and `decode_axis_grad` call is written with operators and `xp`. Inverses are for torch alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def sigmoid(t: Tensor) -> Tensor:
     return torch.where(t > 0, 1 - torch.sigmoid(-t), torch.sigmoid(t))
 
 
-def sigmoid_slope(t: Tensor) -> Tensor:
+def sigmoid_grad(t: Tensor) -> Tensor:
     """The slope of `sigmoid`, alive as far out."""
     return sigmoid(t) * sigmoid(-t)
 
@@ -50,7 +50,7 @@ def softplus(t: Tensor) -> Tensor:
     return F.softplus(t, threshold=SOFTPLUS_THRESHOLD)
 
 
-def softplus_slope(t: Tensor) -> Tensor:
+def softplus_grad(t: Tensor) -> Tensor:
     """The slope of `softplus`."""
     return sigmoid(t)
 
@@ -68,7 +68,7 @@ def bounded_exp(t: Tensor, bound: float) -> Tensor:
     return xp.exp(xp.where(over, bound, t)) * (1.0 + xp.where(over, t - bound, 0.0))
 
 
-def bounded_exp_slope(t: Tensor, bound: float) -> Tensor:
+def bounded_exp_grad(t: Tensor, bound: float) -> Tensor:
     """The slope of `bounded_exp`."""
     return xp.exp(xp.where(t > bound, bound, t))
 
@@ -86,7 +86,7 @@ def rectified(t: Tensor) -> Tensor:
     return xp.where(over, t, KNEE * KNEE / (2.0 * KNEE - xp.where(over, KNEE, t)))
 
 
-def rectified_slope(t: Tensor) -> Tensor:
+def rectified_grad(t: Tensor) -> Tensor:
     """The slope of `rectified`."""
     share = KNEE / (2.0 * KNEE - xp.where(t > KNEE, KNEE, t))
     return share * share
@@ -102,8 +102,8 @@ def between(low: Tensor, high: Tensor, cell: Tensor, stride: float) -> tuple[Ten
     return (cell + 0.5 + 0.5 * (high - low)) * stride, (low + high) * stride
 
 
-def between_slopes(low: Tensor, high: Tensor, stride: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Slopes of `between` in the order of `decode_slopes`, from those of the distances."""
+def between_grad(low: Tensor, high: Tensor, stride: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slopes of `between` in the order of `decode_axis_grad`, from those of the distances."""
     return -0.5 * stride * low, 0.5 * stride * high, stride * low, stride * high
 
 
@@ -118,7 +118,7 @@ def to_ends(
     return (half - offset).clamp(least, most), (half + offset).clamp(least, most)
 
 
-def pull_to_raw(
+def raw_backward(
     at_centre: Tensor,
     at_size: Tensor,
     centre_first: Tensor,
@@ -126,7 +126,7 @@ def pull_to_raw(
     size_first: Tensor,
     size_second: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Slopes at centre and size to slopes at the two raw numbers of an axis, by `decode_slopes`."""
+    """Slopes at centre and size to slopes at the two raw numbers of an axis, by `decode_axis_grad`."""
     return (
         at_centre * centre_first + at_size * size_first,
         at_centre * centre_second + at_size * size_second,

@@ -45,28 +45,28 @@ def centre_and_size(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return low + 0.5 * (high - low), high - low
 
 
-def pull_corner_and_size(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes at the ends of a side to slopes at its low end and size."""
+def corner_and_size_backward(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients at the ends of a side to those at its low end and size."""
     return low + high, high
 
 
-def pull_centre_and_size(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes at the ends of a side to slopes at its centre and size."""
+def centre_and_size_backward(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients at the ends of a side to those at its centre and size."""
     return low + high, 0.5 * (high - low)
 
 
 class Format(NamedTuple):
-    """What a box's first and second number on an axis mean: to the two ends, back, and slopes back."""
+    """What a box's first and second number on an axis mean: to the two ends, back, and gradients back."""
 
     to_ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     from_ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    pull: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 FORMATS: dict[str, Format] = {
     "xyxy": Format(ends_of_corners, ends_of_corners, ends_of_corners),
-    "xywh": Format(ends_of_corner_and_size, corner_and_size, pull_corner_and_size),
-    "cxcywh": Format(ends_of_centre_and_size, centre_and_size, pull_centre_and_size),
+    "xywh": Format(ends_of_corner_and_size, corner_and_size, corner_and_size_backward),
+    "cxcywh": Format(ends_of_centre_and_size, centre_and_size, centre_and_size_backward),
 }
 """The box formats that every `fmt` argument understands."""
 

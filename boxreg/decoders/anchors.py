@@ -13,11 +13,11 @@ from .._checks import check_number
 from .._raw import (
     EXP_BOUND,
     bounded_exp,
-    bounded_exp_slope,
+    bounded_exp_grad,
     inverse_bounded_exp,
     logit,
     sigmoid,
-    sigmoid_slope,
+    sigmoid_grad,
 )
 from .axis import AxisDecoder, Settings
 from .base import Prior, StrideDecoder
@@ -119,11 +119,11 @@ class YOLOv3Decoder(AnchorDecoder):
         return (cell + sigmoid(first)) * stride, anchor * bounded_exp(second, EXP_BOUND)
 
     @staticmethod
-    def decode_slopes(
+    def decode_axis_grad(
         first: Tensor, second: Tensor, cell: Tensor, cells: float, anchor: Tensor, stride: float
     ) -> tuple[Any, Any, Any, Any]:
         """See `AxisDecoder`."""
-        return sigmoid_slope(first) * stride, 0.0, 0.0, anchor * bounded_exp_slope(second, EXP_BOUND)
+        return sigmoid_grad(first) * stride, 0.0, 0.0, anchor * bounded_exp_grad(second, EXP_BOUND)
 
     @staticmethod
     def encode_axis(
@@ -182,12 +182,12 @@ class YOLOv5Decoder(AnchorDecoder):
         return (cell + (2.0 * sigmoid(first) - 0.5)) * stride, 4.0 * share * share * anchor
 
     @staticmethod
-    def decode_slopes(
+    def decode_axis_grad(
         first: Tensor, second: Tensor, cell: Tensor, cells: float, anchor: Tensor, stride: float
     ) -> tuple[Any, Any, Any, Any]:
         """See `AxisDecoder`."""
-        at_size = 8.0 * sigmoid(second) * sigmoid_slope(second) * anchor
-        return 2.0 * sigmoid_slope(first) * stride, 0.0, 0.0, at_size
+        at_size = 8.0 * sigmoid(second) * sigmoid_grad(second) * anchor
+        return 2.0 * sigmoid_grad(first) * stride, 0.0, 0.0, at_size
 
     @staticmethod
     def encode_axis(

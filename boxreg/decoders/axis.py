@@ -21,7 +21,7 @@ Settings = tuple[tuple[float, ...], tuple[float, ...]]
 class AxisDecoder(Decoder):
     """A scheme that reads either axis by itself, a centre and a size from two raw numbers.
 
-    A scheme states the maths of one axis, on tensors of any one shape: `decode_axis`, `decode_slopes` and
+    A scheme states the maths of one axis, on tensors of any one shape: `decode_axis`, `decode_axis_grad` and
     `encode_axis`. The first two are also traced and copied into kernels (see `boxreg.iou`), so that a loss of
     raw numbers finds its gradient in one pass: they consist of operators, `xp` and the functions of
     `boxreg._raw`, without loops. All three get, after the two numbers: if `needs_grid`, the cell's
@@ -59,7 +59,7 @@ class AxisDecoder(Decoder):
 
     @staticmethod
     @abstractmethod
-    def decode_slopes(first: Any, second: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+    def decode_axis_grad(first: Any, second: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
         """Slopes of `decode_axis`: the centre's at either raw number, then the size's; 0.0 where none."""
 
     @staticmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_number
-from .._raw import inverse_softplus, logit, sigmoid, sigmoid_slope, softplus, softplus_slope
+from .._raw import inverse_softplus, logit, sigmoid, sigmoid_grad, softplus, softplus_grad
 from .axis import AxisDecoder, Settings
 
 
@@ -89,11 +89,11 @@ class GridCellDecoder(AxisDecoder):
         return (cell + (stretch * sigmoid(first) - overhang)) / cells * side, side * softplus(second)
 
     @staticmethod
-    def decode_slopes(
+    def decode_axis_grad(
         first: Tensor, second: Tensor, cell: Tensor, cells: float, side: float, stretch: float
     ) -> tuple[Any, Any, Any, Any]:
         """See `AxisDecoder`."""
-        return stretch * sigmoid_slope(first) / cells * side, 0.0, 0.0, side * softplus_slope(second)
+        return stretch * sigmoid_grad(first) / cells * side, 0.0, 0.0, side * softplus_grad(second)
 
     @staticmethod
     def encode_axis(

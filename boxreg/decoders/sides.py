@@ -12,16 +12,16 @@ from .._checks import check_choice
 from .._raw import (
     EXP_BOUND,
     between,
-    between_slopes,
+    between_grad,
     bounded_exp,
-    bounded_exp_slope,
+    bounded_exp_grad,
     inverse_bounded_exp,
     inverse_rectified,
     inverse_softplus,
     rectified,
-    rectified_slope,
+    rectified_grad,
     softplus,
-    softplus_slope,
+    softplus_grad,
     to_ends,
 )
 from .axis import AxisDecoder, Settings
@@ -88,11 +88,11 @@ class LTRBDecoder(StrideDecoder, AxisDecoder):
         return between(softplus(first), softplus(second), cell, stride)
 
     @staticmethod
-    def decode_slopes(
+    def decode_axis_grad(
         first: Tensor, second: Tensor, cell: Tensor, cells: float, stride: float
     ) -> tuple[Any, Any, Any, Any]:
         """See `AxisDecoder`."""
-        return between_slopes(softplus_slope(first), softplus_slope(second), stride)
+        return between_grad(softplus_grad(first), softplus_grad(second), stride)
 
     @staticmethod
     def encode_axis(
@@ -113,10 +113,10 @@ class _Rectified(LTRBDecoder):
         return between(rectified(first), rectified(second), cell, stride)
 
     @staticmethod
-    def decode_slopes(
+    def decode_axis_grad(
         first: Tensor, second: Tensor, cell: Tensor, cells: float, stride: float
     ) -> tuple[Any, Any, Any, Any]:
-        return between_slopes(rectified_slope(first), rectified_slope(second), stride)
+        return between_grad(rectified_grad(first), rectified_grad(second), stride)
 
     @staticmethod
     def encode_axis(
@@ -136,11 +136,11 @@ class _Exponential(LTRBDecoder):
         return between(bounded_exp(first, EXP_BOUND), bounded_exp(second, EXP_BOUND), cell, stride)
 
     @staticmethod
-    def decode_slopes(
+    def decode_axis_grad(
         first: Tensor, second: Tensor, cell: Tensor, cells: float, stride: float
     ) -> tuple[Any, Any, Any, Any]:
-        low, high = bounded_exp_slope(first, EXP_BOUND), bounded_exp_slope(second, EXP_BOUND)
-        return between_slopes(low, high, stride)
+        low, high = bounded_exp_grad(first, EXP_BOUND), bounded_exp_grad(second, EXP_BOUND)
+        return between_grad(low, high, stride)
 
     @staticmethod
     def encode_axis(

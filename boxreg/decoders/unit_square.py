@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._raw import inverse_softplus, logit, sigmoid, sigmoid_slope, softplus, softplus_slope
+from .._raw import inverse_softplus, logit, sigmoid, sigmoid_grad, softplus, softplus_grad
 from .axis import AxisDecoder
 
 
@@ -39,9 +39,9 @@ class UnitSquareDecoder(AxisDecoder):
         return sigmoid(first), softplus(second)
 
     @staticmethod
-    def decode_slopes(first: Tensor, second: Tensor) -> tuple[Any, Any, Any, Any]:
+    def decode_axis_grad(first: Tensor, second: Tensor) -> tuple[Any, Any, Any, Any]:
         """See `AxisDecoder`."""
-        return sigmoid_slope(first), 0.0, 0.0, softplus_slope(second)
+        return sigmoid_grad(first), 0.0, 0.0, softplus_grad(second)
 
     @staticmethod
     def encode_axis(centre: Tensor, size: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

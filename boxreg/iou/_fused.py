@@ -93,14 +93,14 @@ def decoding(scheme: str, settings: Settings, library: Library) -> Decoding:
     count = 2 + 2 * decoder.needs_grid + decoder.needs_anchors
     raw = [trace.term("input", i, wide=True) for i in range(count)]
     arguments = (*raw, *map(trace.stack, *settings))
-    slopes = copied(decoder.decode_slopes, maths)(*arguments)
+    slopes = copied(decoder.decode_axis_grad, maths)(*arguments)
     found = [slope for slope in slopes if isinstance(slope, Term)]
     there = Program(library, raw, [*copied(decoder.decode_axis, maths)(*arguments), *found])
 
     given = [trace.term("input", len(raw) + i, wide=True) for i in range(2 + len(found))]
     centre, size, *known = given
     known_of = dict(zip(found, known, strict=True))
-    back = maths["pull_to_raw"](centre, size, *(known_of.get(slope, slope) for slope in slopes))
+    back = maths["raw_backward"](centre, size, *(known_of.get(slope, slope) for slope in slopes))
     return Decoding(there, Program(library, given, back), slopes=len(found))
 
 

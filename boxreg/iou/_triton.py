@@ -30,7 +30,7 @@ CHUNK = 4096
 
 
 _is_large, _in_range, _pair, _combined, _pullback, _pull_to_raw = (
-    MATHS[name] for name in ("is_large", "in_range", "pair", "combined", "pullback", "pull_to_raw")
+    MATHS[name] for name in ("is_large", "in_range", "pair", "combined", "pullback", "raw_backward")
 )
 
 
@@ -50,11 +50,11 @@ def constants(wanted: Pass) -> dict[str, Any]:
     decoder = SCHEMES.get(wanted.scheme)
     return terms_of(wanted.form) | {
         "PRED_ENDS": MATHS[pred.to_ends.__name__],
-        "PULL_PRED": MATHS[pred.pull.__name__],
+        "PULL_PRED": MATHS[pred.backward.__name__],
         "TARGET_ENDS": MATHS[target.to_ends.__name__],
-        "PULL_TARGET": MATHS[target.pull.__name__],
+        "PULL_TARGET": MATHS[target.backward.__name__],
         "DECODE": decoder and triton.jit(copied(decoder.decode_axis, MATHS)),
-        "DECODE_SLOPES": decoder and triton.jit(copied(decoder.decode_slopes, MATHS)),
+        "DECODE_SLOPES": decoder and triton.jit(copied(decoder.decode_axis_grad, MATHS)),
         "GRID": decoder is not None and decoder.needs_grid,
         "ANCHORS": len(wanted.anchor_sides[0]),
         "OF_PRED": wanted.of_pred,

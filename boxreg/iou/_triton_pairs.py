@@ -208,7 +208,7 @@ def _gradient(wanted: Pairwise, own: Tensor, other: Tensor, upstream: Tensor, of
         tiles,
         chunks,
     )
-    pull = MATHS[FORMATS[wanted.fmt].pull.__name__]
+    pull = MATHS[FORMATS[wanted.fmt].backward.__name__]
     constants = told(wanted) | {"PULL": pull, "OF_A": of_a, "OWN": OWN, "OTHERS": OTHERS, "TILES": TILES}
     with torch.cuda.device_of(sums):
         launch(gradient_kernel, len(own) * chunks * tiles, (wanted, of_a), arguments, constants, warps=4)

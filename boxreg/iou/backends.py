@@ -23,7 +23,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
 from .._dtypes import promote
-from .._raw import pull_to_raw
+from .._raw import raw_backward
 from ..boxes import FORMATS, Planes
 from ..decoders import SCHEMES, axis_arguments, decode_planes
 from ..reduction import reduce_loss
@@ -158,16 +158,16 @@ def _corners(boxes: tuple[Tensor, ...], large: Tensor, fmt: str) -> Planes:
 def _pulled(at_corners: tuple[Tensor, ...], large: Tensor, fmt: str) -> tuple[Tensor, ...]:
     """Slopes at corners to slopes at the numbers of a format; what was scaled down moves the loss by less."""
     x1, y1, x2, y2 = (family.in_range(slope, large) for slope in at_corners)
-    (a, c), (b, d) = FORMATS[fmt].pull(x1, x2), FORMATS[fmt].pull(y1, y2)
+    (a, c), (b, d) = FORMATS[fmt].backward(x1, x2), FORMATS[fmt].backward(y1, y2)
     return a, b, c, d
 
 
 def _pulled_to_raw(wanted: Pass, raw: tuple[Tensor, ...], slopes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Slopes at centre and size to slopes at a decoder's raw numbers."""
-    decode_slopes = SCHEMES[wanted.scheme].decode_slopes
+    decode_axis_grad = SCHEMES[wanted.scheme].decode_axis_grad
     axes = axis_arguments(wanted.scheme, wanted.settings, wanted.anchor_sides, raw[0])
     (a, c), (b, d) = (
-        pull_to_raw(slopes[axis], slopes[axis + 2], *decode_slopes(*raw[axis::2], *arguments))
+        raw_backward(slopes[axis], slopes[axis + 2], *decode_axis_grad(*raw[axis::2], *arguments))
         for axis, arguments in enumerate(axes)
     )
     return a, b, c, d
