@@ -7,38 +7,54 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from boxreg import UnitSquareDecoder, convert
+from boxreg import Decoder, GridCellDecoder, LTRBDecoder, UnitSquareDecoder, convert
+from boxreg.losses import LOSSES
 
-PICTURE = 640.0
-"""Side of a picture in pixels."""
+IMAGE = 640.0
+"""Side of an image in pixels."""
+
+STRIDE = 8.0
+"""Of `LTRBDecoder`, in pixels."""
+
+DECODERS: dict[str, tuple[Decoder, tuple[float, float, float, float]]] = {
+    "UnitSquareDecoder": (UnitSquareDecoder(), (0.5, 0.5, 0.2, 0.2)),
+    "GridCellDecoder": (GridCellDecoder((IMAGE, IMAGE)), (IMAGE / 2, IMAGE / 2, IMAGE / 5, IMAGE / 5)),
+    "LTRBDecoder": (LTRBDecoder(STRIDE), (STRIDE / 2, STRIDE / 2, 8 * STRIDE, 8 * STRIDE)),
+}
+"""Decoders by name, and the box about which their raw outputs are drawn."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Boxes of `batch` pictures, and what is computed of them.
+    """Boxes of `batch` images, and what is computed of them.
 
-    `job` is a field of `Provider`: `"loss"`, mean CIoU and its gradient; `"from_raw"`, the same from the raw
-    outputs of a head; `"pairwise"`, the scores of `targets` boxes with all others, forward alone.
+    `job` is a field of `Provider`: `"loss"`, the mean loss of kind `kind` and its gradient; `"weighted"`, the
+    weighted sum instead of the mean; `"from_raw"`, mean CIoU from raw outputs of `decoder`, and its gradient;
+    `"pairwise"`, the scores of `targets` boxes with all others, with a gradient at them if `grad`.
     """
 
     name: str
     count: int
-    """Predicted boxes a picture."""
+    """Predicted boxes an image."""
     batch: int = 1
     targets: int = 0
-    """Target boxes a picture, where each meets every prediction."""
+    """Target boxes an image, where each meets every prediction."""
     job: str = "loss"
     layout: str = "rows"
     """`"rows"` (N, 4), or `"planes"` (batch, 4, count)."""
     memory: bool = False
     """Whether its peak memory is measured on a CPU too, which takes a process for each provider."""
+    kind: str = "ciou"
+    decoder: str = "UnitSquareDecoder"
+    grad: bool = True
+    """Whether pairwise scores have a gradient; every other job has one."""
 
     @property
     def pairs(self) -> int:
         return self.count * self.batch * max(self.targets, 1)
 
     def of(self, pairs: int) -> Case:
-        """The same work on so many pairs, as near as whole pictures allow."""
+        """The same work on so many pairs, as near as whole images allow."""
         return replace(self, count=max(pairs * self.count // self.pairs, 1))
 
 
@@ -46,7 +62,7 @@ CASES = (
     Case("one-box head", 64),
     Case("positives of a YOLO batch", 1_024),
     Case("positives of a large YOLO batch", 8_400),
-    Case("assigner", 8_400, batch=16, targets=50, job="pairwise", memory=True),
+    Case("assigner", 8_400, batch=16, targets=50, job="pairwise", memory=True, grad=False),
     Case("dense maps", 8_400, batch=16),
     Case("dense maps", 8_400, batch=16, layout="planes"),
     Case("stress", 1_000_000, memory=True),
@@ -57,8 +73,26 @@ CASES = (
 HUGE = (Case("stress", 10_000_000), Case("stress", 10_000_000, layout="planes"))
 """Ten million pairs: for a GPU, or where they are asked for."""
 
-SCALING = tuple(Case("scaling", count, layout="planes") for count in (64, 1_024, 8_400))
-"""What the picture of time against pairs needs beside `CASES`: the small ones in planes."""
+SCALING = tuple(
+    Case(name, count, layout="planes")
+    for name, count in (
+        ("one-box head", 64),
+        ("positives of a YOLO batch", 1_024),
+        ("positives of a large YOLO batch", 8_400),
+    )
+)
+"""The small ones in planes."""
+
+ON_CPU = (
+    Case("raw to loss, GridCellDecoder", 8_400, 16, 0, "from_raw", "planes", decoder="GridCellDecoder"),
+    Case("raw to loss, LTRBDecoder", 8_400, 16, 0, "from_raw", "planes", decoder="LTRBDecoder"),
+    Case("assigner by IoU", 8_400, batch=16, targets=50, job="pairwise", kind="iou", grad=False),
+    Case("pairwise IoU of an image", 8_400, targets=800, job="pairwise", kind="iou", grad=False),
+    Case("pairwise IoU with gradient", 2_000, targets=2_000, job="pairwise", kind="iou"),
+    *(Case("weighted loss", 8_400, batch=batch, job="weighted") for batch in (1, 16)),
+    *(Case("other losses", 8_400, kind=kind) for kind in LOSSES if kind != "ciou"),
+)
+"""What is measured on a CPU alone."""
 
 
 def inputs(
@@ -66,8 +100,8 @@ def inputs(
 ) -> tuple[Tensor, Tensor, int]:
     """Predictions that need their gradient, targets, and the coordinate axis of both.
 
-    Boxes are in pixels, so that no additive eps of a provider's can be seen; raw outputs are those of
-    `boxreg.UnitSquareDecoder`, and their targets fractions of the picture.
+    Boxes are in pixels, so that no additive eps of a provider's can be seen; raw outputs are those of the
+    case's decoder, and their targets in its unit.
 
     Args:
         case: what is to be computed.
@@ -77,24 +111,37 @@ def inputs(
         near: every prediction is near its target, IoU above 0.5.
     """
     generator = torch.Generator().manual_seed(0)
-    if case.job == "pairwise":
-        first, second = (boxes(generator, case.batch, n) for n in (case.targets, case.count))
-        return PICTURE * first.to(device, dtype), PICTURE * second.to(device, dtype), -1
-    pred, target = (boxes(generator, case.batch, case.count) for _ in range(2))
-    if near:
-        pred = target + 0.005 * pred
     if case.job == "from_raw":
-        pred = UnitSquareDecoder().encode(convert(pred, "xyxy", "cxcywh"))
+        pred, target = raw_outputs(case, generator, fmt, near)
+    elif case.job == "pairwise":
+        pred, target = (IMAGE * boxes(generator, case.batch, n) for n in (case.targets, case.count))
     else:
-        pred, target = PICTURE * pred, PICTURE * target
-    pred, target = (side.to(device, dtype) for side in (pred, convert(target, "xyxy", fmt)))
-    if case.layout == "planes":
-        pred, target = (side.transpose(1, 2).contiguous() for side in (pred, target))
-        return pred.requires_grad_(), target, 1
-    return pred.flatten(0, 1).requires_grad_(), target.flatten(0, 1), -1
+        pred, target = (IMAGE * boxes(generator, case.batch, case.count) for _ in range(2))
+        if near:
+            pred = target + 0.005 * pred
+        target = convert(target, "xyxy", fmt)
+    if case.layout == "planes" and case.job != "from_raw":
+        pred, target = pred.mT.contiguous(), target.mT.contiguous()
+    elif case.layout == "rows" and case.job != "pairwise":
+        pred, target = pred.flatten(0, -2), target.flatten(0, -2)
+    pred, target = pred.to(device, dtype).contiguous(), target.to(device, dtype).contiguous()
+    return pred.requires_grad_(case.grad), target, 1 if case.layout == "planes" else -1
 
 
 def boxes(generator: torch.Generator, batch: int, count: int) -> Tensor:
-    """Upright boxes (batch, count, 4) in fractions of a picture, their sides 0.05 to 0.35 of its own."""
+    """Upright boxes (batch, count, 4) in fractions of an image, their sides 0.05 to 0.35 of its own."""
     corner, size = (torch.rand(batch, count, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     return torch.cat([0.6 * corner, 0.6 * corner + 0.3 * size + 0.05], -1)
+
+
+def raw_outputs(case: Case, generator: torch.Generator, fmt: str, near: bool) -> tuple[Tensor, Tensor]:
+    """Raw outputs and targets, of planes (batch, 4, rows, columns), and of rows (batch, rows, columns, 4)."""
+    decoder, prior = DECODERS[case.decoder]
+    rows = max(side for side in range(1, case.count + 1) if side * side <= case.count and not case.count % side)
+    shape = case.batch, 4, rows, case.count // rows
+    bias = decoder.bias(prior, torch.float64).view(4, 1, 1)
+    first, second = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    raw = bias + 0.5 * first
+    target = decoder.decode(raw + (0.005 if near else 0.5) * second, dim=1)
+    target = convert(target, "cxcywh", fmt, dim=1)
+    return (raw, target) if case.layout == "planes" else (raw.movedim(1, -1), target.movedim(1, -1))

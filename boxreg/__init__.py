@@ -37,6 +37,7 @@ from .losses import DIoULoss as DIoULoss
 from .losses import EIoULoss as EIoULoss
 from .losses import GIoULoss as GIoULoss
 from .losses import IoULoss as IoULoss
+from .losses import LossSum as LossSum
 from .losses import MPDIoULoss as MPDIoULoss
 from .losses import NWDLoss as NWDLoss
 from .losses import ShapeIoULoss as ShapeIoULoss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from ._checks import check_choice, check_number
 from ._dtypes import promote
 from .boxes import convert
 from .iou.functional import prepare
-from .losses import ROWS
+from .losses import LOSSES, Loss
+from .losses._sum import check_agreement
 from .reduction import Normalizer, reduce_loss
 from .weighting import Weighting
 
@@ -66,6 +67,13 @@ SIZES: dict[str, Callable[[Tensor], Tensor]] = {"wh": lambda size: size, "sqrt_w
 """What `BoxLoss` may compare sizes on."""
 
 
+def _check_defaults(options: dict[str, object]) -> None:
+    """Raise if an option is given that an overlap loss, itself given, has already."""
+    for name, value in options.items():
+        if value is not None and (name, value) not in (("backend", "auto"), ("mode", "linear")):
+            raise ValueError(f"{name}: got {value!r} beside a loss as overlap; make that loss with it")
+
+
 class BoxLoss(nn.Module):
     r"""Centre, size and overlap terms, each with its lambda.
 
@@ -74,11 +82,12 @@ class BoxLoss(nn.Module):
 
     d is a squared, smooth-L1 or absolute difference; s is the size or, as in Redmon et al. 2016, "You
     Only Look Once" (arXiv:1506.02640), its square root. The coordinate terms are in the unit of the
-    boxes: give fractions of the picture, or their lambdas mean something else. In them, coordinates
+    boxes: give fractions of the image, or their lambdas mean something else. In them, coordinates
     beyond `FARTHEST` count as that far, so that every finite box has a finite loss.
 
     Args:
-        overlap: a row of the IoU family, such as `"ciou"`.
+        overlap: a loss of the IoU family, such as `"ciou"`; or a loss module or a sum of them, used as it is:
+            its `fmt`, `reduction` and `dim` must be those of this loss, and it takes no further options.
         lambda_coord: factor of the centre term.
         lambda_wh: factor of the size term.
         lambda_iou: factor of the overlap term.
@@ -87,11 +96,12 @@ class BoxLoss(nn.Module):
         fmt: `"xyxy"`, `"xywh"` or `"cxcywh"`, for predictions and targets.
         reduction: `"none"`, `"mean"` or `"sum"` over boxes.
         dim: the coordinate axis.
-        backend: as in `boxreg.iou.overlap_loss`, and so are the next three, for the overlap term.
+        backend: as in `boxreg.functional.ciou_loss`, and so are the next four, for the overlap term.
         mode: what becomes of IoU and penalty.
+        alpha: the exponent of mode `"alpha"`.
         inner_ratio: the scale of the boxes between which the IoU is taken.
         weighting: a factor per box from its IoU.
-        **parameters: of the row, such as `image_width`, and `alpha` of the mode.
+        **parameters: of the loss, such as `image_width`.
 
     Raises:
         TypeError: if a lambda or a parameter is not a number.
@@ -110,7 +120,7 @@ class BoxLoss(nn.Module):
 
     def __init__(
         self,
-        overlap: str = "ciou",
+        overlap: str | Loss = "ciou",
         lambda_coord: float = 5.0,
         lambda_wh: float = 5.0,
         lambda_iou: float = 1.0,
@@ -122,12 +132,14 @@ class BoxLoss(nn.Module):
         dim: int = -1,
         backend: str = "auto",
         mode: str = "linear",
+        alpha: float | None = None,
         inner_ratio: float | None = None,
         weighting: Weighting | None = None,
         **parameters: float,
     ) -> None:
         super().__init__()
-        check_choice("overlap", overlap, ROWS)
+        if not isinstance(overlap, Loss):
+            check_choice("overlap", overlap, LOSSES)
         check_choice("distance", distance, DISTANCES)
         check_choice("size", size, SIZES)
         self.lambdas = {"coord": lambda_coord, "wh": lambda_wh, "iou": lambda_iou}
@@ -135,16 +147,14 @@ class BoxLoss(nn.Module):
             check_number(f"lambda_{name}", value, minimum=0)
         self.distance, self.size = distance, size
         self.fmt, self.reduction, self.dim = fmt, reduction, dim
-        self.overlap = ROWS[overlap](
-            fmt,
-            reduction,
-            dim=dim,
-            backend=backend,
-            mode=mode,
-            inner_ratio=inner_ratio,
-            weighting=weighting,
-            **parameters,
-        )
+        options: dict[str, Any] = {"backend": backend, "mode": mode, "alpha": alpha}
+        options |= {"inner_ratio": inner_ratio, "weighting": weighting, **parameters}
+        if isinstance(overlap, Loss):
+            check_agreement("BoxLoss", self, type(overlap).__name__, overlap)
+            _check_defaults(options)
+            self.overlap = overlap
+        else:
+            self.overlap = LOSSES[overlap](fmt, reduction, dim=dim, **options)
 
     def forward(
         self,
@@ -153,7 +163,7 @@ class BoxLoss(nn.Module):
         weight: Tensor | None = None,
         normalizer: Normalizer | None = None,
     ) -> BoxLossTerms:
-        """The total and its terms; arguments, shapes and errors as in `boxreg.iou.overlap_loss`."""
+        """The total and its terms; arguments, shapes and errors as in `IoUFamilyLoss.forward`."""
         pred, target = promote(*prepare(pred, target, weight, self.fmt, self.dim))
         near, target_near = _near(pred), _near(target)
         centre, size = convert(near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)

@@ -51,8 +51,8 @@ def reduce_loss(
     """
     check_tensor("loss", loss, floating=True)
     check_choice("reduction", reduction, REDUCTIONS)
-    if normalizer is not None and reduction != "mean":
-        raise ValueError(f"normalizer: it is the divisor of reduction='mean', but reduction is {reduction!r}")
+    if normalizer is not None:
+        check_normalizer(normalizer, reduction)
     if weight is not None:
         check_weight(weight, loss)
         weighed = loss * weight.to(loss.dtype)
@@ -64,7 +64,7 @@ def reduce_loss(
     total = loss.sum()
     if reduction == "sum":
         return total
-    return total if normalizer is None else _divide(total, normalizer)
+    return total if normalizer is None else divide(total, normalizer)
 
 
 def check_weight(weight: object, loss: Tensor) -> None:
@@ -85,13 +85,21 @@ def without_ignored(
     return torch.where(ignored, instead, values)
 
 
-def _divide(total: Tensor, normalizer: Normalizer) -> Tensor:
+def check_normalizer(normalizer: Normalizer, reduction: str) -> None:
+    """Raise unless `normalizer` is one number, not negative, that divides a mean."""
+    if reduction != "mean":
+        raise ValueError(f"normalizer: it is the divisor of reduction='mean', but reduction is {reduction!r}")
     if not isinstance(normalizer, Tensor):
         check_number("normalizer", normalizer, minimum=0)
-        divisor = total.new_full((), normalizer)
-    elif normalizer.numel() == 1:
+    elif normalizer.numel() != 1:
+        raise ValueError(f"normalizer: got a tensor of shape {tuple(normalizer.shape)}, expected one number")
+
+
+def divide(total: Tensor, normalizer: Normalizer) -> Tensor:
+    """The sum divided by the normaliser; 0, attached to the graph, if that is 0."""
+    if isinstance(normalizer, Tensor):
         divisor = normalizer.reshape(()).to(total)
     else:
-        raise ValueError(f"normalizer: got a tensor of shape {tuple(normalizer.shape)}, expected one number")
+        divisor = total.new_full((), normalizer)
     empty = divisor == 0
     return torch.where(empty, torch.zeros_like(total), total / torch.where(empty, 1.0, divisor))

@@ -22,9 +22,9 @@ from boxreg.decoders import (
     YOLOv5Decoder,
 )
 from boxreg.iou import backends, functional
-from boxreg.iou.variants import LONGEST, VARIANTS, Form, Parameter, form_of
+from boxreg.iou.spec import LONGEST, FAMILY, Form, Parameter, form_of
 
-KINDS = tuple(VARIANTS)
+KINDS = tuple(FAMILY)
 PARAMETERS: dict[str, dict[str, float]] = {
     "mpdiou": {"image_width": 4.0, "image_height": 3.0},
     "shapeiou": {"scale": 0.75},
@@ -338,7 +338,7 @@ def eps(dtype: torch.dtype) -> float:
 
 def row_parameters(kind: str) -> list[Parameter]:
     """The parameters that a row declares."""
-    variant = VARIANTS[kind]
+    variant = FAMILY[kind]
     return [*variant.overlap.parameters, *variant.penalty.parameters]
 
 

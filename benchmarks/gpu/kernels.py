@@ -31,7 +31,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from boxreg.iou import backends, functional
-from boxreg.iou.variants import VARIANTS
+from boxreg.iou.spec import FAMILY
 
 from ..machine import describe
 from .device import StandIn
@@ -214,7 +214,7 @@ def jobs() -> list[tuple[str, Callable[[], object]]]:
             for layout, dtype in timed
         ),
         *((f"{case.kind}, all specs", partial(of_case, case)) for case in CASES),
-        *((f"{kind}, pairwise", partial(of_pairs, kind)) for kind in VARIANTS),
+        *((f"{kind}, pairwise", partial(of_pairs, kind)) for kind in FAMILY),
     ]
 
 

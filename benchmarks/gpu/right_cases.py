@@ -21,7 +21,7 @@ from boxreg import (
     convert,
 )
 from boxreg.iou import functional
-from boxreg.iou.variants import IOU, MODES, VARIANTS
+from boxreg.iou.spec import IOU, MODES, FAMILY
 
 from .boxes import some_pairs
 from .device import Cuda
@@ -94,8 +94,8 @@ def cases() -> tuple[Case, ...]:
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     fixed = [
         (kind, mode, inner, dtype)
-        for kind, mode, inner, dtype in product(VARIANTS, MODES, (False, True), dtypes)
-        if not inner or VARIANTS[kind].overlap is IOU
+        for kind, mode, inner, dtype in product(FAMILY, MODES, (False, True), dtypes)
+        if not inner or FAMILY[kind].overlap is IOU
     ]
     met: set[object] = set()
     found = []

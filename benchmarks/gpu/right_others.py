@@ -13,7 +13,7 @@ from boxreg import BoxLoss, DeltaDecoder, DFLDecoder, FocalWeighting, WiseWeight
 from boxreg import functional as F
 from boxreg.boxes import FORMATS, convert
 from boxreg.iou import functional
-from boxreg.iou.variants import MODES, VARIANTS
+from boxreg.iou.spec import MODES, FAMILY
 
 from .boxes import some_pairs, upright, wild_pairs
 from .device import Cuda
@@ -299,12 +299,12 @@ def pairwise_addressing(device: Cuda) -> Figures:
 OTHERS: dict[str, Check] = {
     "GradScaler": scaler,
     "upstream gradients that are not finite": not_finite_upstream,
-    **{f"guarantees: {kind}": partial(promises, kind) for kind in VARIANTS},
+    **{f"guarantees: {kind}": partial(promises, kind) for kind in FAMILY},
     **{
         f"pairwise: {kind} {fmt}": partial(pairwise, kind, fmt)
-        for kind, fmt in zip(VARIANTS, (*FORMATS, *FORMATS, *FORMATS, *FORMATS), strict=False)
+        for kind, fmt in zip(FAMILY, (*FORMATS, *FORMATS, *FORMATS, *FORMATS), strict=False)
     },
-    **{f"arbitrary floats: {kind}": partial(wild, kind) for kind in VARIANTS},
+    **{f"arbitrary floats: {kind}": partial(wild, kind) for kind in FAMILY},
     **{
         f"rotated: {name} {' '.join(options.values())}": partial(rotated, name, options)
         for name, options in (

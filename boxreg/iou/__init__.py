@@ -1,5 +1,5 @@
-"""The IoU family: its maths once (`family`, `penalties`), and the entry points that run it (`functional`)."""
+"""What every loss of the IoU family runs on: the geometry of a pair of boxes, backends, scores by name."""
 
+from .functional import aligned_loss as aligned_loss
 from .functional import box_iou as box_iou
-from .functional import overlap_loss as overlap_loss
 from .functional import pairwise_box_iou as pairwise_box_iou

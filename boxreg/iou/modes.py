@@ -20,8 +20,8 @@ def linear(overlap: Tensor, penalty: Tensor) -> Tensor:
     return 1.0 - overlap + penalty
 
 
-def linear_slopes(overlap: Tensor, penalty: Tensor) -> tuple[float, float]:
-    """Slopes of `linear`."""
+def linear_grad(overlap: Tensor, penalty: Tensor) -> tuple[float, float]:
+    """Gradient of `linear`."""
     return -1.0, 1.0
 
 
@@ -30,8 +30,8 @@ def difference(overlap: Tensor, penalty: Tensor) -> Tensor:
     return overlap - penalty
 
 
-def difference_slopes(overlap: Tensor, penalty: Tensor) -> tuple[float, float]:
-    """Slopes of `difference`."""
+def difference_grad(overlap: Tensor, penalty: Tensor) -> tuple[float, float]:
+    """Gradient of `difference`."""
     return 1.0, -1.0
 
 
@@ -42,8 +42,8 @@ def logarithmic(overlap: Tensor, penalty: Tensor) -> Tensor:
     return tangent - xp.log(xp.where(low, LOWEST, overlap)) + penalty
 
 
-def logarithmic_slopes(overlap: Tensor, penalty: Tensor) -> tuple[Tensor, float]:
-    """Slopes of `logarithmic`."""
+def logarithmic_grad(overlap: Tensor, penalty: Tensor) -> tuple[Tensor, float]:
+    """Gradient of `logarithmic`."""
     return -1.0 / xp.where(overlap < LOWEST, LOWEST, overlap), 1.0
 
 
@@ -52,8 +52,8 @@ def squared_overlap(overlap: Tensor, penalty: Tensor) -> Tensor:
     return 1.0 - overlap * overlap + penalty
 
 
-def squared_overlap_slopes(overlap: Tensor, penalty: Tensor) -> tuple[Tensor, float]:
-    """Slopes of `squared_overlap`."""
+def squared_overlap_grad(overlap: Tensor, penalty: Tensor) -> tuple[Tensor, float]:
+    """Gradient of `squared_overlap`."""
     return -2.0 * overlap, 1.0
 
 
@@ -70,7 +70,7 @@ def powers(overlap: Tensor, penalty: Tensor, alpha: float) -> Tensor:
     return 1.0 - power(overlap, alpha) + power(xp.where(high, HIGHEST, penalty), alpha) + tangent
 
 
-def powers_slopes(overlap: Tensor, penalty: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Slopes of `powers`."""
+def powers_grad(overlap: Tensor, penalty: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Gradient of `powers`."""
     near = xp.where(penalty > HIGHEST, HIGHEST, penalty)
     return -alpha * power(overlap, alpha - 1.0), alpha * power(near, alpha - 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import griffe
@@ -12,11 +13,14 @@ class Docstrings(griffe.Extension):
     """Lets examples be read as examples, and says at the end of each entry where else to look."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
-        """Rename "Example:" to what the parser of Google's style knows, and add "See also"."""
+        """Take the docstring of run time, name examples as Google's style does, and add "See also"."""
         if obj.docstring is None:
             return
-        text = re.sub(r"^(\s*)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
         value = documented().get(obj.name)
-        if value is not None and obj.path == f"{value.__module__}.{value.__qualname__}":
+        is_documented = value is not None and obj.path == f"{value.__module__}.{value.__qualname__}"
+        # Losses complete their docstrings when they are imported.
+        text = (inspect.getdoc(value) if is_documented else None) or obj.docstring.value
+        text = re.sub(r"^(\s*)Example:$", r"\1Examples:", text, flags=re.M)
+        if is_documented:
             text += f"\n\n**See also:** {see_also(obj.name)}"
         obj.docstring.value = text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import sys
+from itertools import dropwhile
 from typing import Any
 
 from ablation import ablation
@@ -13,14 +16,15 @@ from pictures import PICTURES
 from results import RESULTS, table
 
 from boxreg import functional
-from boxreg.iou.variants import VARIANTS
+from boxreg.losses import LOSSES
+from boxreg.losses._docs import about
 
 MARK = re.compile(r"^<!-- (?P<what>[a-z]+)(?: (?P<about>[a-z0-9; ]+))? -->$", re.M)
 
 
 def formula(kind: str) -> str:
-    """What the docstring of a loss says before its arguments."""
-    return (inspect.getdoc(getattr(functional, f"{kind}_loss")) or "").partition("\nArgs:")[0].strip()
+    """What the docstring of a loss says of it alone, before what all losses have in common."""
+    return about(getattr(functional, f"{kind}_loss"))
 
 
 def measured(kind: str) -> str:
@@ -32,20 +36,26 @@ def measured(kind: str) -> str:
 
 
 def code(kind: str) -> str:
-    """The loss's functions in source: its penalty, or what stands for its overlap."""
-    variant = VARIANTS[kind]
-    term = variant.penalty if kind == "iou" or variant.penalty != VARIANTS["iou"].penalty else variant.overlap
-    return "```python\n" + inspect.getsource(term.value) + "\n\n" + inspect.getsource(term.slopes) + "```"
+    """The maths in a loss's file: all between its imports and its function."""
+    source = inspect.getsource(sys.modules[LOSSES[kind].__module__])
+    imports = (ast.Import, ast.ImportFrom, ast.Expr)
+    nodes = list(dropwhile(lambda node: isinstance(node, imports), ast.parse(source).body))
+    (end,) = (
+        node.decorator_list[0].lineno
+        for node in nodes
+        if isinstance(node, ast.FunctionDef) and node.name == f"{kind}_loss"
+    )
+    return "```python\n" + "\n".join(source.splitlines()[nodes[0].lineno - 1 : end - 1]).strip() + "\n```"
 
 
 MAKERS = {"formula": formula, "measured": measured, "code": code, "ablation": ablation, "results": table}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """A page for each row of the family, in its order."""
+    """A page for each loss of the family, in its order."""
     assert config.nav is not None
     (section,) = (entry["Which loss?"] for entry in config.nav if "Which loss?" in entry)
-    section += [f"losses/{kind}.md" for kind in VARIANTS]
+    section += [f"losses/{kind}.md" for kind in LOSSES]
     return config
 
 

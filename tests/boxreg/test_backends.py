@@ -16,7 +16,7 @@ from boxreg.iou import _fused, backends
 from boxreg.iou._libraries import TORCH
 from boxreg.iou._one_pass import as_arguments
 from boxreg.iou._pass import Pass
-from boxreg.iou.variants import IOU, VARIANTS
+from boxreg.iou.spec import IOU, FAMILY
 from tests.cases import (
     BACKENDS,
     DTYPES,
@@ -122,7 +122,7 @@ class TestSameAsEager:
     @pytest.mark.parametrize("dtype", named((torch.float32, torch.float64)))
     def test_modes_and_inner_boxes(self, kind: str, backend: str, mode: str, dtype: torch.dtype) -> None:
         computes(backend, dtype)
-        inner = 0.7 if VARIANTS[kind].overlap is IOU else None
+        inner = 0.7 if FAMILY[kind].overlap is IOU else None
         regimes = ("random", "identical", "nested", "touching", "point", "inverted-x", "tiny-1e-15")
         pred, target = joined(regimes, dtype)
         for ratio in {None, inner}:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from boxreg.iou import family, penalties
-from boxreg.iou.variants import IOU, MODES, SCORE, VARIANTS, Form, Formula
+from boxreg.iou.spec import IOU, MODES, SCORE, FAMILY, Form, Formula
 from tests.cases import (
     KINDS,
     PARAMETERS,
@@ -51,7 +51,7 @@ FORMS = {
         f"{kind}-inner-{ratio}": form(kind, mode, ratio)
         for kind in KINDS
         for mode, ratio in (("linear", 0.7), ("square", 1.4))
-        if VARIANTS[kind].overlap is IOU
+        if FAMILY[kind].overlap is IOU
     },
 }
 """Every row, in every mode, as a score, and between inner boxes."""

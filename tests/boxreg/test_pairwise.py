@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from boxreg.boxes import convert
 from boxreg.iou import _fused, _pairs, _pairwise, backends
 from boxreg.iou._libraries import TORCH
-from boxreg.iou.variants import SCORE, score_of
+from boxreg.iou.spec import SCORE, score_of
 from tests.cases import (
     BACKENDS,
     DTYPES,

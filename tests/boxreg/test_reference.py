@@ -9,7 +9,7 @@ import torch
 from mpmath import mp, mpf
 from torch import Tensor
 
-from boxreg.iou.variants import IOU, MODES, VARIANTS
+from boxreg.iou.spec import IOU, MODES, FAMILY
 from tests.cases import KINDS, eps, in_unit, named, overlap_loss, pairs
 
 mp.dps = 50
@@ -223,6 +223,6 @@ def test_modes(kind: str, mode: str, regime: str, dtype: torch.dtype) -> None:
 @dtypes
 @pytest.mark.parametrize("ratio", [0.75, 1.5])
 @pytest.mark.parametrize("regime", ["random", "overlapping", "nested", "slender", "far"])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if VARIANTS[kind].overlap is IOU])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if FAMILY[kind].overlap is IOU])
 def test_inner_boxes(kind: str, regime: str, ratio: float, dtype: torch.dtype) -> None:
     compare(kind, regime, dtype, ratio=ratio)

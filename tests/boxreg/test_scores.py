@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxreg.boxes import convert
 from boxreg.iou import _pairs, _pairwise
-from boxreg.iou.variants import SCORE
+from boxreg.iou.spec import SCORE
 from tests.cases import (
     DTYPES,
     FORMATS,

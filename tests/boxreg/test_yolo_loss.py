@@ -38,13 +38,13 @@ every_scheme = pytest.mark.parametrize("scheme", ["responsible", "anchor-ratio",
 every_score_loss = pytest.mark.parametrize("kind", SCORE_LOSSES)
 
 
-def everything(scheme: str, pictures: int, seed: int = 0) -> DensePrediction:
+def everything(scheme: str, images: int, seed: int = 0) -> DensePrediction:
     """A random prediction that has all there is, float64."""
-    boxes, _ = predicted_boxes(scheme, pictures, seed)
+    boxes, _ = predicted_boxes(scheme, images, seed)
     generator, number = seeded(seed + 50), boxes.shape[2]
     objectness, classes, bins = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((pictures, number), (pictures, CLASSES, number), (pictures, 4, BINS, number))
+        for shape in ((images, number), (images, CLASSES, number), (images, 4, BINS, number))
     )
     levels = tuple(Level(*level) for level in LEVELS)
     return DensePrediction(convert(boxes, "xyxy", "cxcywh", dim=1), objectness, classes, bins, levels)
@@ -229,7 +229,7 @@ class TestEveryAssigner:
         torch.testing.assert_close(terms.total, sum(terms.weighted.values()))
 
     @pytest.mark.parametrize("padding", [0, 3])
-    def test_pictures_without_objects(self, scheme: str, padding: int) -> None:
+    def test_images_without_objects(self, scheme: str, padding: int) -> None:
         targets = pad_targets([torch.zeros(0, 4, dtype=torch.float64)] * 2, max_objects=padding)
         prediction, parts = leaves(everything(scheme, 2))
         terms = self.criterion(scheme)(prediction, targets)
@@ -483,13 +483,13 @@ class Detector(nn.Module):
         return self.criterion(whole, targets).total
 
 
-def features_of(pictures: int) -> Tensor:
+def features_of(images: int) -> Tensor:
     number = sum(rows * cols for rows, cols, _ in LEVELS)
-    return torch.randn(pictures, 6, number, generator=seeded(4), dtype=torch.float64)
+    return torch.randn(images, 6, number, generator=seeded(4), dtype=torch.float64)
 
 
 SHARED = ((0, 4, 3), (0, 0, 0))
-"""Objects of pictures of which one process has the first."""
+"""Objects of images of which one process has the first."""
 
 PROCESS = """
 import sys

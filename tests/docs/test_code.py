@@ -63,20 +63,20 @@ def shares_names(earlier: str, code: str) -> bool:
 
 COMPARE = """
 import torch
-from boxreg.iou import overlap_loss
+from boxreg.iou import aligned_loss
 torch.manual_seed(0)
 pred = torch.rand(1000, 4, dtype=torch.float64).sort(-1).values[:, [0, 1, 2, 3]].requires_grad_()
 target = torch.rand(1000, 4, dtype=torch.float64).sort(-1).values
 found = []
-for backend in ("eager", "fused"):
-    loss = overlap_loss("axisiou", pred, target, backend=backend)
+for backend in ("eager", "numba"):
+    loss = aligned_loss("axisiou", pred, target, backend=backend)
     found.append((loss, *torch.autograd.grad(loss.sum(), pred)))
 torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
-assert (found[0][0] > overlap_loss("iou", pred, target)).any()
+assert (found[0][0] > aligned_loss("iou", pred, target)).any()
 """
 
 
-def test_the_variant_that_the_guide_adds(tmp_path: Path) -> None:
+def test_the_loss_that_the_guide_adds(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "boxreg", tmp_path / "boxreg", ignore=shutil.ignore_patterns("__pycache__"))
     added = []
     for match in BLOCK.finditer((DOCS / "how.md").read_text()):
@@ -84,6 +84,6 @@ def test_the_variant_that_the_guide_adds(tmp_path: Path) -> None:
             added.append(title[1])
             with (tmp_path / title[1]).open("a") as file:
                 file.write("\n\n" + match["code"])
-    assert added == ["boxreg/iou/penalties.py", "boxreg/iou/variants.py"]
+    assert added == ["boxreg/losses/axisiou.py", "boxreg/losses/__init__.py"]
     done = subprocess.run([sys.executable, "-c", COMPARE], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ Imported only when a tensor on a GPU asks for it. Under Triton's interpreter it 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,14 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..boxes import FORMATS
-from ..decoders import SCHEMES
-from ._copies import copied
-from ._one_pass import MAY_KEEP, as_planes, divisor
-from ._pass import Pass, Result
+from ..._raw import raw_backward
+from ...boxes import FORMATS
+from ...decoders import SCHEMES
+from .. import geometry
+from ..autograd import MAY_KEEP, Result
+from ..spec import SCORE, Spec, maths
+from ._layout import as_planes
 from ._triton_launch import launch
-from ._triton_maths import MATHS, numbers
-from .variants import Form, parts, surcharge
+from ._triton_maths import MATHS
 
 PAIRS, WARPS = 512, 8
 """Pairs a program computes, and the warps that share them: more than two a thread would spill registers."""
@@ -28,38 +29,47 @@ PAIRS, WARPS = 512, 8
 CHUNK = 4096
 """Partial sums that the last program adds at a time."""
 
+_is_large, _in_range, _pair = map(MATHS.copy, (geometry.is_large, geometry.in_range, geometry.pair))
+_combine, _pair_backward = map(MATHS.copy, (geometry.combine_grads, geometry.pair_backward))
+_raw_backward = MATHS.copy(raw_backward)
 
-_is_large, _in_range, _pair, _combined, _pullback, _pull_to_raw = (
-    MATHS[name] for name in ("is_large", "in_range", "pair", "combined", "pullback", "raw_backward")
-)
 
-
-def terms_of(form: Form) -> dict[str, Any]:
+def terms(kind: str, mode: str, inner: bool) -> dict[str, Any]:
     """The constants of a kernel that say how a loss or score is made."""
-    told: dict[str, Any] = {"SURCHARGE": surcharge(form)}
-    for name, (term, values) in zip(("OVERLAP", "PENALTY", "MODE"), parts(form), strict=True):
-        told[name], told[f"{name}_SLOPES"] = MATHS[term.value.__name__], MATHS[term.slopes.__name__]
-        told[f"{name}_VALUES"] = values
-    return told
+    found: dict[str, Any] = {"INVERSION_WEIGHT": 0.0 if mode == SCORE else 1.0}
+    for name, term in zip(("OVERLAP", "PENALTY", "MODE"), maths(kind, mode, inner), strict=True):
+        found[name], found[f"{name}_GRAD"] = MATHS.copy(term.value), MATHS.copy(term.grad)
+    return found
 
 
-@cache
-def constants(wanted: Pass) -> dict[str, Any]:
-    """The constants of the kernel for a pass, its settings and reduction apart."""
-    pred, target = FORMATS[wanted.pred_fmt], FORMATS[wanted.target_fmt]
-    decoder = SCHEMES.get(wanted.scheme)
-    return terms_of(wanted.form) | {
-        "PRED_ENDS": MATHS[pred.to_ends.__name__],
-        "PULL_PRED": MATHS[pred.backward.__name__],
-        "TARGET_ENDS": MATHS[target.to_ends.__name__],
-        "PULL_TARGET": MATHS[target.backward.__name__],
-        "DECODE": decoder and triton.jit(copied(decoder.decode_axis, MATHS)),
-        "DECODE_SLOPES": decoder and triton.jit(copied(decoder.decode_axis_grad, MATHS)),
+@lru_cache(maxsize=1024)
+def _constants(
+    kind: str,
+    mode: str,
+    inner: bool,
+    pred_fmt: str,
+    target_fmt: str,
+    reduction: str,
+    scheme: str,
+    pred_grad: bool,
+    target_grad: bool,
+    anchors: int,
+) -> dict[str, Any]:
+    """The constants of the kernel of a spec, by its `code`."""
+    pred, target = FORMATS[pred_fmt], FORMATS[target_fmt]
+    decoder = SCHEMES.get(scheme)
+    return terms(kind, mode, inner) | {
+        "PRED_ENDS": MATHS.copy(pred.to_ends),
+        "PRED_BACKWARD": MATHS.copy(pred.backward),
+        "TARGET_ENDS": MATHS.copy(target.to_ends),
+        "TARGET_BACKWARD": MATHS.copy(target.backward),
+        "DECODE": decoder and MATHS.copy(decoder.decode_axis),
+        "DECODE_GRAD": decoder and MATHS.copy(decoder.decode_axis_grad),
         "GRID": decoder is not None and decoder.needs_grid,
-        "ANCHORS": len(wanted.anchor_sides[0]),
-        "OF_PRED": wanted.of_pred,
-        "OF_TARGET": wanted.of_target,
-        "REDUCED": wanted.reduction != "none",
+        "ANCHORS": anchors,
+        "GRAD_OF_PRED": pred_grad,
+        "GRAD_OF_TARGET": target_grad,
+        "REDUCED": reduction != "none",
     }
 
 
@@ -160,16 +170,17 @@ def _decode(
 
 
 @triton.jit
-def _times(gradient, scale, boxes):
-    """The gradient times a constant; for float16 boxes it saturates at the largest float16."""
-    gradient = gradient * scale
-    if boxes.dtype.element_ty == tl.float16:
-        gradient = tl.clamp(gradient, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
-    return gradient
+def _scaled(x1, y1, x2, y2, scale, ignored, WEIGHTED: tl.constexpr):
+    """A gradient times the factor of its pair; 0 where the pair is ignored, even if it is NaN."""
+    x1, y1, x2, y2 = x1 * scale, y1 * scale, x2 * scale, y2 * scale
+    if WEIGHTED:
+        x1, y1 = tl.where(ignored, 0.0, x1), tl.where(ignored, 0.0, y1)
+        x2, y2 = tl.where(ignored, 0.0, x2), tl.where(ignored, 0.0, y2)
+    return x1, y1, x2, y2
 
 
 @triton.jit
-def _add_up(part, partials, arrived, total, scale, CHUNK: tl.constexpr):
+def _add_up(part, partials, arrived, total, factor, CHUNK: tl.constexpr):
     """The sum of all programs' parts, by the one that comes last, in an order that is always the same."""
     programs = tl.num_programs(0)
     tl.store(partials + tl.program_id(0), part)
@@ -183,17 +194,18 @@ def _add_up(part, partials, arrived, total, scale, CHUNK: tl.constexpr):
             # Past the first cache, which does not see what other programs wrote.
             sums += tl.load(partials + place, mask=place < programs, other=0.0, cache_modifier=".cg")
             start += CHUNK
-        tl.store(total, tl.sum(sums) * scale)
+        tl.store(total, tl.sum(sums) * factor)
         tl.store(arrived, 0)  # for the next launch
 
 
 @triton.jit
-def one_pass_kernel(
+def aligned_kernel(
     pred,  # four coordinates `step` apart, boxes `outer` and `inner` apart
     target,
+    weight,  # if WEIGHTED, one number a pair
     loss,  # (outer, inner), contiguous; a single number if REDUCED
-    pred_slopes,  # as pred, contiguous in the boxes' own layout
-    target_slopes,
+    pred_grad,  # as pred, contiguous in the boxes' own layout
+    target_grad,
     partials,  # if REDUCED, one number a program
     arrived,  # if REDUCED, how many programs have come to their end; 0 before and after
     pairs,
@@ -204,37 +216,38 @@ def one_pass_kernel(
     target_step,
     target_outer,
     target_inner,
-    slope_step,
-    slope_outer,
-    slope_inner,
-    scale,  # if REDUCED, 1 or 1 / pairs
+    grad_step,
+    grad_outer,
+    grad_inner,
+    factor,  # of loss and gradients
+    overlap_values,  # parameters of the three terms of the loss
+    penalty_values,
+    mode_values,
     grid_columns,  # of a decoder that reads a grid
     grid_rows,
     settings_x,  # numbers of the decoder
     settings_y,
     anchors_x,  # of its boxes of a cell
     anchors_y,
-    OVERLAP: tl.constexpr,  # three terms of the loss: a function, its slopes and the parameters of both
-    OVERLAP_SLOPES: tl.constexpr,
-    OVERLAP_VALUES: tl.constexpr,
+    OVERLAP: tl.constexpr,  # three terms of the loss: a function and its gradient
+    OVERLAP_GRAD: tl.constexpr,
     PENALTY: tl.constexpr,
-    PENALTY_SLOPES: tl.constexpr,
-    PENALTY_VALUES: tl.constexpr,
+    PENALTY_GRAD: tl.constexpr,
     MODE: tl.constexpr,
-    MODE_SLOPES: tl.constexpr,
-    MODE_VALUES: tl.constexpr,
-    SURCHARGE: tl.constexpr,  # of inverted boxes, which a score has not
+    MODE_GRAD: tl.constexpr,
+    INVERSION_WEIGHT: tl.constexpr,  # of inverted boxes, which do not count in a score
     PRED_ENDS: tl.constexpr,
-    PULL_PRED: tl.constexpr,
+    PRED_BACKWARD: tl.constexpr,
     TARGET_ENDS: tl.constexpr,
-    PULL_TARGET: tl.constexpr,
+    TARGET_BACKWARD: tl.constexpr,
     DECODE: tl.constexpr,
-    DECODE_SLOPES: tl.constexpr,
+    DECODE_GRAD: tl.constexpr,
     GRID: tl.constexpr,
     ANCHORS: tl.constexpr,
-    OF_PRED: tl.constexpr,
-    OF_TARGET: tl.constexpr,
+    GRAD_OF_PRED: tl.constexpr,
+    GRAD_OF_TARGET: tl.constexpr,
     REDUCED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -246,7 +259,7 @@ def one_pass_kernel(
     tx1, ty1, tx2, ty2 = _load(target, number, columns, target_step, target_outer, target_inner, mask, ROWS)
     if DECODE is not None:
         at = (number, grid_columns, grid_rows, settings_x, settings_y, anchors_x, anchors_y)
-        raw_x, raw_y = _decode(px1, py1, px2, py2, *at, DECODE_SLOPES, GRID, ANCHORS)
+        raw_x, raw_y = _decode(px1, py1, px2, py2, *at, DECODE_GRAD, GRID, ANCHORS)
         x, y = _decode(px1, py1, px2, py2, *at, DECODE, GRID, ANCHORS)
         px1, px2 = x
         py1, py2 = y
@@ -257,67 +270,72 @@ def one_pass_kernel(
     tx1, tx2 = TARGET_ENDS(_in_range(tx1, large), _in_range(tx2, large))
     ty1, ty2 = TARGET_ENDS(_in_range(ty1, large), _in_range(ty2, large))
     pair = _pair(px1, py1, px2, py2, tx1, ty1, tx2, ty2)
-    overlap, penalty = OVERLAP(pair, *numbers(OVERLAP_VALUES)), PENALTY(pair, *numbers(PENALTY_VALUES))
-    losses = MODE(overlap, penalty, *numbers(MODE_VALUES))
-    if SURCHARGE != 0:
+    overlap, penalty = OVERLAP(pair, *overlap_values), PENALTY(pair, *penalty_values)
+    losses = MODE(overlap, penalty, *mode_values)
+    if INVERSION_WEIGHT != 0:
         losses += pair.inversion
+    scale, ignored = factor, mask  # nothing is ignored without weights
+    if WEIGHTED:
+        weights = tl.load(weight + number, mask=mask, other=0.0)
+        ignored = weights == 0
+        losses = tl.where(ignored, 0.0, losses * weights)
+        scale = weights * factor
     if REDUCED:
         part = tl.sum(tl.where(mask, losses, 0.0))
     else:
-        tl.store(loss + number, losses, mask=mask)
+        tl.store(loss + number, losses * factor, mask=mask)
 
-    if OF_PRED or OF_TARGET:
-        at_overlap, at_penalty = MODE_SLOPES(overlap, penalty, *numbers(MODE_VALUES))
-        of_overlap = OVERLAP_SLOPES(pair, *numbers(OVERLAP_VALUES))
-        of_penalty = PENALTY_SLOPES(pair, *numbers(PENALTY_VALUES))
-        slopes = _combined(at_overlap, at_penalty, of_overlap, of_penalty)
-        px1, py1, px2, py2, tx1, ty1, tx2, ty2 = _pullback(pair, slopes, SURCHARGE)
+    if GRAD_OF_PRED or GRAD_OF_TARGET:
+        at_overlap, at_penalty = MODE_GRAD(overlap, penalty, *mode_values)
+        overlap_grad, penalty_grad = OVERLAP_GRAD(pair, *overlap_values), PENALTY_GRAD(pair, *penalty_values)
+        grad = _combine(at_overlap, at_penalty, overlap_grad, penalty_grad)
+        px1, py1, px2, py2, tx1, ty1, tx2, ty2 = _pair_backward(pair, grad, INVERSION_WEIGHT)
         # A coordinate that was scaled down moves the loss by as much less.
-        if OF_PRED:
-            x1, x2 = PULL_PRED(_in_range(px1, large), _in_range(px2, large))
-            y1, y2 = PULL_PRED(_in_range(py1, large), _in_range(py2, large))
+        if GRAD_OF_PRED:
+            x1, x2 = PRED_BACKWARD(_in_range(px1, large), _in_range(px2, large))
+            y1, y2 = PRED_BACKWARD(_in_range(py1, large), _in_range(py2, large))
             if DECODE is not None:
-                x1, x2 = _pull_to_raw(x1, x2, *raw_x)
-                y1, y2 = _pull_to_raw(y1, y2, *raw_y)
-            x1, y1 = _times(x1, scale, pred), _times(y1, scale, pred)
-            x2, y2 = _times(x2, scale, pred), _times(y2, scale, pred)
-            place = (number, columns, slope_step, slope_outer, slope_inner, mask)
-            _store(pred_slopes, *place, x1, y1, x2, y2, ROWS)
-        if OF_TARGET:
-            x1, x2 = PULL_TARGET(_in_range(tx1, large), _in_range(tx2, large))
-            y1, y2 = PULL_TARGET(_in_range(ty1, large), _in_range(ty2, large))
-            x1, y1 = _times(x1, scale, target), _times(y1, scale, target)
-            x2, y2 = _times(x2, scale, target), _times(y2, scale, target)
-            place = (number, columns, slope_step, slope_outer, slope_inner, mask)
-            _store(target_slopes, *place, x1, y1, x2, y2, ROWS)
+                x1, x2 = _raw_backward(x1, x2, *raw_x)
+                y1, y2 = _raw_backward(y1, y2, *raw_y)
+            x1, y1, x2, y2 = _scaled(x1, y1, x2, y2, scale, ignored, WEIGHTED)
+            place = (number, columns, grad_step, grad_outer, grad_inner, mask)
+            _store(pred_grad, *place, x1, y1, x2, y2, ROWS)
+        if GRAD_OF_TARGET:
+            x1, x2 = TARGET_BACKWARD(_in_range(tx1, large), _in_range(tx2, large))
+            y1, y2 = TARGET_BACKWARD(_in_range(ty1, large), _in_range(ty2, large))
+            x1, y1, x2, y2 = _scaled(x1, y1, x2, y2, scale, ignored, WEIGHTED)
+            place = (number, columns, grad_step, grad_outer, grad_inner, mask)
+            _store(target_grad, *place, x1, y1, x2, y2, ROWS)
     if REDUCED:
         # Last, when nothing but the sum is left in registers.
-        _add_up(part, partials, arrived, loss, scale, CHUNK)
+        _add_up(part, partials, arrived, loss, factor, CHUNK)
 
 
-def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
-    """The loss and its gradients in float32; nothing is differentiable."""
-    shape = pred.select(dim, 0).shape
+def aligned(spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim: int) -> Result:
+    """The loss and its gradients in float32."""
+    dim %= pred.ndim
+    shape = pred.shape[:dim] + pred.shape[dim + 1 :]
     count, device = shape.numel(), pred.device
-    of_pred, of_target = (
-        torch.empty(pred.shape, dtype=torch.float32, device=device) if asked else None
-        for asked in (wanted.of_pred, wanted.of_target)
+    pred_grad, target_grad = (
+        torch.empty(pred.shape, dtype=torch.float32, device=device) if needed else None
+        for needed in (spec.pred_grad, spec.target_grad)
     )
-    reduced = wanted.reduction != "none"
+    reduced = spec.reduction != "none"
     if not count:
-        return torch.zeros(() if reduced else shape, device=device), of_pred, of_target
+        return torch.zeros(() if reduced else shape, device=device), pred_grad, target_grad
     programs = triton.cdiv(count, PAIRS)
     loss = torch.empty(() if reduced else shape, dtype=torch.float32, device=device)
     partials = torch.empty(programs, dtype=torch.float32, device=device) if reduced else loss
     boxes, targets = (as_planes(side.detach(), dim) for side in (pred, target))
     columns = boxes.shape[2]
-    told = constants(wanted)
+    constants = _constants(*spec.code)
     arguments = (
         boxes,
         targets,
+        loss if weight is None else weight.detach().contiguous(),
         loss,
-        loss if of_pred is None else of_pred,
-        loss if of_target is None else of_target,
+        loss if pred_grad is None else pred_grad,
+        loss if target_grad is None else target_grad,
         partials,
         _arrivals(device) if reduced else loss,
         count,
@@ -325,15 +343,17 @@ def one_pass(wanted: Pass, pred: Tensor, target: Tensor, dim: int) -> Result:
         *boxes.stride(),
         *targets.stride(),
         *(columns, 4 * columns, 1),  # the gradients are contiguous
-        1.0 / divisor(wanted, count),
-        *(shape[:-3:-1] if told["GRID"] else (1, 1)),
-        *(tuple(map(float, numbers)) for numbers in (*wanted.settings, *wanted.anchor_sides)),
+        float(spec.factor / count if spec.reduction == "mean" else spec.factor),
+        *spec.values,
+        *(shape[:-3:-1] if constants["GRID"] else (1, 1)),
+        *(tuple(map(float, numbers)) for numbers in (*spec.settings, *spec.anchor_sides)),
     )
     rows = all(side.shape[2] == 1 and side.stride()[:2] == (1, 4) for side in (boxes, targets))
+    layout = {"WEIGHTED": weight is not None, "ROWS": rows, "BLOCK": PAIRS, "CHUNK": CHUNK}
+    key = (spec.code, *layout.values())
     with torch.cuda.device_of(loss):
-        told = told | {"ROWS": rows, "BLOCK": PAIRS, "CHUNK": CHUNK}
-        launch(one_pass_kernel, programs, (wanted, rows, PAIRS), arguments, told, WARPS)
-    return loss, of_pred, of_target
+        launch(aligned_kernel, programs, key, arguments, constants | layout, WARPS)
+    return loss, pred_grad, target_grad
 
 
 _ARRIVALS: dict[tuple[torch.device, int], Tensor] = {}

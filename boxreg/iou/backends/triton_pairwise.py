@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..boxes import FORMATS
-from ._pairwise import Pairwise
-from ._triton import _combined, _in_range, _is_large, _load, _pair, _pullback, terms_of
+from ...boxes import FORMATS
+from ..spec import Spec
 from ._triton_launch import launch
-from ._triton_maths import MATHS, numbers
+from ._triton_maths import MATHS
+from .triton import _combine, _in_range, _is_large, _load, _pair, _pair_backward, terms
 
 TILE = (16, 32)
 """Boxes of `a` and of `b` whose scores a program computes."""
@@ -56,58 +56,54 @@ def _meet(a, b, TO_ENDS: tl.constexpr):
 
 @triton.jit
 def scores_kernel(
-    a,  # (pictures, rows, 4), contiguous
-    b,  # (pictures, columns, 4), contiguous
-    scores,  # (pictures, rows, columns), contiguous
+    a,  # (images, rows, 4), contiguous
+    b,  # (images, columns, 4), contiguous
+    scores,  # (images, rows, columns), contiguous
     rows,
     columns,
     row_tiles,
     column_tiles,
-    OVERLAP: tl.constexpr,  # as for the one pass
-    OVERLAP_SLOPES: tl.constexpr,
-    OVERLAP_VALUES: tl.constexpr,
+    overlap_values,  # as for aligned boxes
+    penalty_values,
+    OVERLAP: tl.constexpr,
     PENALTY: tl.constexpr,
-    PENALTY_SLOPES: tl.constexpr,
-    PENALTY_VALUES: tl.constexpr,
     TO_ENDS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """The scores of a tile."""
     tile = tl.program_id(0)
-    picture = (tile // column_tiles // row_tiles).to(tl.int64)
+    image = (tile // column_tiles // row_tiles).to(tl.int64)
     row = (tile // column_tiles % row_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = (tile % column_tiles).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    of_a = _down(_boxes(a + picture * rows * 4, row, rows))
-    of_b = _across(_boxes(b + picture * columns * 4, column, columns))
+    of_a = _down(_boxes(a + image * rows * 4, row, rows))
+    of_b = _across(_boxes(b + image * columns * 4, column, columns))
     pair, _ = _meet(of_a, of_b, TO_ENDS)
-    place = (picture * rows + row[:, None]) * columns + column[None, :]
+    place = (image * rows + row[:, None]) * columns + column[None, :]
     mask = (row < rows)[:, None] & (column < columns)[None, :]
-    score = OVERLAP(pair, *numbers(OVERLAP_VALUES)) - PENALTY(pair, *numbers(PENALTY_VALUES))
+    score = OVERLAP(pair, *overlap_values) - PENALTY(pair, *penalty_values)
     tl.store(scores + place, score, mask=mask)
 
 
 @triton.jit
 def gradient_kernel(
-    own,  # (pictures, own_boxes, 4), contiguous: the boxes whose gradient is asked for
-    other,  # (pictures, other_boxes, 4), contiguous
-    upstream,  # (pictures, ...), contiguous: a step for each box of either side
-    sums,  # (chunks, pictures, own_boxes, 4)
-    pictures,
+    own,  # (images, own_boxes, 4), contiguous: the boxes whose gradient is asked for
+    other,  # (images, other_boxes, 4), contiguous
+    upstream,  # (images, ...), contiguous: a step for each box of either side
+    sums,  # (chunks, images, own_boxes, 4)
+    images,
     own_boxes,
     other_boxes,
     own_step,
     other_step,
     own_tiles,
     chunks,
-    OVERLAP: tl.constexpr,  # as for the one pass
-    OVERLAP_SLOPES: tl.constexpr,
-    OVERLAP_VALUES: tl.constexpr,
-    PENALTY: tl.constexpr,
-    PENALTY_SLOPES: tl.constexpr,
-    PENALTY_VALUES: tl.constexpr,
+    overlap_values,  # as for aligned boxes
+    penalty_values,
+    OVERLAP_GRAD: tl.constexpr,
+    PENALTY_GRAD: tl.constexpr,
     TO_ENDS: tl.constexpr,
-    PULL: tl.constexpr,
+    BACKWARD: tl.constexpr,
     OF_A: tl.constexpr,
     OWN: tl.constexpr,
     OTHERS: tl.constexpr,
@@ -116,9 +112,9 @@ def gradient_kernel(
     """The gradient at a few boxes of one side, summed over a chunk of the other side's in a fixed order."""
     program = tl.program_id(0)
     chunk = (program // own_tiles % chunks).to(tl.int64)
-    picture = (program // own_tiles // chunks).to(tl.int64)
+    image = (program // own_tiles // chunks).to(tl.int64)
     number = (program % own_tiles).to(tl.int64) * OWN + tl.arange(0, OWN)
-    mine = _down(_boxes(own + picture * own_boxes * 4, number, own_boxes))
+    mine = _down(_boxes(own + image * own_boxes * 4, number, own_boxes))
     first_x = tl.zeros((OWN,), tl.float32)
     first_y = first_x
     second_x = first_x
@@ -128,30 +124,29 @@ def gradient_kernel(
     # The interpreter of Triton 3.6 has no `range` up to a number that is not constant.
     while start < end:
         place = start + tl.arange(0, OTHERS)
-        theirs = _across(_boxes(other + picture * other_boxes * 4, place, other_boxes))
+        theirs = _across(_boxes(other + image * other_boxes * 4, place, other_boxes))
         if OF_A:
             pair, large = _meet(mine, theirs, TO_ENDS)
         else:
             pair, large = _meet(theirs, mine, TO_ENDS)
-        of_overlap = OVERLAP_SLOPES(pair, *numbers(OVERLAP_VALUES))
-        of_penalty = PENALTY_SLOPES(pair, *numbers(PENALTY_VALUES))
-        slopes = _combined(1.0, -1.0, of_overlap, of_penalty)
+        overlap_grad, penalty_grad = OVERLAP_GRAD(pair, *overlap_values), PENALTY_GRAD(pair, *penalty_values)
+        grad = _combine(1.0, -1.0, overlap_grad, penalty_grad)
         if OF_A:
-            x1, y1, x2, y2, _, _, _, _ = _pullback(pair, slopes, 0.0)
+            x1, y1, x2, y2, _, _, _, _ = _pair_backward(pair, grad, 0.0)
         else:
-            _, _, _, _, x1, y1, x2, y2 = _pullback(pair, slopes, 0.0)
+            _, _, _, _, x1, y1, x2, y2 = _pair_backward(pair, grad, 0.0)
         # A coordinate that was scaled down moves the score by as much less.
-        x1, x2 = PULL(_in_range(x1, large), _in_range(x2, large))
-        y1, y2 = PULL(_in_range(y1, large), _in_range(y2, large))
+        x1, x2 = BACKWARD(_in_range(x1, large), _in_range(x2, large))
+        y1, y2 = BACKWARD(_in_range(y1, large), _in_range(y2, large))
         mask = (number < own_boxes)[:, None] & (place < other_boxes)[None, :]
-        at = picture * own_boxes * other_boxes + number[:, None] * own_step + place[None, :] * other_step
+        at = image * own_boxes * other_boxes + number[:, None] * own_step + place[None, :] * other_step
         factor = tl.load(upstream + at, mask=mask, other=0.0)
         first_x += tl.sum(x1 * factor, axis=1)
         first_y += tl.sum(y1 * factor, axis=1)
         second_x += tl.sum(x2 * factor, axis=1)
         second_y += tl.sum(y2 * factor, axis=1)
         start += OTHERS
-    sums += ((chunk * pictures + picture) * own_boxes + number) * 4
+    sums += ((chunk * images + image) * own_boxes + number) * 4
     mask = number < own_boxes
     tl.store(sums, first_x, mask=mask)
     tl.store(sums + 1, first_y, mask=mask)
@@ -159,39 +154,36 @@ def gradient_kernel(
     tl.store(sums + 3, second_y, mask=mask)
 
 
-def told(wanted: Pairwise) -> dict[str, Any]:
-    """The constants of either kernel that say what is computed."""
-    terms = terms_of(wanted.form)
-    made = {name: value for name, value in terms.items() if name.startswith(("OVERLAP", "PENALTY"))}
-    return made | {"TO_ENDS": MATHS[FORMATS[wanted.fmt].to_ends.__name__]}
-
-
-def scores(wanted: Pairwise, a: Tensor, b: Tensor) -> Tensor:
-    """Scores (B, N, M) of float32 boxes (B, N, 4) and (B, M, 4); nothing is differentiable."""
+def scores(spec: Spec, a: Tensor, b: Tensor) -> Tensor:
+    """Scores (B, N, M) of float32 boxes (B, N, 4) and (B, M, 4)."""
     values = torch.empty(*a.shape[:2], b.shape[1], dtype=torch.float32, device=a.device)
     if not values.numel():
         return values
-    pictures, *shape = values.shape
+    images, *shape = values.shape
     tiles = [triton.cdiv(boxes, step) for boxes, step in zip(shape, TILE, strict=True)]
-    arguments = a.contiguous(), b.contiguous(), values, *shape, *tiles
-    constants = told(wanted) | {"ROWS": TILE[0], "COLUMNS": TILE[1]}
+    arguments = a.contiguous(), b.contiguous(), values, *shape, *tiles, *spec.values[:2]
+    constants = _constants(spec, "OVERLAP", "PENALTY") | {"ROWS": TILE[0], "COLUMNS": TILE[1]}
     with torch.cuda.device_of(values):
-        launch(scores_kernel, pictures * tiles[0] * tiles[1], wanted, arguments, constants, warps=8)
+        launch(scores_kernel, images * tiles[0] * tiles[1], spec.code, arguments, constants, warps=8)
     return values
 
 
-def gradients(
-    wanted: Pairwise, a: Tensor, b: Tensor, upstream: Tensor, of_a: bool, of_b: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of the boxes, from that of their scores: a launch for either side that asks."""
+def scores_backward(spec: Spec, a: Tensor, b: Tensor, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the boxes, from that of their scores: a launch for either side that needs one."""
     upstream = upstream.contiguous()
     return (
-        _gradient(wanted, a, b, upstream, True) if of_a else None,
-        _gradient(wanted, b, a, upstream, False) if of_b else None,
+        _gradient(spec, a, b, upstream, True) if spec.pred_grad else None,
+        _gradient(spec, b, a, upstream, False) if spec.target_grad else None,
     )
 
 
-def _gradient(wanted: Pairwise, own: Tensor, other: Tensor, upstream: Tensor, of_a: bool) -> Tensor:
+def _constants(spec: Spec, *names: str) -> dict[str, Any]:
+    """The constants of either kernel that say what is computed."""
+    every = terms(spec.kind, spec.mode, spec.inner)
+    return {name: every[name] for name in names} | {"TO_ENDS": MATHS.copy(FORMATS[spec.pred_fmt].to_ends)}
+
+
+def _gradient(spec: Spec, own: Tensor, other: Tensor, upstream: Tensor, of_a: bool) -> Tensor:
     if not upstream.numel():
         return torch.zeros_like(own)
     columns = upstream.shape[2]
@@ -207,9 +199,16 @@ def _gradient(wanted: Pairwise, own: Tensor, other: Tensor, upstream: Tensor, of
         *((columns, 1) if of_a else (1, columns)),
         tiles,
         chunks,
+        *spec.values[:2],
     )
-    pull = MATHS[FORMATS[wanted.fmt].backward.__name__]
-    constants = told(wanted) | {"PULL": pull, "OF_A": of_a, "OWN": OWN, "OTHERS": OTHERS, "TILES": TILES}
+    constants = _constants(spec, "OVERLAP_GRAD", "PENALTY_GRAD") | {
+        "BACKWARD": MATHS.copy(FORMATS[spec.pred_fmt].backward),
+        "OF_A": of_a,
+        "OWN": OWN,
+        "OTHERS": OTHERS,
+        "TILES": TILES,
+    }
+    key = spec.code, of_a
     with torch.cuda.device_of(sums):
-        launch(gradient_kernel, len(own) * chunks * tiles, (wanted, of_a), arguments, constants, warps=4)
+        launch(gradient_kernel, len(own) * chunks * tiles, key, arguments, constants, warps=4)
     return sums[0] if chunks == 1 else sums.sum(0)

@@ -53,7 +53,10 @@ def launch(
 
 
 def _specialization(argument: Any) -> object:
-    """What Triton specializes on: a tensor's dtype and alignment; whether an int is 1, 16 n or 64-bit."""
+    """What Triton specializes on: a tensor's dtype and alignment; whether an int is 1, 16 n or 64-bit.
+
+    The value of a float decides nothing, nor do those of a tuple, which are floats.
+    """
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
     if isinstance(argument, int):

@@ -2,7 +2,7 @@ r"""The IoU family, defined once: every backend runs these functions and no othe
 
 Every loss is `mode(overlap(pair), penalty(pair)) + pair.inversion`, and mostly 1 - iou + penalty. `pair`
 is the only geometry pass. An overlap (`overlaps`), a penalty (`penalties`) and a mode (`modes`) are each a
-value and, beside it, its partial derivatives (slopes); `combined` and `pullback` take slopes to the
+value and, beside it, its partial derivatives (slopes); `combine_grads` and `pair_backward` take slopes to the
 corners of both boxes. The eager backend lets autograd differentiate the loss; the others find it and its
 gradient in one pass. `variants` has the tables.
 
@@ -16,7 +16,7 @@ How it stays finite and unbiased:
 - A unit is held constant under differentiation. That is exact, not an approximation: IoU and the
   penalties do not depend on the unit, so their derivative with respect to it is zero. (`inversion`
   does: its slope is that of un-crossing alone, or an inverted box could fall by moving away.)
-- Slopes grow as 1 / side, as they must; below a side of 2^-100 (8e-31) they saturate.
+- PairGrad grow as 1 / side, as they must; below a side of 2^-100 (8e-31) they saturate.
 - Ties share the slope in halves, so identical boxes have a gradient of exactly 0. At zero extent the
   slope is the one towards a positive extent: a collapsed side can grow, a touching box can move in.
 - An inverted side (x2 < x1) has no area and no overlap; its extent feels `inversion` alone, which
@@ -25,8 +25,7 @@ How it stays finite and unbiased:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as xp
 from torch import Tensor
@@ -40,7 +39,7 @@ class Unit(NamedTuple):
     """What lengths are measured in: a divisor that is never 0, and 1 / length saturated at 1 / SMALLEST."""
 
     divisor: Tensor
-    slope: Tensor
+    reciprocal: Tensor
 
 
 class Axis(NamedTuple):
@@ -77,7 +76,7 @@ class Pair(NamedTuple):
     inversion: Tensor
 
 
-class AxisSlopes(NamedTuple):
+class AxisGrad(NamedTuple):
     """Partial derivatives with respect to the lengths of one axis."""
 
     size: Tensor | float = 0.0
@@ -86,48 +85,28 @@ class AxisSlopes(NamedTuple):
     offset: Tensor | float = 0.0
 
 
-class Slopes(NamedTuple):
+class PairGrad(NamedTuple):
     """Partial derivatives with respect to the quantities of a pair."""
 
-    x: AxisSlopes
-    y: AxisSlopes
+    x: AxisGrad
+    y: AxisGrad
     iou: Tensor | float = 0.0
     fill: Tensor | float = 0.0
 
 
-def hold(value: Tensor) -> Tensor:
+def stop_gradient(value: Tensor) -> Tensor:
     """`value` as a constant under differentiation."""
     return value.detach()
 
 
-def both(function: Callable[..., Any], x: tuple[Any, ...], y: tuple[Any, ...]) -> tuple[Any, Any]:
-    """The same for either axis; a backend may do the two at once."""
-    return function(*x), function(*y)
-
-
-def is_inverted(first: Tensor, second: Tensor) -> Tensor:
-    """Whether a side runs backwards. Of ordinary boxes a backend may know this and the next two: False."""
-    return second < first
-
-
-def is_zero(length: Tensor) -> Tensor:
-    """Whether there is nothing to divide by."""
-    return length == 0
-
-
-def is_negligible(length: Tensor) -> Tensor:
-    """Whether a length is below the smallest that is told from 0."""
-    return length < SMALLEST
-
-
 def floored(length: Tensor) -> Tensor:
     """The length, or the smallest that is told from 0."""
-    return xp.where(is_negligible(length), SMALLEST, length)
+    return xp.where(length < SMALLEST, SMALLEST, length)
 
 
 def ratio(part: Tensor, whole: Tensor, limit: float) -> Tensor:
     """Part / whole, and `limit` where there is no whole."""
-    none = is_zero(whole)
+    none = whole == 0
     return xp.where(none, limit, part / xp.where(none, 1.0, whole))
 
 
@@ -139,28 +118,28 @@ def guarded_unit(length: Tensor, zero: Tensor, negligible: Tensor) -> Unit:
 
 def unit_of(length: Tensor) -> Unit:
     """The unit that a length makes, constant under differentiation."""
-    length = hold(length)
-    return guarded_unit(length, is_zero(length), is_negligible(length))
+    length = stop_gradient(length)
+    return guarded_unit(length, length == 0, length < SMALLEST)
 
 
 def measure(length: Tensor, unit: Unit) -> Tensor:
     """The length in a unit that is no shorter, 0 without one; its slope is the unit's."""
-    constant = hold(length)
-    return constant / unit.divisor + (length - constant) * unit.slope
+    constant = stop_gradient(length)
+    return constant / unit.divisor + (length - constant) * unit.reciprocal
 
 
 def ordered(first: Tensor, second: Tensor, inverted: Tensor) -> tuple[Tensor, Tensor]:
     """The two ends of a side, lower first; a side that was inverted moves as one."""
     middle = 0.5 * first + 0.5 * second
-    move = middle - hold(middle)
-    low = xp.where(inverted, hold(second) + move, first)
-    high = xp.where(inverted, hold(first) + move, second)
+    move = middle - stop_gradient(middle)
+    low = xp.where(inverted, stop_gradient(second) + move, first)
+    high = xp.where(inverted, stop_gradient(first) + move, second)
     return low, high
 
 
 def axis(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> Axis:
     """The geometry of one axis: predicted side p1..p2, target side t1..t2."""
-    inverted, target_inverted = is_inverted(p1, p2), is_inverted(t1, t2)
+    inverted, target_inverted = p2 < p1, t2 < t1
     low, high = ordered(p1, p2, inverted)
     target_low, target_high = ordered(t1, t2, target_inverted)
     size, target_size = high - low, target_high - target_low
@@ -196,7 +175,7 @@ def pair(
     px1: Tensor, py1: Tensor, px2: Tensor, py2: Tensor, tx1: Tensor, ty1: Tensor, tx2: Tensor, ty2: Tensor
 ) -> Pair:
     """The geometry pass: predicted corners (p) and target corners (t), any one broadcastable shape."""
-    x, y = both(axis, (px1, px2, tx1, tx2), (py1, py2, ty1, ty2))
+    x, y = axis(px1, px2, tx1, tx2), axis(py1, py2, ty1, ty2)
     intersection = x.overlap_share * y.overlap_share
     union = x.share * y.share + x.target_share * y.target_share - intersection
     enclosing = x.span_share * y.span_share
@@ -213,7 +192,7 @@ def pair(
 
 def larger(first: Tensor, second: Tensor) -> Tensor:
     """The larger magnitude of the two."""
-    return xp.maximum(xp.abs(hold(first)), xp.abs(hold(second)))
+    return xp.maximum(xp.abs(stop_gradient(first)), xp.abs(stop_gradient(second)))
 
 
 def is_large(
@@ -230,11 +209,11 @@ def in_range(plane: Tensor, large: Tensor) -> Tensor:
     return xp.where(large, plane * SCALE_OF_LARGE, plane)
 
 
-def combined_axis(
-    at_overlap: Tensor, overlap: AxisSlopes, at_penalty: Tensor, penalty: AxisSlopes
-) -> AxisSlopes:
-    """`combined` for one axis."""
-    return AxisSlopes(
+def combine_axis_grads(
+    at_overlap: Tensor, overlap: AxisGrad, at_penalty: Tensor, penalty: AxisGrad
+) -> AxisGrad:
+    """`combine_grads` for one axis."""
+    return AxisGrad(
         at_overlap * overlap.size + at_penalty * penalty.size,
         at_overlap * overlap.target_size + at_penalty * penalty.target_size,
         at_overlap * overlap.span + at_penalty * penalty.span,
@@ -242,24 +221,23 @@ def combined_axis(
     )
 
 
-def combined(at_overlap: Tensor, at_penalty: Tensor, overlap: Slopes, penalty: Slopes) -> Slopes:
-    """Slopes of a loss at the pair, from its own at overlap and penalty and from theirs."""
-    x, y = both(
-        combined_axis,
-        (at_overlap, overlap.x, at_penalty, penalty.x),
-        (at_overlap, overlap.y, at_penalty, penalty.y),
+def combine_grads(at_overlap: Tensor, at_penalty: Tensor, overlap: PairGrad, penalty: PairGrad) -> PairGrad:
+    """Gradient of a loss at the pair, from its own at overlap and penalty and from theirs."""
+    x, y = (
+        combine_axis_grads(at_overlap, overlap.x, at_penalty, penalty.x),
+        combine_axis_grads(at_overlap, overlap.y, at_penalty, penalty.y),
     )
     iou = at_overlap * overlap.iou + at_penalty * penalty.iou
-    return Slopes(x, y, iou, at_overlap * overlap.fill + at_penalty * penalty.fill)
+    return PairGrad(x, y, iou, at_overlap * overlap.fill + at_penalty * penalty.fill)
 
 
-def settle(first: Tensor, second: Tensor, larger: Tensor, smaller: Tensor) -> Tensor:
+def split_at_tie(first: Tensor, second: Tensor, larger: Tensor, smaller: Tensor) -> Tensor:
     """`larger` where first > second, `smaller` where first < second, and their mean at a tie."""
     tie = xp.where(first == second, 0.5 * (larger + smaller), smaller)
     return xp.where(first > second, larger, tie)
 
 
-def pull_side(
+def side_backward(
     low: Tensor,
     high: Tensor,
     other_low: Tensor,
@@ -270,21 +248,21 @@ def pull_side(
     span: Tensor,
     crossed: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Slopes at the two ends of a side, from those at its overlap with the other side, size and span.
+    """Gradient at the two ends of a side, from those at its overlap with the other side, size and span.
 
     An end that is the inner one of the two bounds the overlap; the outer one bounds the span; `crossed` is
     the slope at how far a side runs backwards.
     """
-    at_low = -settle(low, other_low, overlap, span) - size
-    at_high = settle(other_high, high, overlap, span) + size
+    at_low = -split_at_tie(low, other_low, overlap, span) - size
+    at_high = split_at_tie(other_high, high, overlap, span) + size
     middle = 0.5 * (at_low + at_high)
     first = xp.where(inverted, middle + crossed, at_low)
     second = xp.where(inverted, middle - crossed, at_high)
     return first, second
 
 
-class ShareSlopes(NamedTuple):
-    """Slopes of the loss at the shares of one axis, which come from the other axis's."""
+class ShareGrad(NamedTuple):
+    """Gradient of the loss at the shares of one axis, which come from the other axis's."""
 
     overlap: Tensor
     size: Tensor
@@ -292,9 +270,9 @@ class ShareSlopes(NamedTuple):
     span: Tensor
 
 
-def share_slopes(other: Axis, intersection: Tensor, area: Tensor, enclosing: Tensor) -> ShareSlopes:
-    """Slopes at the shares of an axis: a product's slope at one factor is the other factor."""
-    return ShareSlopes(
+def share_grad(other: Axis, intersection: Tensor, area: Tensor, enclosing: Tensor) -> ShareGrad:
+    """Gradient at the shares of an axis: a product's slope at one factor is the other factor."""
+    return ShareGrad(
         overlap=intersection * other.overlap_share,
         size=area * other.share,
         target_size=area * other.target_share,
@@ -302,37 +280,40 @@ def share_slopes(other: Axis, intersection: Tensor, area: Tensor, enclosing: Ten
     )
 
 
-def pull_axis(
-    axis: Axis, shares: ShareSlopes, own: AxisSlopes, surcharge: float
+def axis_backward(
+    axis: Axis, shares: ShareGrad, own: AxisGrad, inversion_weight: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Slopes at the ends of the predicted and of the target side, from slopes at shares and lengths."""
-    per_span = axis.unit.slope
-    crossed = surcharge * per_span
+    """Gradient at the ends of the predicted and of the target side, from those at shares and lengths."""
+    per_span = axis.unit.reciprocal
+    crossed = inversion_weight * per_span
     overlap = xp.where(axis.overlapping, shares.overlap * per_span, 0.0)
     size, target_size = shares.size * per_span + own.size, shares.target_size * per_span + own.target_size
     span = shares.span * per_span + own.span
     predicted, target = (axis.low, axis.high), (axis.target_low, axis.target_high)
-    p1, p2 = pull_side(*predicted, *target, axis.inverted, overlap, size, span, crossed)
-    t1, t2 = pull_side(*target, *predicted, axis.target_inverted, overlap, target_size, span, crossed)
+    p1, p2 = side_backward(*predicted, *target, axis.inverted, overlap, size, span, crossed)
+    t1, t2 = side_backward(*target, *predicted, axis.target_inverted, overlap, target_size, span, crossed)
     half = 0.5 * own.offset
     return p1 + half, p2 + half, t1 - half, t2 - half
 
 
-def pullback(pair: Pair, slopes: Slopes, surcharge: float) -> tuple[Tensor, ...]:
-    """The gradient with respect to all eight corners, in the order of `pair`'s arguments, from slopes.
+def pair_backward(pair: Pair, grad: PairGrad, inversion_weight: float) -> tuple[Tensor, ...]:
+    """The gradient with respect to all eight corners, in the order of `pair`'s arguments, from grad.
 
-    `surcharge` is the slope at `inversion`: 1 of a loss, 0 of a score.
+    `inversion_weight` is the slope at `inversion`: 1 of a loss, 0 of a score.
     """
     x, y = pair.x, pair.y
     per_union = 1.0 / floored(pair.union)
-    fill = xp.where(is_zero(x.span_share * y.span_share), 0.0, slopes.fill)
-    per_area = xp.where(is_negligible(pair.union), 0.0, pair.iou * per_union)
-    intersection = slopes.iou * (per_union + per_area) - fill
-    area = fill - slopes.iou * per_area
+    fill = xp.where(x.span_share * y.span_share == 0, 0.0, grad.fill)
+    per_area = xp.where(pair.union < SMALLEST, 0.0, pair.iou * per_union)
+    intersection = grad.iou * (per_union + per_area) - fill
+    area = fill - grad.iou * per_area
     enclosing = -fill * pair.fill
-    from_x = share_slopes(x, intersection, area, enclosing)
-    from_y = share_slopes(y, intersection, area, enclosing)
-    at_x, at_y = both(pull_axis, (x, from_y, slopes.x, surcharge), (y, from_x, slopes.y, surcharge))
+    from_x = share_grad(x, intersection, area, enclosing)
+    from_y = share_grad(y, intersection, area, enclosing)
+    at_x, at_y = (
+        axis_backward(x, from_y, grad.x, inversion_weight),
+        axis_backward(y, from_x, grad.y, inversion_weight),
+    )
     px1, px2, tx1, tx2 = at_x
     py1, py2, ty1, ty2 = at_y
     return px1, py1, px2, py2, tx1, ty1, tx2, ty2

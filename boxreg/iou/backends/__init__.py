@@ -1,0 +1,1 @@
+"""The backends of the IoU family; each is imported when it is first needed."""

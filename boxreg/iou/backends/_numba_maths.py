@@ -1,0 +1,307 @@
+"""The maths of the IoU family and of decoders as functions of Numba, for scalars of one dtype.
+
+Everything here is written without branches and without calls into libm, so that LLVM turns a loop over pairs
+into vector code.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numba
+import numpy
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ... import _raw
+from .. import geometry
+from ..rebind import Language
+
+
+def jit(function: FunctionType) -> Any:
+    """Compile a function so that it is always inlined: one call left in a loop stops vectorisation."""
+    return numba.njit(
+        error_model="numpy",
+        forceinline=True,
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        fastmath={"nsz"},
+    )(function)
+
+
+@intrinsic
+def reinterpret(typing_context: Any, value: Any, like: Any) -> Any:
+    """The bits of a number as a number of another type of the same width."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+    return like.instance_type(value, like), generate
+
+
+@intrinsic
+def offset(typing_context: Any, pointer: Any, number: Any) -> Any:
+    """The pointer to what comes `number` places later."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return pointer(pointer, types.int64), generate
+
+
+@intrinsic
+def as_pointer(typing_context: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to numbers of a type."""
+    pointer = types.CPointer(like.instance_type)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(types.int64, like), generate
+
+
+@intrinsic
+def as_floats(typing_context: Any, pointer: Any) -> Any:
+    """A pointer to integers as one to float64."""
+    floats = types.CPointer(types.float64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(floats))
+
+    return floats(pointer), generate
+
+
+@intrinsic(prefer_literal=True)
+def take(typing_context: Any, values: Any, start: Any, count: Any, like: Any) -> Any:
+    """So many float64 from `start` on, as a tuple of another type."""
+    found = types.UniTuple(like.instance_type, count.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, start = arguments[:2]
+        numbers = []
+        for number in range(len(found)):
+            place = builder.add(start, ir.Constant(start.type, number))
+            value = builder.load(builder.gep(values, [place]))
+            numbers.append(context.cast(builder, value, types.float64, like.instance_type))
+        return context.make_tuple(builder, found, numbers)
+
+    return found(values, types.int64, count, like), generate
+
+
+@intrinsic(prefer_literal=True)
+def on_stack(typing_context: Any, count: Any, like: Any) -> Any:
+    """Memory for so many numbers, for as long as the function runs."""
+    pointer = types.CPointer(like.instance_type)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.get_value_type(like.instance_type)
+        return cgutils.alloca_once(builder, kind, size=ir.Constant(ir.IntType(64), count.literal_value))
+
+    return pointer(count, like), generate
+
+
+@intrinsic
+def call(typing_context: Any, address: Any, tile: Any, values: Any, count: Any) -> Any:
+    """Call a core by its address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, *others = arguments
+        function = ir.FunctionType(ir.VoidType(), [argument.type for argument in others])
+        builder.call(builder.inttoptr(address, function.as_pointer()), others)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, tile, values, types.int64), generate
+
+
+@intrinsic
+def fetch_add(typing_context: Any, counters: Any, number: Any) -> Any:
+    """Add 1 to a counter that threads share, and return what it was before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.gep(arguments[0], [arguments[1]])
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "seq_cst")
+
+    return types.int64(counters, types.int64), generate
+
+
+@cache
+def language(dtype: str) -> Language:
+    """The language of scalars of a dtype, `"float32"` or `"float64"`."""
+    real = getattr(numpy, dtype)
+    integer = numpy.int32 if dtype == "float32" else numpy.int64
+    bits = 23 if dtype == "float32" else 52
+    bias = integer(127 if dtype == "float32" else 1023)
+    mantissa = integer(bits)
+    shift = real(1.5 * 2.0**bits)
+    shift_bits = integer(numpy.array(shift).view(integer))
+    least, most = (real(-110), real(90)) if dtype == "float32" else (real(-750), real(710))
+    normal = real(numpy.finfo(real).tiny)
+    lift, lift_bits = real(2.0**bits), real(bits)
+    half_bits = integer(numpy.array(real(0.5)).view(integer))
+    fraction = integer((1 << bits) - 1)
+    constants = {k: real(v) for k, v in _CONSTANTS.items()}
+    log2e, ln2_high, ln2_low, root_half = (constants[k] for k in ("log2e", "ln2_high", "ln2_low", "root_half"))
+    zero, half, one, two = real(0), real(0.5), real(1), real(2)
+    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (real(1 / math.factorial(k)) for k in range(2, 14))
+    o3, o5, o7, o9, o11, o13, o15, o17, o19, o21, o23 = (real(1 / k) for k in range(3, 25, 2))
+
+    def where(condition: Any, chosen: Any, other: Any) -> Any:
+        return chosen if condition else other
+
+    def absolute(value: Any) -> Any:
+        return abs(value)
+
+    def maximum(a: Any, b: Any) -> Any:  # as in torch, NaN wins
+        return a if (a > b) | (a != a) else b
+
+    def minimum(a: Any, b: Any) -> Any:
+        return a if (a < b) | (a != a) else b
+
+    def zeros_like(value: Any) -> Any:
+        return zero
+
+    def sqrt(value: Any) -> Any:
+        return math.sqrt(value)
+
+    def exp(x: Any) -> Any:
+        x = least if x < least else x
+        x = most if x > most else x
+        # The sum's last bits are the nearest whole number of x / ln 2.
+        shifted = x * log2e + shift
+        power = shifted - shift
+        r = (x - power * ln2_high) - power * ln2_low
+        series = ((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8
+        series = ((((((series * r + c7) * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r + one
+        whole = integer(reinterpret(shifted, integer_type) - shift_bits)
+        first = whole >> integer(1)
+        # In two factors, because 2^power may lie outside of the normal numbers.
+        low = reinterpret(integer(integer(first + bias) << mantissa), real_type)
+        high = reinterpret(integer(integer(whole - first + bias) << mantissa), real_type)
+        return series * low * high
+
+    def log(x: Any) -> Any:
+        small = x < normal
+        lifted = x * lift if small else x
+        pattern = integer(reinterpret(lifted, integer_type) - half_bits)
+        exponent = real(integer(pattern >> mantissa)) - (lift_bits if small else zero)
+        m = reinterpret(integer(integer(pattern & fraction) + half_bits), real_type)
+        low = m < root_half
+        m = m + m if low else m
+        exponent = exponent - (one if low else zero)
+        s = (m - one) / (m + one)
+        z = s * s
+        series = ((((o23 * z + o21) * z + o19) * z + o17) * z + o15) * z + o13
+        series = (((((series * z + o11) * z + o9) * z + o7) * z + o5) * z + o3) * z
+        found = exponent * ln2_high + (two * s + (two * s * series + exponent * ln2_low))
+        found = found if x > zero else (minus_infinity if x == zero else nan)
+        return x if x == infinity else found
+
+    def sigmoid(t: Any) -> Any:
+        small = exp_(-abs(t))
+        return (one if t > zero else small) / (one + small)
+
+    def softplus(t: Any) -> Any:
+        small = exp_(-abs(t))
+        # log(1 + small), with what rounding has taken from 1 + small.
+        total = one + small
+        return (t if t > zero else zero) + (log_(total) + (small - (total - one)) / total)
+
+    def stop_gradient(value: Any) -> Any:
+        return value
+
+    def measure(length: Any, unit: Any) -> Any:
+        return length / unit.divisor
+
+    def ordered(first: Any, second: Any, inverted: Any) -> Any:
+        return (second if inverted else first), (first if inverted else second)
+
+    infinity, minus_infinity, nan = real(math.inf), real(-math.inf), real(math.nan)
+    integer_type = types.int32 if dtype == "float32" else types.int64
+    real_type = types.float32 if dtype == "float32" else types.float64
+    exp_, log_ = jit(exp), jit(log)
+    xp = ModuleType("xp")
+    operations = (where, maximum, minimum, zeros_like, sqrt)
+    vars(xp).update({function.__name__: jit(function) for function in operations})
+    vars(xp).update(abs=jit(absolute), exp=exp_, log=log_, atan2=_atan2(real))
+    axis_grad, pair_grad = _gradients(zero)
+    replaced = {
+        geometry.stop_gradient: jit(stop_gradient),
+        geometry.measure: jit(measure),
+        geometry.ordered: jit(ordered),
+        geometry.AxisGrad: axis_grad,
+        geometry.PairGrad: pair_grad,
+        _raw.sigmoid: jit(sigmoid),
+        _raw.softplus: jit(softplus),
+    }
+    return Language(xp, jit, real, replaced, in_code=True)
+
+
+_CONSTANTS = {
+    "log2e": 1 / math.log(2),
+    "ln2_high": 0.693145751953125,
+    "ln2_low": 1.42860682030941723212e-6,
+    "root_half": 0.5**0.5,
+}
+
+
+def _atan2(real: Any) -> Any:
+    """The angle of a point with x >= 0: reduced to a tangent below 0.42, then a polynomial."""
+    zero, one = real(0), real(1)
+    high, low = real(math.tan(3 * math.pi / 8)), real(math.tan(math.pi / 8))
+    right, diagonal = real(math.pi / 2), real(math.pi / 4)
+    # From the Cephes library, for single and for double precision.
+    s0, s1, s2, s3 = map(real, (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1))
+    p0, p1, p2, p3, p4 = (
+        -8.750608600031904122785e-1,
+        -1.615753718733365076637e1,
+        -7.500855792314704667340e1,
+        -1.228866684490136173410e2,
+        -6.485021904942025371773e1,
+    )
+    q0, q1, q2, q3, q4 = (
+        2.485846490142306297962e1,
+        1.650270098316988542046e2,
+        4.328810604912902668951e2,
+        4.853903996359136964868e2,
+        1.945506571482613964425e2,
+    )
+
+    def single(z: Any) -> Any:
+        return (((s0 * z + s1) * z + s2) * z + s3) * z
+
+    def double(z: Any) -> Any:
+        above = ((((p0 * z + p1) * z + p2) * z + p3) * z + p4) * z
+        return above / (((((z + q0) * z + q1) * z + q2) * z + q3) * z + q4)
+
+    series = jit(single if real is numpy.float32 else double)
+
+    def atan2(y: Any, x: Any) -> Any:
+        side = abs(y)
+        steep = side > high * x
+        middle = side > low * x
+        above = -x if steep else (side - x if middle else side)
+        below = side if steep else (side + x if middle else x)
+        t = above / (one if below == zero else below)
+        quarter = right if steep else (diagonal if middle else zero)
+        angle = quarter + (series(t * t) * t + t)
+        return -angle if y < zero else angle
+
+    return jit(atan2)
+
+
+def _gradients(zero: Any) -> tuple[Any, Any]:
+    """The constructors of gradients: Numba cannot leave out a default in the middle of a named tuple."""
+    axis_type, pair_type = geometry.AxisGrad, geometry.PairGrad
+
+    def axis_grad(size: Any = zero, target_size: Any = zero, span: Any = zero, offset: Any = zero) -> Any:
+        return axis_type(size, target_size, span, offset)
+
+    def pair_grad(x: Any, y: Any, iou: Any = zero, fill: Any = zero) -> Any:
+        return pair_type(x, y, iou, fill)
+
+    return jit(axis_grad), jit(pair_grad)

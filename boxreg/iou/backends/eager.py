@@ -1,0 +1,79 @@
+"""The reference backend: autograd through the maths, differentiable as often as one likes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..._dtypes import promote
+from ...boxes import Planes, corners
+from ...decoders import decode_planes
+from ...reduction import reduce_loss, without_ignored
+from .. import geometry
+from ..spec import Spec, value
+
+PAIRS_PER_BLOCK = 2**18
+"""Pairwise scores are computed in blocks of this many, so that temporaries do not grow with the output."""
+
+
+def aligned(spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim: int) -> Tensor:
+    """The loss or score of aligned boxes."""
+    pred, target = promote(pred, target)
+    if weight is not None:
+        pred, target = blank_ignored(pred, target, weight, dim, bool(spec.scheme))
+    if spec.scheme:
+        planes = decode_planes(spec.scheme, spec.settings, spec.anchor_sides, pred.unbind(dim))
+        pred = torch.stack(planes, dim)
+    a, b = _corners(pred, target, spec.pred_fmt, spec.target_fmt, dim)
+    loss = reduce_loss(value(spec, geometry.pair(*a, *b)), spec.reduction, weight=weight)
+    return loss if spec.factor == 1 else loss * spec.factor
+
+
+def blank_ignored(
+    pred: Tensor, target: Tensor, weight: Tensor, dim: int, raw: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Pred and target with an ordinary box in place of those of weight 0; of raw outputs, with zeros."""
+    # A box in any format, made on the device.
+    place = torch.arange(4, device=pred.device).view(-1, *[1] * (-1 - dim if dim < 0 else target.ndim - 1 - dim))
+    ordinary = (place > 1).to(target.dtype)
+    return (
+        without_ignored(pred, weight, dim, 0.0 if raw else ordinary.to(pred.dtype)),
+        without_ignored(target, weight, dim, ordinary),
+    )
+
+
+def pairwise(spec: Spec, a: Tensor, b: Tensor) -> Tensor:
+    """Scores (..., N, M), in blocks of rows that are computed again where a gradient is asked for."""
+    block = partial(_block, spec, b)
+    rows_per_block = max(PAIRS_PER_BLOCK // max(b[..., 0].numel(), 1), 1)
+    blocks = torch.split(a, rows_per_block, dim=-2)
+    if len(blocks) == 1 or torch._C._get_tracing_state() is not None:
+        return block(a)
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        # torch.func's transforms cannot compute a block again; there its temporaries are kept.
+        kept = torch._C._are_functorch_transforms_active()
+        again = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([(block if kept else again)(rows) for rows in blocks], dim=-2)
+    first = block(blocks[0])
+    scores = first.new_empty((*a.shape[:-1], b.shape[-2]))  # of `first`: under vmap, mapped over a and b
+    for rows, out in zip(blocks, torch.split(scores, rows_per_block, dim=-2), strict=True):
+        out.copy_(first if rows is blocks[0] else block(rows))
+    return scores
+
+
+def _block(spec: Spec, b: Tensor, rows: Tensor) -> Tensor:
+    return aligned(spec, rows.unsqueeze(-2), b.unsqueeze(-3), None, -1)
+
+
+def _corners(
+    pred: Tensor, target: Tensor, pred_fmt: str, target_fmt: str, dim: int
+) -> tuple[Planes, Planes]:
+    """The corners of both, scaled together where their lengths would overflow."""
+    large = geometry.is_large(*pred.unbind(dim), *target.unbind(dim)).unsqueeze(dim)
+    return (
+        corners(geometry.in_range(pred, large), pred_fmt, dim),
+        corners(geometry.in_range(target, large), target_fmt, dim),
+    )

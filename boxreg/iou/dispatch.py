@@ -1,0 +1,146 @@
+"""Which backend computes what is asked: the only table of backends.
+
+- `eager`: autograd through the maths. The reference; differentiable as often as one likes, and by torch.func.
+- `numba`: loss and gradient in one vectorised kernel on the CPU.
+- `triton`: the same in one kernel on a GPU.
+- `auto`: triton on a GPU and numba on a CPU where they are installed, and eager everywhere else: under
+  torch.compile, which makes a kernel of the maths itself, under torch.func and torch.jit.trace, and for tensor
+  subclasses.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from functools import cache, lru_cache
+
+import torch
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor, nn
+
+from .autograd import BACKENDS, Backend
+from .spec import Spec
+
+NAMES = ("auto", "eager", "numba", "triton")
+"""What `backend` may be."""
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+"""Whether they are installed; nothing is imported to find out."""
+
+
+def choose(name: str, pred: Tensor, target: Tensor) -> str:
+    """The backend that computes boxes like these: the named one, or what `auto` comes to.
+
+    Raises:
+        ValueError: if the named one cannot compute them; the message says why.
+    """
+    if name == "eager":
+        return name
+    traced = _traced(pred, target)
+    if name == "auto":
+        if traced or torch.compiler.is_compiling():
+            return "eager"
+        if pred.is_cpu:
+            return "numba" if HAS_NUMBA and target.is_cpu and _numba_or_warning() else "eager"
+        return "triton" if pred.is_cuda and no_triton(pred, target) is None else "eager"
+    reason = traced or (no_triton if name == "triton" else no_numba)(pred, target)
+    if reason:
+        raise ValueError(f"backend: got {name!r}, but {reason}; use 'auto' or 'eager'")
+    return name
+
+
+def _traced(*tensors: Tensor) -> str | None:
+    """What follows the computation operator by operator, which a kernel does not allow; None if nothing."""
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if fwAD._current_level >= 0:
+        return "forward-mode derivatives are being computed"
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return None  # there it is an operator
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace is recording"
+    for tensor in tensors:
+        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+            return "a tensor is of a class of its own"
+    return None
+
+
+def no_numba(pred: Tensor, target: Tensor) -> str | None:
+    """Why the Numba backend cannot compute such boxes; None if it can."""
+    if not HAS_NUMBA:
+        return "numba is not installed (pip install 'boxreg[cpu]')"
+    if not (pred.is_cpu and target.is_cpu):
+        return f"the boxes are on {pred.device.type}"
+    return _numba_error()
+
+
+def no_triton(pred: Tensor, target: Tensor) -> str | None:
+    """Why the Triton backend cannot compute such boxes; None if it can."""
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if torch.float64 in (pred.dtype, target.dtype):
+        return "it computes in float32 and a tensor is float64"
+    if not (pred.is_cuda or torch.compiler.is_compiling() or _is_interpreted()):
+        return f"the boxes are on {pred.device.type}"
+    return None
+
+
+def cannot_decode(name: str, spec: Spec, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot decode raw outputs as a spec says; None if it can."""
+    if name != "numba":
+        return None
+    return _numba_decode_error(dtype, spec.scheme, len(spec.settings[0]))
+
+
+@lru_cache(1024)
+def _numba_decode_error(dtype: torch.dtype, scheme: str, settings: int) -> str | None:
+    """What Numba says about a user's decoder that it cannot compile."""
+    from .backends import numba
+
+    try:
+        numba.decode_core(numba.DTYPES[dtype], scheme, settings)
+    except Exception as error:
+        return str(error)
+    return None
+
+
+@cache
+def _numba_error() -> str | None:
+    """Why Numba cannot be imported; None if it can."""
+    try:
+        _numba()
+    except Exception as error:  # it refuses a NumPy that is too new for it, among other things
+        return f"numba cannot be imported: {error}"
+    return None
+
+
+@cache
+def _numba_or_warning() -> bool:
+    error = _numba_error()
+    if error:
+        warnings.warn(f"boxreg: {error}; boxes on the CPU are computed by the slower eager backend", stacklevel=2)
+    return error is None
+
+
+def _is_interpreted() -> bool:
+    from .backends import _triton_maths
+
+    return _triton_maths.INTERPRETED
+
+
+@cache
+def _numba() -> Backend:
+    from .backends import numba
+
+    return Backend(numba.aligned, numba.scores, numba.scores_backward)
+
+
+@cache
+def _triton() -> Backend:
+    from .backends import triton, triton_pairwise
+
+    return Backend(triton.aligned, triton_pairwise.scores, triton_pairwise.scores_backward)
+
+
+BACKENDS.update(numba=_numba, triton=_triton)

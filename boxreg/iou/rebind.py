@@ -1,0 +1,112 @@
+"""Copies of the maths for another language of arrays: Numba's scalars, Triton's blocks.
+
+The functions of the IoU family and of decoders are written with operators and a module called `xp`. A copy is
+the same code with other globals: another `xp`, other constants, and copies of the functions that it calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from types import CellType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+
+class Language:
+    """What a backend puts in place of the globals of the maths.
+
+    Args:
+        xp: the module in place of torch.
+        compile: what is done to each copy, such as `triton.jit`.
+        constant: what is done to each float, such as `numpy.float32`.
+        replaced: functions that the language has in a version of its own.
+        in_code: whether the floats inside of functions are replaced too.
+        numbers: the types of globals that `constant` is done to.
+    """
+
+    def __init__(
+        self,
+        xp: ModuleType,
+        compile: Callable[[FunctionType], Any],
+        constant: Callable[[float], Any],
+        replaced: Mapping[Any, Any],
+        in_code: bool = False,
+        numbers: tuple[type, ...] = (float,),
+    ) -> None:
+        self._xp, self._compile, self.constant, self._in_code = xp, compile, constant, in_code
+        self._numbers = numbers
+        self._known: dict[Any, Any] = dict(replaced)
+
+    def copy(self, function: Callable[..., Any]) -> Any:
+        """The compiled copy of a function; functions that it calls are copied with it."""
+        if function not in self._known:
+            assert isinstance(function, FunctionType)
+            names: dict[str, Any] = {}
+            code = self._code(function.__code__) if self._in_code else function.__code__
+            defaults = function.__defaults__ and tuple(map(self._value, function.__defaults__))
+            cells = function.__closure__ and tuple(
+                CellType(self._value(cell.cell_contents)) for cell in function.__closure__
+            )
+            copied = FunctionType(code, names, function.__name__, defaults, cells)
+            copied.__module__, copied.__qualname__ = function.__module__, function.__qualname__
+            self._known[function] = self._compile(copied)
+            for name, value in _globals(function):
+                names[name] = self._value(value)
+        return self._known[function]
+
+    def _value(self, value: Any) -> Any:
+        if value is torch:
+            return self._xp
+        if isinstance(value, self._numbers):
+            return self.constant(value)
+        if isinstance(value, FunctionType) or _is_known(value, self._known):
+            return self.copy(value)
+        return value
+
+    def _code(self, code: CodeType) -> CodeType:
+        return code.replace(co_consts=self._constants(code.co_consts))
+
+    def _constants(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._constants, value))
+        return self.constant(value) if isinstance(value, float) else value
+
+
+def digest(*functions: Callable[..., Any]) -> str:
+    """A key of the code of functions and of all that they call, and of their constants."""
+    found = hashlib.sha256()
+    done: set[Any] = set()
+
+    def add(value: Any) -> None:
+        if isinstance(value, FunctionType) and value not in done:
+            done.add(value)
+            code = value.__code__
+            found.update(repr((value.__qualname__, code.co_code, code.co_names, value.__defaults__)).encode())
+            found.update(repr([c for c in code.co_consts if not isinstance(c, CodeType)]).encode())
+            for name, other in _globals(value):
+                found.update(name.encode())
+                add(other)
+            for cell in value.__closure__ or ():
+                add(cell.cell_contents)
+        elif isinstance(value, int | float | str):
+            found.update(repr(value).encode())
+
+    for function in functions:
+        add(function)
+    return found.hexdigest()
+
+
+def _globals(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """The globals that a function reads, by name."""
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+
+
+def _is_known(value: Any, known: Mapping[Any, Any]) -> bool:
+    try:
+        return value in known
+    except TypeError:  # not hashable
+        return False

@@ -1,0 +1,112 @@
+"""The base class of the IoU family's modules."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from .._checks import check_choice, check_number
+from ..boxes import FORMATS
+from ..decoders import Decoder, check_decoder
+from ..iou.dispatch import NAMES
+from ..iou.functional import aligned_loss
+from ..iou.spec import FAMILY, check_parameters
+from ..reduction import REDUCTIONS, Normalizer
+from ..weighting import Weighting, check_weighting
+from ._sum import Loss
+
+
+class IoUFamilyLoss(Loss):
+    """A loss of the IoU family as a module; each subclass states its `kind`.
+
+    Options are attributes, read at each call. A loss with parameters of its own has an `__init__` that sets
+    them, as attributes of their names, before it calls this one.
+    """
+
+    kind: ClassVar[str]
+    """The loss, a key of `boxreg.losses.LOSSES`; a subclass of any name keeps it."""
+
+    def __init__(
+        self,
+        fmt: str = "xyxy",
+        reduction: str = "mean",
+        loss_weight: float = 1.0,
+        *,
+        dim: int = -1,
+        backend: str = "auto",
+        decoder: Decoder | None = None,
+        mode: str = "linear",
+        alpha: float | None = None,
+        inner_ratio: float | None = None,
+        weighting: Weighting | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("fmt", fmt, FORMATS)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_number("loss_weight", loss_weight, minimum=0)
+        check_choice("backend", backend, NAMES)
+        if decoder is not None:
+            check_decoder(decoder)
+        check_weighting(weighting)
+        self.fmt, self.reduction, self.loss_weight = fmt, reduction, loss_weight
+        self.dim, self.backend, self.decoder = dim, backend, decoder
+        self.mode, self.alpha, self.inner_ratio, self.weighting = mode, alpha, inner_ratio, weighting
+        check_parameters(self.kind, mode, inner_ratio, {**self.own_parameters(), "alpha": alpha})
+
+    def own_parameters(self) -> dict[str, float]:
+        """The parameters that the losses do not share, such as `image_width`, by name."""
+        penalty, overlap = FAMILY[self.kind]
+        return {name: getattr(self, name) for name, *_ in overlap.parameters + penalty.parameters}
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> Tensor:
+        """The loss of `pred` against `target`.
+
+        Args:
+            pred: predicted boxes, four coordinates along `dim`, any shape and unit, floating; with a
+                `decoder`, its raw outputs.
+            target: target boxes, the same shape and unit; nothing is broadcast.
+            weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and
+                a gradient of exactly 0, even if it holds NaN.
+            normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of
+                positives of all ranks: a number or a tensor of one element; with 0 the loss is 0.
+
+        Returns:
+            A scalar; or with `reduction="none"` a loss for each box, in the shape of `pred` without `dim`.
+            float32, or float64 for float64 input.
+
+        Raises:
+            TypeError: for a tensor that is not floating.
+            ValueError: for no axis of four coordinates, or shapes or devices that differ.
+        """
+        return aligned_loss(
+            self.kind,
+            pred,
+            target,
+            fmt=self.fmt,
+            reduction=self.reduction,
+            weight=weight,
+            normalizer=normalizer,
+            dim=self.dim,
+            backend=self.backend,
+            decoder=self.decoder,
+            mode=self.mode,
+            alpha=self.alpha,
+            inner_ratio=self.inner_ratio,
+            weighting=self.weighting,
+            loss_weight=self.loss_weight,
+            **self.own_parameters(),
+        )
+
+    def extra_repr(self) -> str:
+        """The settings, for `print(model)`."""
+        names = [*self.own_parameters(), "fmt", "reduction", "loss_weight", "dim", "backend", "mode"]
+        names += [name for name in ("alpha", "inner_ratio", "decoder") if getattr(self, name) is not None]
+        names += [] if self.weighting is None or isinstance(self.weighting, nn.Module) else ["weighting"]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

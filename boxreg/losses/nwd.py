@@ -1,0 +1,165 @@
+"""NWD: the Wasserstein distance of the boxes as Gaussians, in place of the IoU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch as xp
+from torch import Tensor
+
+from ..decoders import Decoder
+from ..iou.functional import aligned_loss
+from ..iou.geometry import SMALLEST, Axis, AxisGrad, Pair, PairGrad, Unit, guarded_unit, larger, measure
+from ..iou.spec import Term, define, length
+from ..reduction import Normalizer
+from ..weighting import Weighting
+from ._docs import loss_docs, module_docs
+from ._family import IoUFamilyLoss
+
+FARTHEST = 2.0**10
+"""In units of the constant: exp(-1024) is 0 in every dtype."""
+
+
+class Displacement(NamedTuple):
+    """Offsets and halved size differences of two boxes in units of the longest of them, and their length."""
+
+    x: Tensor
+    y: Tensor
+    width: Tensor
+    height: Tensor
+    length: Tensor
+    longest: Tensor
+    unit: Unit
+
+
+def displacement(pair: Pair) -> Displacement:
+    """The displacement of a pair; its `length` is between 1 and 2, and 1 for identical boxes."""
+    wider = 0.5 * (pair.x.size - pair.x.target_size)
+    higher = 0.5 * (pair.y.size - pair.y.target_size)
+    longest = larger(larger(pair.x.offset, pair.y.offset), larger(wider, higher))
+    # Compared here, because ordinary boxes may be identical too.
+    unit = guarded_unit(longest, longest == 0, longest < SMALLEST)
+    x, y = measure(pair.x.offset, unit), measure(pair.y.offset, unit)
+    width, height = measure(wider, unit), measure(higher, unit)
+    squared = (x * x + y * y) + (width * width + height * height)
+    length = xp.sqrt(xp.where(squared == 0, 1.0, squared))
+    return Displacement(x, y, width, height, length, longest, unit)
+
+
+def in_constants(distance: Tensor, constant: float) -> Tensor:
+    """A distance in units of the constant, FARTHEST at most."""
+    quotient = distance / constant
+    return xp.where(quotient > FARTHEST, FARTHEST, quotient)
+
+
+def nwd_score(pair: Pair, constant: float) -> Tensor:
+    """NWD = exp(-W / C), W being the Wasserstein distance of the boxes as Gaussians."""
+    way = displacement(pair)
+    return xp.exp(-(way.length * in_constants(way.longest, constant)))
+
+
+def displacement_grad(axis: Axis, offset: Tensor, gap: Tensor, fall: Tensor) -> AxisGrad:
+    """Gradient of a displacement's length on one axis, times `fall`; the gap is half the size difference."""
+    size = 0.5 * gap * fall
+    return AxisGrad(size=size, target_size=-size, offset=offset * fall)
+
+
+def nwd_score_grad(pair: Pair, constant: float) -> PairGrad:
+    """Gradient of `nwd_score`: -NWD / C times that of W; 0 where boxes are identical, the tip of a cone."""
+    way = displacement(pair)
+    steepness = nwd_score(pair, constant) * in_constants(way.longest, constant) / way.length
+    fall = -steepness * way.unit.reciprocal
+    x, y = (
+        displacement_grad(pair.x, way.x, way.width, fall),
+        displacement_grad(pair.y, way.y, way.height, fall),
+    )
+    return PairGrad(x=x, y=y)
+
+
+KIND = define("nwd", overlap=Term(nwd_score, nwd_score_grad, (length("constant"),)))
+
+
+@loss_docs(
+    "in [0, 1] for boxes that are not inverted",
+    constant=(
+        "C, in the unit of the boxes, from 2^-28 to 2^28. The paper relates it to the "
+        "sizes of a dataset's objects; a few constants away the loss is almost 1 and "
+        "almost flat."
+    ),
+)
+def nwd_loss(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    constant: float,
+    fmt: str = "xyxy",
+    reduction: str = "none",
+    weight: Tensor | None = None,
+    normalizer: Normalizer | None = None,
+    dim: int = -1,
+    backend: str = "auto",
+    decoder: Decoder | None = None,
+    mode: str = "linear",
+    alpha: float | None = None,
+    inner_ratio: float | None = None,
+    weighting: Weighting | None = None,
+    loss_weight: float = 1.0,
+) -> Tensor:
+    r"""NWD loss, \( 1 - e^{-W_2 / C} \): the Wasserstein distance of the boxes as Gaussians.
+
+    \[ W_2^2 = d_x^2 + d_y^2 + \frac{(w - w_t)^2 + (h - h_t)^2}{4} \]
+
+    d is the offset of the centres: the Gaussians have the boxes' centres and half of their sizes. Wang et al.
+    2021, "A Normalized Gaussian Wasserstein Distance for Tiny Object Detection" (arXiv:2110.13389).
+
+    It has no IoU and no penalty: `mode` applies to the NWD in place of the IoU, and `inner_ratio` not at all.
+    The gradient of identical boxes, the tip of a cone, is 0.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.functional import nwd_loss
+        >>> pred, target = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[3.0, 4.0, 7.0, 8.0]])
+        >>> nwd_loss(pred, target, constant=10.0)
+        tensor([0.3935])
+    """
+    return aligned_loss(
+        KIND, pred, target, fmt=fmt, reduction=reduction, weight=weight, normalizer=normalizer, dim=dim,
+        backend=backend, decoder=decoder, mode=mode, alpha=alpha, inner_ratio=inner_ratio,
+        weighting=weighting, loss_weight=loss_weight, constant=constant,
+    )  # fmt: skip
+
+
+@module_docs(nwd_loss)
+class NWDLoss(IoUFamilyLoss):
+    """NWD loss as a module (Wang et al. 2021, arXiv:2110.13389).
+
+    Example:
+        >>> import torch
+        >>> from boxreg import NWDLoss
+        >>> criterion = NWDLoss(constant=10.0)
+        >>> criterion(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[3.0, 4.0, 7.0, 8.0]]))
+        tensor(0.3935)
+    """
+
+    kind = KIND
+
+    def __init__(
+        self,
+        fmt: str = "xyxy",
+        reduction: str = "mean",
+        loss_weight: float = 1.0,
+        *,
+        constant: float,
+        dim: int = -1,
+        backend: str = "auto",
+        decoder: Decoder | None = None,
+        mode: str = "linear",
+        alpha: float | None = None,
+        inner_ratio: float | None = None,
+        weighting: Weighting | None = None,
+    ) -> None:
+        self.constant = constant
+        super().__init__(
+            fmt, reduction, loss_weight, dim=dim, backend=backend, decoder=decoder, mode=mode, alpha=alpha,
+            inner_ratio=inner_ratio, weighting=weighting,
+        )  # fmt: skip
