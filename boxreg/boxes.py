@@ -1,7 +1,7 @@
 """Box formats: xyxy, xywh and cxcywh, in any layout.
 
 `xyxy` is (x1, y1, x2, y2), `xywh` is (x1, y1, width, height), `cxcywh` is (centre x, centre y,
-width, height). The unit is the caller's: pixels, or fractions of the picture. `dim` says along
+width, height). The unit is the caller's: pixels, or fractions of the image. `dim` says along
 which axis the four coordinates lie, so rows (N, 4) and planes (B, 4, H, W) both work without a
 permutation.
 """

@@ -19,7 +19,7 @@ Size = tuple[float, float]
 
 
 class DensePrediction(NamedTuple):
-    """What a dense head says of B pictures: A predictions each, in the order that `Assignment` describes.
+    """What a dense head says of B images: A predictions each, in the order that `Assignment` describes.
 
     Level by level, of each level box by box, row by row; planes throughout, the coordinates along axis 1.
 
@@ -69,7 +69,7 @@ class DenseHead(nn.Module):
             one for all; or for each level K of them, one for each of the K boxes of a cell. By default the
             anchors of the decoders; of others with a stride, 8 by 8 cells.
         objectness_prior: probability of an object before training, between 0 and 1, of all levels or of each:
-            by default the focal 0.01; `count_prior` makes one from how many objects pictures have.
+            by default the focal 0.01; `count_prior` makes one from how many objects images have.
         class_prior: probability of each class, likewise. By default 1 / C with objectness, since an object
             has one of the classes, and 0.01 without.
         depth: blocks before the last convolution; 0 for none.
@@ -179,7 +179,7 @@ class DenseHead(nn.Module):
         `objects / (per_cell * rows * cols)`, at most a half: as YOLOv5 starts its objectness, with 8 objects.
 
         Args:
-            objects: objects of a picture, above 0, which the assigner makes positives of on each level; one
+            objects: objects of an image, above 0, which the assigner makes positives of on each level; one
                 that makes several positives of an object counts as many.
             levels: (rows, cols, stride) of each map in training.
             per_cell: boxes per cell, K.

@@ -15,8 +15,8 @@ class Level(NamedTuple):
     """One map of a pyramid: its rows, its columns, and its stride, the side of a cell.
 
     A plain tuple (rows, cols, stride) does as well: `(*features.shape[-2:], 8)`. The stride has the unit of
-    the boxes, as a rule pixels. Cells are squares; boxes given as fractions of a picture fit only if the
-    picture is a square.
+    the boxes, as a rule pixels. Cells are squares; boxes given as fractions of an image fit only if the
+    image is a square.
     """
 
     rows: int

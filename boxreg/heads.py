@@ -17,8 +17,8 @@ from .decoders import Decoder, UnitSquareDecoder, check_decoder
 _UNIT_SQUARE = UnitSquareDecoder()
 
 # Small enough for the prior to show, not 0, which would cut the backbone off from the first gradient.
-# The decoders' slopes are at most 0.63 for a box no larger than the picture, so with features of
-# root mean square 100 five standard deviations of the output stay within 1e-3 of the picture.
+# The decoders' slopes are at most 0.63 for a box no larger than the image, so with features of
+# root mean square 100 five standard deviations of the output stay within 1e-3 of the image.
 WEIGHT_SCALE = 3e-6
 
 
@@ -37,11 +37,11 @@ class BoxHead(nn.Module):
     distribution of standard deviation `3e-6 / sqrt(in_features)`.
 
     Features whose root mean square is up to 100 move the untrained head's boxes by less than 1e-3 of
-    the picture. Starting a head at a prior by its bias is what "Focal Loss for Dense Object Detection"
+    the image. Starting a head at a prior by its bias is what "Focal Loss for Dense Object Detection"
     (Lin, Goyal, Girshick, He and Dollár, 2017, arXiv:1708.02002) does for scores; here it is done for boxes.
 
     The projection always runs in the dtype of its own weight, even under autocast, for bfloat16 has too
-    few bits for coordinates: in the far half of a picture 640 pixels wide its numbers are 2.5 pixels apart.
+    few bits for coordinates: in the far half of an image 640 pixels wide its numbers are 2.5 pixels apart.
 
     Args:
         in_features: length of a feature vector, or channels of a feature map.

@@ -66,7 +66,7 @@ def evaluate(
 
 
 def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str, Any]:
-    """Score a run on its own validation pictures, or on those of another data set.
+    """Score a run on its own validation images, or on those of another data set.
 
     Classes of another data set are those of the run that have the same name; a class that the run does not
     know is one that it never finds. Its precision and recall are those at the run's own confidence.
@@ -85,12 +85,12 @@ def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str,
     source = task.open_data(["val"]).splits["val"]
     if data and config.task == "grid":
         source = Renumbered(source, names)
-    pictures = Squares(source, config.data.size)
+    squares = Squares(source, config.data.size)
     started = time.perf_counter()
-    loader = val_loader(pictures, task.collate)
+    loader = val_loader(squares, task.collate)
     scores = evaluate(task, model.to(device), loader, device, confidence=confidence)
     assert scores is not None  # nobody stops it
     if not all(map(math.isfinite, scores.values())):
         raise CheckpointError(f"{folder}: its weights give boxes that are not finite")
     result: dict[str, Any] = {"run": str(folder), "task": task_name(config.data.path)}
-    return result | scores | {"pictures": len(pictures), "seconds": time.perf_counter() - started}
+    return result | scores | {"images": len(squares), "seconds": time.perf_counter() - started}

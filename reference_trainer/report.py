@@ -78,40 +78,40 @@ class RunReport:
     def start(
         self,
         model: nn.Module,
-        pictures: dict[str, Squares],
+        datasets: dict[str, Squares],
         left_out: dict[str, LeftOut],
         problems: Sequence[str],
     ) -> None:
         """Say what is about to be trained, on what, and what of it was skipped."""
-        self._names = pictures["train"].source.names
+        self._names = datasets["train"].source.names
         self._data: dict[str, Any] = {
-            "pictures": {split: len(squares) for split, squares in pictures.items()},
+            "images": {split: len(squares) for split, squares in datasets.items()},
             "left_out": {split: left._asdict() for split, left in left_out.items()},
-            "clipped_boxes": {split: squares.source.clipped for split, squares in pictures.items()},
+            "clipped_boxes": {split: squares.source.clipped for split, squares in datasets.items()},
             "data_problems": len(problems),
         }
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        counts = ", ".join(f"{len(squares)} {split}" for split, squares in pictures.items())
-        boxes = sum(int(squares.source.box_counts.sum()) for squares in pictures.values())
+        counts = ", ".join(f"{len(squares)} {split}" for split, squares in datasets.items())
+        boxes = sum(int(squares.source.box_counts.sum()) for squares in datasets.values())
         classes = "1 class" if len(self._names) == 1 else f"{len(self._names)} classes"
         shared = f"; shared by {ranks.count()} processes" if ranks.count() > 1 else ""
         say(
-            f"{self.name}: {counts} pictures; {boxes} boxes, {classes}; {parameters:,} parameters; "
+            f"{self.name}: {counts} images; {boxes} boxes, {classes}; {parameters:,} parameters; "
             f"{self.epochs} epochs of {self.steps_per_epoch} steps{shared}; run {self.folder}"
         )
         if problems:
             self.files.write(PROBLEMS, "".join(f"{problem}\n" for problem in problems).encode())
-            say(f"skipped {len(problems)} bad boxes or pictures; see {self.folder / PROBLEMS}")
+            say(f"skipped {len(problems)} bad boxes or images; see {self.folder / PROBLEMS}")
         for split, left in left_out.items():
             if any(left):
                 several, none = left.several_boxes, left.no_box
                 say(
-                    f"{split}: left out {several} pictures with several boxes, {none} with none; "
+                    f"{split}: left out {several} images with several boxes, {none} with none; "
                     "--task grid learns all"
                 )
         for split, clipped in self._data["clipped_boxes"].items():
             if clipped:
-                say(f"{split}: clipped {clipped} boxes that stuck out of their picture by up to 1 %")
+                say(f"{split}: clipped {clipped} boxes that stuck out of their image by up to 1 %")
 
     def bar(self, step: int = 0) -> Bar:
         """The bar over the whole run, shown while it is entered; nothing where there is no terminal."""
@@ -130,7 +130,7 @@ class RunReport:
         if not self._bar.disable:
             terms = " ".join(f"{name} {value.item():.2f}" for name, value in step.objective.weighted.items())
             figures = {f"train_{name}": value.mean().item() for name, value in step.figures.items()}
-            state = f"{self._shown(figures, '.3f')} lr {lr:.1e} {speed:.0f} pictures/s\n{terms}"
+            state = f"{self._shown(figures, '.3f')} lr {lr:.1e} {speed:.0f} images/s\n{terms}"
             self._bar.update(self._task, advance=1, description=f"epoch {epoch}", state=state)
 
     def metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -145,7 +145,7 @@ class RunReport:
         say(
             f"epoch {row['epoch']:3d}  {self._shown(row).rjust(self._width)}  "
             f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
-            f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s  eta {left:.0f} s"
+            f"{row['images_per_second']:.0f} images/s  {row['seconds']:.0f} s  eta {left:.0f} s"
         )
 
     def _shown(self, row: Mapping[str, Any], form: str = ".4f") -> str:
@@ -172,7 +172,7 @@ class RunReport:
         if reached:
             say(
                 f"{self._shown(reached)} (epoch {result['best_epoch']}); see {self.folder}\n"
-                f"next: {self.command('evaluate')}\n      {self.command('predict')} PICTURE ..."
+                f"next: {self.command('evaluate')}\n      {self.command('predict')} IMAGE ..."
             )
         else:
             # There are no best weights to do anything else with.

@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: if the configuration cannot be met on this machine.
-        DataError: if the pictures or their labels are broken; nothing has been trained then.
+        DataError: if the images or their labels are broken; nothing has been trained then.
         UserError: if a loss or gradient is not finite.
     """
     with ranks.joined():
@@ -68,7 +68,7 @@ def resume(
     Raises:
         CheckpointError: if no state of the run can be used, or its data has changed.
         ConfigError: if `epochs` have already passed, or the device is not there.
-        DataError: if the pictures or their labels are broken.
+        DataError: if the images or their labels are broken.
     """
     with ranks.joined():
         found = ranks.from_first(lambda: newest_state(folder))
@@ -126,36 +126,36 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
         precision = pick_precision(config.precision, device)
         task = build_task(config)
     sources, left_out, problems = ranks.from_first(task.open_data)
-    pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
+    datasets = {split: Squares(source, config.data.size) for split, source in sources.items()}
     pin = device.type == "cuda"
-    loader, batches = train_loader(pictures["train"], config, task.collate, pin)
+    loader, batches = train_loader(datasets["train"], config, task.collate, pin)
     total_steps = config.epochs * len(loader)
     with ranks.agreed():
         warmup = warmup_steps(config.schedule, total_steps, config.epochs)
-        network = task.model_config(pictures["train"])
+        network = task.model_config(datasets["train"])
     config = config.resolved(device.type, loader.num_workers, warmup, network, precision, len(loader))
     task = build_task(config)
-    learner = build_learner(config, task, pictures["train"], total_steps, device)
+    learner = build_learner(config, task, datasets["train"], total_steps, device)
     if found:
         with ranks.agreed():
-            check_data(pictures, found)
+            check_data(datasets, found)
             learner.load_state_dict(found.state)
     report = RunReport(config, task, len(loader), found.path.parents[1] if found else None)
     if report.files.writes:
         save_config(config, report.folder / CONFIG)
     run = Run(
         config=config,
-        pictures=pictures,
+        datasets=datasets,
         loader=loader,
         batches=batches,
-        validation=val_loader(pictures["val"], task.collate, pin),
+        validation=val_loader(datasets["val"], task.collate, pin),
         learner=learner,
         progress=Progress(EarlyStopping(config.patience or 0, config.min_delta)),
         report=report,
         checkpoints=Checkpoints(report.files),
         started=started,
     )
-    report.start(learner.model, pictures, left_out, problems)
+    report.start(learner.model, datasets, left_out, problems)
     if found:
         restore(run, found)
     return run
@@ -174,7 +174,7 @@ def restore(run: Run, found: Found) -> None:
     run.report.metrics(progress.rows)
     best = run.checkpoints.best_weights(progress.best_step)
     if progress.scores and best:
-        names = run.pictures["train"].source.names
+        names = run.datasets["train"].source.names
         run.report.files.write(WEIGHTS, pack_weights(best, names, progress.scores))
     run.report.resumed(progress, run.complete)
 
@@ -218,16 +218,16 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
         random, lr, begun = random_state(), learner.schedule.lr, time.perf_counter()
         batch = learner.sized(batch, progress.step)
         own = learner.gradients(batch)
-        step, pictures, asked = own.of_all(len(batch.images), stop.asked, run.config.batch_size)
+        step, images, asked = own.of_all(len(batch.images), stop.asked, run.config.batch_size)
         stop.agree(asked)
         if not step.finite():
             raise not_finite(run, batch, random)
         learner.move(step)
         now = time.perf_counter()
         progress.step += 1
-        progress.meter.add(step, lr, pictures, now - before, now - begun)
+        progress.meter.add(step, lr, images, now - before, now - begun)
         before = now
-        run.report.step(batches.epoch, step, lr, progress.meter.pictures / progress.meter.seconds)
+        run.report.step(batches.epoch, step, lr, progress.meter.images / progress.meter.seconds)
         if stop.requested:
             break
         if run.config.save_every and progress.step % run.config.save_every == 0:
@@ -277,7 +277,7 @@ def conclude(run: Run, stop: StopRequest) -> dict[str, Any]:
         "scores": scores,
         "optimizer": describe_optimizer(learner.optimizer),
     }
-    summary = report.finish(result, progress.rows, model, run.pictures["val"], learner.device)
+    summary = report.finish(result, progress.rows, model, run.datasets["val"], learner.device)
     lost = [*report.files.waiting, *(["the last state"] if run.checkpoints.lost else [])]
     if lost:
         newest = states(report.folder)

@@ -171,5 +171,5 @@ def test_boxes_walk_to_their_targets(tmp_path: Path) -> None:
     assert walks[1].curve == sorted(walks[1].curve)
     page = convergence.report(walks, len(boxes), 1.0, "a machine")
     assert page.count("| wiou |") == 2
-    convergence.draw(walks, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 1000
+    convergence.draw(walks, tmp_path / "image.png")
+    assert (tmp_path / "image.png").stat().st_size > 1000

@@ -33,7 +33,7 @@ def main() -> int:
     undraw()
     if device.type == "cuda":
         figures = limit_memory(torch.device("cuda", torch.cuda.current_device()))
-        settings = ["--data.pictures", "400", "--batch-size", str(BATCH), "--device", "cuda"]
+        settings = ["--data.images", "400", "--batch-size", str(BATCH), "--device", "cuda"]
     else:
         figures, settings = {}, SETTINGS
         pretend()

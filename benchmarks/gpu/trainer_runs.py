@@ -55,7 +55,7 @@ def long_run(device: Cuda, report: Report, work: Path) -> Figures:
     """The toy task in bf16, stopped by SIGTERM, and two epochs more."""
     seconds = device.pick(min(LONG, max(SHORTEST, report.left - OTHERS)), 0.0)
     kind = device.torch.type
-    tiny = ["--data.pictures", "80", "--data.size", "64", "--model.width", "8", "--data.workers", "1"]
+    tiny = ["--data.images", "80", "--data.size", "64", "--model.width", "8", "--data.workers", "1"]
     settings = ["--epochs", "2000", "--patience", "2000", "--schedule.warmup-steps", device.pick("200", "2")]
     settings += ["--device", kind, "--precision", "bf16", *device.pick([], [*tiny, "--validate-every", "1"])]
     free = device.free_bytes()
@@ -108,7 +108,7 @@ def free_while(device: Cuda, started: Started, out: Path, seconds: float) -> int
 def speeds(rows: Sequence[dict[str, Any]]) -> Figures:
     """Images a second, with all that an epoch does and without, and how the time was spent."""
     counted = rows[1:]  # the first epoch draws the images
-    images = sum(row["pictures"] for row in counted)
+    images = sum(row["images"] for row in counted)
     steps = sorted(rate for row in counted for name, rate in row.items() if name.endswith("_per_second"))
     share = sum(row["step_share"] for row in counted) / len(counted)
     return {
@@ -224,7 +224,7 @@ def grid(device: Cuda, work: Path) -> Figures:
     before = rows_of(run)[-1]["val_ap50"]
     require(abs(scores["ap50"] - before) <= TOLERANCE, f"AP50 {before} in the run, {scores['ap50']} after it")
     images = work / "images"
-    here("data", "write", images, "--pictures", "10", "--size", "64").expect()
+    here("data", "write", images, "--images", "10", "--size", "64").expect()
     here("predict", run, images, "--out", work / "found", "--device", device.torch.type).expect()
     return figures
 

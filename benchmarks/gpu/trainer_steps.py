@@ -44,7 +44,7 @@ def take(learner: Learner, batch: Batch | ObjectBatch) -> None:
 
 def learner_of(device: torch.device, size: int, config: TrainConfig | None = None) -> tuple[Learner, Batch]:
     """What learns with the default configuration, or another one, and a batch of some size on the device."""
-    chosen = config or TrainConfig(data=DataConfig(pictures=2 * DISTINCT))
+    chosen = config or TrainConfig(data=DataConfig(images=2 * DISTINCT))
     task = build_task(chosen)
     precision = pick_precision(chosen.precision, device)
     chosen = chosen.resolved(device.type, 0, 0, chosen.model, precision, 10)
@@ -64,7 +64,7 @@ def tiny() -> TrainConfig:
         epochs=9,
         batch_size=8,
         device="cpu",
-        data=DataConfig(pictures=20, size=64, workers=0),
+        data=DataConfig(images=20, size=64, workers=0),
         model=ModelConfig(width=8),
     )
 
@@ -72,7 +72,7 @@ def tiny() -> TrainConfig:
 def where_the_time_goes(device: Cuda, out: Path) -> Figures:
     """Training steps of the default configuration: what each part of them takes."""
     kind: Any = device.torch.type
-    config = device.pick(TrainConfig(device=kind, data=DataConfig(pictures=400)), tiny())
+    config = device.pick(TrainConfig(device=kind, data=DataConfig(images=400)), tiny())
     with redirect_stderr(io.StringIO()):
         run = prepare(config.model_copy(update={"out": out}), None)
     run.learner.model.train()

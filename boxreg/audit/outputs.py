@@ -18,7 +18,7 @@ PUSH, FAR_PUSH = 8.0, 200.0
 """What is added to the last layer's numbers: a lively training gets to the first; the second shows bounds."""
 
 TOLERATED = 0.05
-"""Share of boxes or pictures that may be odd before it is a finding."""
+"""Share of boxes or images that may be odd before it is a finding."""
 
 SATURATED = 0.004
 """Distance to a bound, as a share of the range, at which a sigmoid passes on 1/60 of its largest slope."""
@@ -93,8 +93,7 @@ def output_range(probe: Probe) -> Found:
             evidence,
             "no training reaches them; pixels against fractions, or a squashing too many, are the "
             "usual reasons",
-            "bring targets and outputs to one unit: divide pixels by the picture's size, or scale "
-            "the decoder",
+            "bring targets and outputs to one unit: divide pixels by the image's size, or scale the decoder",
         )
         return
     spans = probe.fractions(far)
@@ -145,7 +144,7 @@ def saturated_outputs(probe: Probe) -> Found:
         raise NotCheckedError("the model gives more than one box a target")
     far, _ = _reach(probe, FAR_PUSH)
     low, high = far.amin(0), far.amax(0)
-    width, height = probe.settings.picture_size
+    width, height = probe.settings.image_size
     bounded = high - low < 20 * max(width, height)
     inside = (probe.predicted.detach() - low) / (high - low)
     wanted = (probe.target - low) / (high - low)
@@ -215,14 +214,14 @@ def untrained_prediction(probe: Probe) -> Found:
             "warning",
             f"the untrained model predicts boxes far from the targets' median ({shown})",
             evidence | ({"untrained_iou": iou} if probe.aligned else {}) | ({"bias": bias} if bias else {}),
-            "until it has found the mean box it learns nothing about pictures, and the weights that were "
+            "until it has found the mean box it learns nothing about images, and the weights that were "
             "used to get there are spent",
             " or ".join(filter(None, [exact, f"use boxreg.BoxHead(features, prior=({shown}))"])),
         )
 
 
 def collapsed_boxes(probe: Probe) -> Found:
-    """A trained model gives different boxes for different pictures."""
+    """A trained model gives different boxes for different images."""
     if not probe.settings.trained:
         raise NotCheckedError("the model is untrained: only its steps can bring it to one box")
     if len(probe.target) < 4:
@@ -242,7 +241,7 @@ def collapsed_boxes(probe: Probe) -> Found:
         yield Finding(
             "collapsed-boxes",
             "error",
-            f"the boxes spread {ratio:.2f} times as much as the targets: nearly one box for every picture",
+            f"the boxes spread {ratio:.2f} times as much as the targets: nearly one box for every image",
             {
                 "spread_ratio": ratio,
                 "iou": iou,
@@ -250,9 +249,9 @@ def collapsed_boxes(probe: Probe) -> Found:
                     box_iou(constant, probe.target, fmt=probe.settings.fmt).mean()
                 ),
             },
-            "the mean box is what a model gives that cannot read the picture: too much regularisation, "
+            "the mean box is what a model gives that cannot read the image: too much regularisation, "
             "gradients that vanish, or too few updates",
-            "run boxreg.overfit on 8 pictures; lower dropout and weight decay; see the findings on "
+            "run boxreg.overfit on 8 images; lower dropout and weight decay; see the findings on "
             "the gradient",
         )
 

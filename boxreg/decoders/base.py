@@ -43,7 +43,7 @@ class Decoder(ABC):
     def extent(self) -> tuple[float, float]:
         """Width and height of what a one-cell grid covers, in the unit of the boxes.
 
-        The picture, or a single cell where the scheme knows the size of cells.
+        The image, or a single cell where the scheme knows the size of cells.
         """
         return (1.0, 1.0)
 
@@ -56,13 +56,13 @@ class Decoder(ABC):
         """A map of so many cells, with its stride in the unit of the boxes.
 
         Raises:
-            ValueError: if the picture has a size, and cut into these cells gives no squares.
+            ValueError: if the image has a size, and cut into these cells gives no squares.
         """
         width, height = self.extent
         if not math.isclose(width * rows, height * cols):
             raise ValueError(
                 f"level: got {rows} rows and {cols} columns, expected square cells, but {self} cuts a "
-                f"picture of {width} by {height}"
+                f"image of {width} by {height}"
             )
         return Level(rows, cols, width / cols)
 
@@ -174,7 +174,7 @@ class Decoder(ABC):
 
 @dataclass(frozen=True)
 class StrideDecoder(Decoder):
-    """A scheme on a grid of squares of a known side: pictures of any size, one decoder a level."""
+    """A scheme on a grid of squares of a known side: images of any size, one decoder a level."""
 
     needs_grid: ClassVar[bool] = True
 
@@ -220,6 +220,6 @@ def _check_prior(prior: object, extent: tuple[float, float]) -> None:
         raise ValueError(f"prior: got {tuple(prior)}, expected a width and a height above 0")
     if not (0 < cx < extent[0] and 0 < cy < extent[1]):
         raise ValueError(
-            f"prior: got {tuple(prior)}, expected a centre inside the picture: "
+            f"prior: got {tuple(prior)}, expected a centre inside the image: "
             f"0 < cx < {extent[0]} and 0 < cy < {extent[1]}"
         )

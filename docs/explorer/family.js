@@ -80,12 +80,12 @@ export const ROWS = {
     terms: { "(R − 1)(1 − IoU)": (Math.exp(ratio(g.distance, held.diagonal, 0)) - 1) * (1 - g.iou) },
   }),
   mpdiou: (g, held, { image_width, image_height }) => {
-    const picture = square(image_width) + square(image_height);
+    const diagonal = square(image_width) + square(image_height);
     return {
       overlap: g.iou,
       terms: {
-        "first corner": (square(g.x.first) + square(g.y.first)) / picture,
-        "second corner": (square(g.x.second) + square(g.y.second)) / picture,
+        "first corner": (square(g.x.first) + square(g.y.first)) / diagonal,
+        "second corner": (square(g.x.second) + square(g.y.second)) / diagonal,
       },
     };
   },

@@ -31,7 +31,7 @@ class ResumeOptions:
     epochs: int | None = None
     """Train for so many epochs in all: a finished run goes on, its learning rate that of a run of so many."""
     workers: int | None = None
-    """Processes that augment pictures from here on; they change no result."""
+    """Processes that augment images from here on; they change no result."""
     device: Device | None = None
     """Where to train from here on; by default where the run was."""
 

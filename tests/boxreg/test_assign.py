@@ -45,10 +45,10 @@ class TestPadTargets:
         assert targets.labels.tolist() == [[0, 0]]
         assert targets.boxes.dtype == torch.float64
 
-    @pytest.mark.parametrize("pictures", [1, 3])
-    def test_no_objects(self, pictures: int) -> None:
-        targets = pad_targets([torch.zeros(0, 4)] * pictures, [torch.zeros(0, dtype=torch.int64)] * pictures)
-        assert [tuple(part.shape) for part in targets] == [(pictures, 0, 4), (pictures, 0), (pictures, 0)]
+    @pytest.mark.parametrize("images", [1, 3])
+    def test_no_objects(self, images: int) -> None:
+        targets = pad_targets([torch.zeros(0, 4)] * images, [torch.zeros(0, dtype=torch.int64)] * images)
+        assert [tuple(part.shape) for part in targets] == [(images, 0, 4), (images, 0), (images, 0)]
         assert (targets.labels.dtype, targets.mask.dtype) == (torch.int64, torch.bool)
 
     @pytest.mark.parametrize("most", [2, 5])
@@ -61,7 +61,7 @@ class TestPadTargets:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [
-            (([],), ValueError, "boxes: got none, expected those of at least one picture"),
+            (([],), ValueError, "boxes: got none, expected those of at least one image"),
             ((torch.rand(2, 3, 4),), TypeError, "boxes: got Tensor, expected a sequence"),
             (
                 ([torch.rand(2, 4), torch.rand(4)],),
@@ -69,7 +69,7 @@ class TestPadTargets:
                 r"boxes\[1\]: got shape \(4,\), expected \(M, 4\)",
             ),
             (([torch.ones(2, 4, dtype=torch.int64)],), TypeError, r"boxes\[0\]: got a tensor of torch.int64"),
-            (([torch.rand(2, 4)], []), ValueError, "labels: got those of 0 pictures, expected 1"),
+            (([torch.rand(2, 4)], []), ValueError, "labels: got those of 0 images, expected 1"),
             (
                 ([torch.rand(2, 4)], [torch.tensor([1])]),
                 ValueError,
@@ -123,7 +123,7 @@ class TestResponsibleCell:
         assert found.positive[0].view(2, 2).any(0).tolist() == [cell == "left", cell == "right"]
 
     @pytest.mark.parametrize("cells", [3, 7, 13, 49])
-    def test_the_far_border_of_a_unit_picture(self, cells: int) -> None:
+    def test_the_far_border_of_a_unit_image(self, cells: int) -> None:
         pred = torch.tensor([0.5, 0.5, 0.6, 0.6]).view(1, 4, 1).expand(1, 4, cells * cells)
         targets = pad_targets([torch.tensor([[0.9, 0.9, 1.1, 1.1]])])
         found = ResponsibleCellAssigner()(pred, targets, [(cells, cells, 1 / cells)])
@@ -306,9 +306,9 @@ class TestTaskAligned:
         assert found.score[0].tolist() == pytest.approx([0, 1e-6 / 32 * 1e-6, 0, 1e-6 / 32], rel=1e-3)
 
     @pytest.mark.parametrize("label", [-1, 2, 5])
-    @pytest.mark.parametrize("picture", [0, 1])
-    def test_a_label_without_a_score_is_an_error(self, label: int, picture: int) -> None:
-        labels = [torch.tensor([label if picture == n else 0]) for n in (0, 1)]
+    @pytest.mark.parametrize("image", [0, 1])
+    def test_a_label_without_a_score_is_an_error(self, label: int, image: int) -> None:
+        labels = [torch.tensor([label if image == n else 0]) for n in (0, 1)]
         targets = pad_targets([torch.tensor([[0.0, 0, 8, 8]])] * 2, labels)
         with pytest.raises(IndexError, match="out of range"):
             TaskAlignedAssigner()(torch.rand(2, 4, 4), targets, [(1, 4, 8)], torch.rand(2, 2, 4))

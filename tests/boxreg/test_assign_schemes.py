@@ -41,8 +41,8 @@ every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 def assert_sound(found: Assignment, targets: Targets) -> None:
     """Every positive has what its object says, every negative what a negative has; nothing else."""
     positive = found.positive
-    picture = torch.arange(len(positive)).unsqueeze(-1).expand_as(positive)
-    at = (picture[positive], found.target_index[positive])
+    image = torch.arange(len(positive)).unsqueeze(-1).expand_as(positive)
+    at = (image[positive], found.target_index[positive])
     assert targets.mask[at].all()
     assert torch.equal(found.boxes.mT[positive], targets.boxes[at].to(found.boxes.dtype))
     assert torch.equal(found.labels[positive], targets.labels[at])
@@ -109,7 +109,7 @@ class TestEveryScheme:
         same(found, plain, but_indices=True)
         assert_sound(found, Targets(*(part[:, order] for part in targets)))
 
-    def test_a_batch_is_its_pictures(self, scheme: str) -> None:
+    def test_a_batch_is_its_images(self, scheme: str) -> None:
         counts = (4, 0, 9, 1)
         boxes, scores = predictions(scheme, len(counts))
         together = SCHEMES[scheme][0](boxes, batch(counts), LEVELS, scores)
@@ -236,17 +236,17 @@ class TestEveryScheme:
             st.floats(-20, 84, width=32), st.sampled_from([0.0, 8.0, 32.0, SIZE, NAN, math.inf, 3e38])
         )
         box = st.tuples(number, number, number, number)
-        pictures = data.draw(
+        images = data.draw(
             st.lists(
                 st.lists(st.tuples(box, st.integers(0, CLASSES - 1)), max_size=6), min_size=1, max_size=3
             )
         )
         targets = pad_targets(
-            [torch.tensor([box for box, _ in things]).view(-1, 4) for things in pictures],
-            [torch.tensor([label for _, label in things], dtype=torch.int64) for things in pictures],
+            [torch.tensor([box for box, _ in things]).view(-1, 4) for things in images],
+            [torch.tensor([label for _, label in things], dtype=torch.int64) for things in images],
         )
         boxes, scores = (
-            part.float() for part in predictions(scheme, len(pictures), data.draw(st.integers(0, 9)))
+            part.float() for part in predictions(scheme, len(images), data.draw(st.integers(0, 9)))
         )
         found = SCHEMES[scheme][0](boxes, targets, LEVELS, scores)
         assert_sound(found, targets)
@@ -257,18 +257,18 @@ class TestEveryScheme:
         cx, cy = 0.5 * x1 + 0.5 * x2, 0.5 * y1 + 0.5 * y2
         real = targets.mask & targets.boxes.isfinite().all(-1) & (x2 > x1) & (y2 > y1)
         inside = (cx >= 0) & (cx <= SIZE) & (cy >= 0) & (cy <= SIZE)
-        for picture, row in enumerate(each):
+        for image, row in enumerate(each):
             got = [int((row == n).sum()) for n in range(targets.mask.shape[1])]
-            assert all(count == 0 for count, there in zip(got, real[picture], strict=True) if not there)
+            assert all(count == 0 for count, there in zip(got, real[image], strict=True) if not there)
             if isinstance(SCHEMES[scheme][0], ResponsibleCellAssigner):
-                wanted = (real & inside)[picture]
+                wanted = (real & inside)[image]
                 assert max(got, default=0) <= 1
                 # Each has the boxes of a cell of every level; no fewer than these are free for the last one.
                 if wanted.sum() <= len(LEVELS) * SCHEMES[scheme][1]:
                     assert got == wanted.int().tolist()
             if isinstance(assigner := SCHEMES[scheme][0], TaskAlignedAssigner):
                 assert max(got, default=0) <= assigner.topk
-                if real[picture].sum() == 1 and (real & inside)[picture].any():
+                if real[image].sum() == 1 and (real & inside)[image].any():
                     assert sum(got) > 0
 
 

@@ -19,19 +19,19 @@ from torch.nn import functional as F
 import boxreg
 from boxreg import BoxHead, BoxLoss, CIoULoss, IoULoss, audit, convert, param_groups
 
-SIDE, BATCH, PICTURES = 24, 16, 640
+SIDE, BATCH, IMAGES = 24, 16, 640
 
 
 def draw(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noise pictures with one bright rectangle each, and its box in cxcywh as fractions."""
+    """Noise images with one bright rectangle each, and its box in cxcywh as fractions."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = 0.1 * torch.rand(count, 3, SIDE, SIDE, generator=generator)
+    images = 0.1 * torch.rand(count, 3, SIDE, SIDE, generator=generator)
     size = torch.randint(6, 15, (count, 2), generator=generator)
     corner = (torch.rand(count, 2, generator=generator) * (SIDE - size)).long()
     xyxy = torch.cat((corner, corner + size), 1)
-    for picture, (x1, y1, x2, y2) in zip(pictures, xyxy.tolist(), strict=True):
-        picture[:, y1:y2, x1:x2] += 0.8
-    return pictures, convert(xyxy / SIDE, "xyxy", "cxcywh")
+    for image, (x1, y1, x2, y2) in zip(images, xyxy.tolist(), strict=True):
+        image[:, y1:y2, x1:x2] += 0.8
+    return images, convert(xyxy / SIDE, "xyxy", "cxcywh")
 
 
 PRIOR = (0.5, 0.5, 0.42, 0.42)
@@ -51,8 +51,8 @@ class Net(nn.Module):
         self.neck = nn.Sequential(nn.Flatten(), nn.Linear(16 * 36, 32), nn.SiLU(), nn.Dropout(dropout))
         self.head = BoxHead(32, PRIOR) if head is None else head
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        boxes: Tensor = self.head(self.neck(self.backbone(pictures)))
+    def forward(self, images: Tensor) -> Tensor:
+        boxes: Tensor = self.head(self.neck(self.backbone(images)))
         return boxes
 
 
@@ -71,7 +71,7 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(param_groups(model, weight_decay=0.05), lr=1e-3, betas=(0.9, 0.99))
 
 
-def cosine(step: int, total: int = 70 * PICTURES // BATCH) -> float:
+def cosine(step: int, total: int = 70 * IMAGES // BATCH) -> float:
     return min((step + 1) / 201, 1.0) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
@@ -79,9 +79,9 @@ def jittered() -> Callable[[], tuple[Tensor, Tensor]]:
     calls = iter(range(100))
 
     def again() -> tuple[Tensor, Tensor]:
-        pictures, targets = draw(BATCH)
+        images, targets = draw(BATCH)
         factor = 1 + 0.1 * next(calls)
-        return pictures * factor, targets * targets.new_tensor([1, 1, factor, factor])
+        return images * factor, targets * targets.new_tensor([1, 1, factor, factor])
 
     return again
 
@@ -115,7 +115,7 @@ def healthy() -> SetUp:
             "declared": declared,
             "schedule": cosine,
             "epochs": 70,
-            "pictures": PICTURES,
+            "images": IMAGES,
             "patience": 20,
             "clip_norm": 10.0,
             "ema_decay": 0.99,
@@ -315,7 +315,7 @@ fault("labels-on-objects", "target-reading")(
 )
 fault("labels-on-objects")(
     option(
-        "labels_of_the_next_picture",
+        "labels_of_the_next_image",
         train_data=[(a[0], b[1]) for a, b in zip(samples(60, 1), samples(60, 1)[1:], strict=False)],
     )
 )
@@ -339,7 +339,7 @@ def batch_norm_on_four(setup: SetUp) -> None:
 
 @fault("updates")
 def few_steps_an_epoch(setup: SetUp) -> None:
-    setup.options |= {"pictures": 100, "epochs": 1000, "schedule": None, "patience": None}
+    setup.options |= {"images": 100, "epochs": 1000, "schedule": None, "patience": None}
 
 
 @fault("dropout")
@@ -458,10 +458,10 @@ def sigmoid_in_the_loss() -> SetUp:
 def pixels_xyxy() -> SetUp:
     """Boxes in pixels as corners, from a bounded centre and a size."""
     torch.manual_seed(4)
-    pictures, targets = draw(BATCH)
+    images, targets = draw(BATCH)
     model = Net(Then(BoxHead(32, PRIOR), lambda boxes: convert(boxes * SIDE, "cxcywh", "xyxy")))
-    batch = pictures, convert(targets * SIDE, "cxcywh", "xyxy")
-    options = {"fmt": "xyxy", "picture_size": (SIDE, SIDE), "pictures": PICTURES, "epochs": 50}
+    batch = images, convert(targets * SIDE, "cxcywh", "xyxy")
+    options = {"fmt": "xyxy", "image_size": (SIDE, SIDE), "images": IMAGES, "epochs": 50}
     return SetUp(model, boxreg.GIoULoss(), adamw, batch, options)
 
 
@@ -473,7 +473,7 @@ def batch_normed() -> SetUp:
 def one_step_an_epoch_schedulers() -> SetUp:
     """A scheduler of torch, warm-up before a cosine."""
     torch.manual_seed(6)
-    setup = SetUp(options={"epochs": 70, "pictures": PICTURES, "patience": 20})
+    setup = SetUp(options={"epochs": 70, "images": IMAGES, "patience": 20})
     built = adamw(setup.model)
     schedulers = torch.optim.lr_scheduler
     setup.options["schedule"] = schedulers.SequentialLR(
@@ -499,7 +499,7 @@ def detector(name: str) -> SetUp:
     model = getattr(detection, name)(
         backbone, num_classes=2, anchor_generator=anchors(sizes, ratios), min_size=64, max_size=64
     )
-    pictures, targets = draw(BATCH)
+    images, targets = draw(BATCH)
     objects = [
         {"boxes": convert(box[None] * SIDE, "cxcywh", "xyxy"), "labels": torch.ones(1, dtype=torch.long)}
         for box in targets
@@ -508,12 +508,12 @@ def detector(name: str) -> SetUp:
         model,
         None,
         lambda m: torch.optim.SGD(param_groups(m, weight_decay=1e-4), lr=0.01, momentum=0.9),
-        (list(pictures), objects),
+        (list(images), objects),
         {
             "fmt": "xyxy",
-            "picture_size": (SIDE, SIDE),
+            "image_size": (SIDE, SIDE),
             "target_boxes": lambda each: torch.cat([one["boxes"] for one in each]),
-            "pictures": PICTURES,
+            "images": IMAGES,
             "epochs": 50,
         },
     )
@@ -626,7 +626,7 @@ class TestTrained:
         assert finding.severity == "error"
         assert finding.evidence["spread_ratio"] == pytest.approx(0.0, abs=1e-4)
 
-    def test_pictures_learnt_by_heart(self) -> None:
+    def test_images_learnt_by_heart(self) -> None:
         setup = boxhead_ciou()
         optimizer = torch.optim.AdamW(setup.model.parameters(), lr=3e-3)
         inputs, targets = setup.batch

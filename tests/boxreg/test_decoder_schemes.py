@@ -444,7 +444,7 @@ def test_deltas_fit_a_loss_by_their_reference() -> None:
 
 def test_levels() -> None:
     assert LTRBDecoder(8).level(3, 5) == Level(3, 5, 8)
-    assert GridCellDecoder(picture_size=(640, 480)).level(15, 20) == Level(15, 20, 32)
+    assert GridCellDecoder(image_size=(640, 480)).level(15, 20) == Level(15, 20, 32)
     assert UnitSquareDecoder().level(4, 4) == Level(4, 4, 0.25)
     with pytest.raises(ValueError, match="level: got 3 rows and 4 columns, expected square cells"):
         GridCellDecoder().level(3, 4)

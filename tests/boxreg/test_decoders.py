@@ -67,11 +67,11 @@ def test_unit_square_by_hand() -> None:
 
 
 def test_grid_cell_by_hand() -> None:
-    # 2 rows, 4 columns, picture of 400 x 100: cells of 100 x 50. Cell (1, 2) has its corner at (200, 50).
+    # 2 rows, 4 columns, image of 400 x 100: cells of 100 x 50. Cell (1, 2) has its corner at (200, 50).
     # sigmoid 3/4 across: 200 + 75; sigmoid 1/5 down: 50 + 10.
     raw = torch.zeros(4, 2, 4, dtype=torch.float64)
     raw[:, 1, 2] = torch.tensor([math.log(3), -math.log(4), 0.0, math.log(math.e - 1)])
-    boxes = GridCellDecoder(picture_size=(400.0, 100.0)).decode(raw, dim=0)
+    boxes = GridCellDecoder(image_size=(400.0, 100.0)).decode(raw, dim=0)
     expected = torch.tensor([275.0, 60.0, 400 * math.log(2), 100.0], dtype=torch.float64)
     assert_close(boxes[:, 1, 2], expected, rtol=1e-6, atol=0)
     assert_close(boxes[:2, 0, 0], torch.tensor([50.0, 25.0], dtype=torch.float64))
@@ -81,7 +81,7 @@ def test_grid_cell_stretch_by_hand() -> None:
     # stretch 2, offsets from -1/2 to 3/2: 2 * 3/4 - 1/2 = 1, the cell's far edge; 2 * 1/5 - 1/2 = -1/10.
     raw = torch.zeros(4, 2, 4, dtype=torch.float64)
     raw[0], raw[1] = math.log(3), -math.log(4)
-    boxes = GridCellDecoder(picture_size=(400.0, 100.0), stretch=2.0).decode(raw, dim=0)
+    boxes = GridCellDecoder(image_size=(400.0, 100.0), stretch=2.0).decode(raw, dim=0)
     assert_close(boxes[:2, 1, 2], torch.tensor([300.0, 45.0], dtype=torch.float64))
 
 
@@ -250,7 +250,7 @@ def test_gradient_at_zero_is_not_lost_to_the_reflection(decoder: Decoder) -> Non
 
 
 @each_decoder
-def test_a_box_beyond_the_picture_keeps_value_and_gradient(decoder: Decoder) -> None:
+def test_a_box_beyond_the_image_keeps_value_and_gradient(decoder: Decoder) -> None:
     width, height = decoder.extent
     wanted = torch.tensor([0.99 * width, 0.99 * height, 1.7 * width, 2.5 * height]).view(4, 1, 1)
     raw = decoder.encode(wanted, dim=0).requires_grad_()
@@ -324,7 +324,7 @@ def test_bias_decodes_to_the_prior(decoder: Decoder, dtype: torch.dtype) -> None
 
 
 def test_bias_of_a_grid_reads_the_centre_inside_each_cell() -> None:
-    decoder = GridCellDecoder(picture_size=(8.0, 4.0))
+    decoder = GridCellDecoder(image_size=(8.0, 4.0))
     raw = decoder.bias((2.0, 3.0, 1.0, 1.0)).view(4, 1, 1).expand(4, 2, 4)
     cx, cy, w, h = decoder.decode(raw, dim=0)
     assert_close(cx[0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
@@ -342,8 +342,8 @@ def test_bias_of_a_grid_reads_the_centre_inside_each_cell() -> None:
         ((0.5, math.nan, 0.2, 0.2), ValueError, "prior: got nan, expected a finite number"),
         ((0.5, 0.5, math.inf, 0.2), ValueError, "prior: got inf, expected a finite number"),
         (("0.5", 0.5, 0.2, 0.2), TypeError, "prior: got str, expected a number"),
-        ((0.0, 0.5, 0.2, 0.2), ValueError, r"prior: got \(0.0, .*\), expected a centre inside the picture"),
-        ((0.5, 1.0, 0.2, 0.2), ValueError, "expected a centre inside the picture: 0 < cx < 1.0"),
+        ((0.0, 0.5, 0.2, 0.2), ValueError, r"prior: got \(0.0, .*\), expected a centre inside the image"),
+        ((0.5, 1.0, 0.2, 0.2), ValueError, "expected a centre inside the image: 0 < cx < 1.0"),
     ],
 )
 def test_bad_priors(prior: tuple[float, ...], error: type[Exception], message: str) -> None:
@@ -355,13 +355,13 @@ def test_bad_priors(prior: tuple[float, ...], error: type[Exception], message: s
 
 
 def test_decoders_are_values() -> None:
-    decoder = GridCellDecoder(picture_size=(640, 480), stretch=1.05)
-    same = GridCellDecoder(picture_size=[640, 480], stretch=1.05)  # type: ignore[arg-type]
+    decoder = GridCellDecoder(image_size=(640, 480), stretch=1.05)
+    same = GridCellDecoder(image_size=[640, 480], stretch=1.05)  # type: ignore[arg-type]
     assert decoder == same
     assert hash(decoder) == hash(same)
     assert decoder != GridCellDecoder()
     assert pickle.loads(pickle.dumps(decoder)) == decoder
-    assert repr(decoder) == "GridCellDecoder(picture_size=(640, 480), stretch=1.05)"
+    assert repr(decoder) == "GridCellDecoder(image_size=(640, 480), stretch=1.05)"
     assert repr(UnitSquareDecoder()) == "UnitSquareDecoder()"
     with pytest.raises(FrozenInstanceError):
         decoder.stretch = 2.0  # type: ignore[misc]
@@ -372,13 +372,13 @@ def test_decoders_are_values() -> None:
     [
         ({"stretch": 0.9}, ValueError, "stretch: got 0.9, expected a finite number of at least 1"),
         ({"stretch": "1"}, TypeError, "stretch: got str, expected a number"),
-        ({"picture_size": 640}, ValueError, r"picture_size: got 640, expected \(width, height\)"),
+        ({"image_size": 640}, ValueError, r"image_size: got 640, expected \(width, height\)"),
         (
-            {"picture_size": (640, 0)},
+            {"image_size": (640, 0)},
             ValueError,
-            r"picture_size: got \(640, 0\), expected a width and a height",
+            r"image_size: got \(640, 0\), expected a width and a height",
         ),
-        ({"picture_size": (math.inf, 1)}, ValueError, "picture_size: got inf, expected a finite number"),
+        ({"image_size": (math.inf, 1)}, ValueError, "image_size: got inf, expected a finite number"),
     ],
 )
 def test_bad_settings(arguments: dict[str, object], error: type[Exception], message: str) -> None:

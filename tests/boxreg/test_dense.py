@@ -397,6 +397,6 @@ def test_bad_features(features: list[Tensor], error: type[Exception], message: s
         make("ltrb")(features)
 
 
-def test_a_map_that_does_not_fit_the_picture_is_refused() -> None:
+def test_a_map_that_does_not_fit_the_image_is_refused() -> None:
     with pytest.raises(ValueError, match="level: got 4 rows and 4 columns, expected square cells"):
         make("grid_cell")([torch.zeros(1, 16, 4, 4), torch.zeros(1, 64, 3, 4)])

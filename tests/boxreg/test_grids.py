@@ -16,7 +16,7 @@ def test_by_hand() -> None:
     assert points.stride.tolist() == [8, 8, 16, 16]
 
 
-def test_of_a_unit_picture() -> None:
+def test_of_a_unit_image() -> None:
     points = points_of([(2, 2, 0.5)])
     assert points.x.tolist() == [0.25, 0.75, 0.25, 0.75]
     assert points.y.tolist() == [0.25, 0.25, 0.75, 0.75]

@@ -29,7 +29,7 @@ HEADS: dict[str, tuple[Decoder, Projection]] = {
     "unit_square-linear": (UnitSquareDecoder(), "linear"),
     "unit_square-conv": (UnitSquareDecoder(), "conv"),
     "grid_cell-conv": (GridCellDecoder(), "conv"),
-    "grid_cell_pixels-conv": (GridCellDecoder(picture_size=(640.0, 480.0), stretch=1.2), "conv"),
+    "grid_cell_pixels-conv": (GridCellDecoder(image_size=(640.0, 480.0), stretch=1.2), "conv"),
 }
 each_head = pytest.mark.parametrize(("decoder", "projection"), HEADS.values(), ids=HEADS.keys())
 
@@ -172,7 +172,7 @@ def test_copies_and_pickles(decoder: Decoder, projection: Projection) -> None:
 def test_repr_shows_prior_and_decoder() -> None:
     text = repr(BoxHead(IN, PRIOR, decoder=GridCellDecoder(stretch=1.1), projection="conv"))
     assert "prior=(0.45, 0.6, 0.2, 0.3)" in text
-    assert "decoder=GridCellDecoder(picture_size=(1.0, 1.0), stretch=1.1)" in text
+    assert "decoder=GridCellDecoder(image_size=(1.0, 1.0), stretch=1.1)" in text
 
 
 def test_a_decoder_of_ones_own_needs_no_change_here() -> None:

@@ -20,7 +20,7 @@ BUDGET: dict[str, Any] = {"max_steps": 150, "max_seconds": 20.0}
 
 
 class Narrow(nn.Module):
-    """Everything that is known of a picture goes through two numbers that are frozen."""
+    """Everything that is known of an image goes through two numbers that are frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class Narrow(nn.Module):
         self.head = BoxHead(2, PRIOR)
         self.backbone.requires_grad_(False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        boxes: Tensor = self.head(self.backbone(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        boxes: Tensor = self.head(self.backbone(images))
         return boxes
 
 
@@ -98,7 +98,7 @@ def of_another_model() -> dict[str, Any]:
 
 FAULTS: dict[str, tuple[Callable[[], dict[str, Any]], str, str]] = {
     "targets shuffled each step": (lambda: {"batch": shuffled()}, "targets", "one step to the next"),
-    "one picture, two boxes": (lambda: {"batch": contradictory()}, "targets", "pictures 2 and 3"),
+    "one image, two boxes": (lambda: {"batch": contradictory()}, "targets", "images 2 and 3"),
     "clamped outputs": (
         lambda: {"model": Net(Then(nn.Linear(32, 4), lambda boxes: (boxes - 0.2).clamp(0, 1)))},
         "clamped-outputs",

@@ -38,13 +38,13 @@ every_scheme = pytest.mark.parametrize("scheme", ["responsible", "anchor-ratio",
 every_score_loss = pytest.mark.parametrize("kind", SCORE_LOSSES)
 
 
-def everything(scheme: str, pictures: int, seed: int = 0) -> DensePrediction:
+def everything(scheme: str, images: int, seed: int = 0) -> DensePrediction:
     """A random prediction that has all there is, float64."""
-    boxes, _ = predicted_boxes(scheme, pictures, seed)
+    boxes, _ = predicted_boxes(scheme, images, seed)
     generator, number = seeded(seed + 50), boxes.shape[2]
     objectness, classes, bins = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((pictures, number), (pictures, CLASSES, number), (pictures, 4, BINS, number))
+        for shape in ((images, number), (images, CLASSES, number), (images, 4, BINS, number))
     )
     levels = tuple(Level(*level) for level in LEVELS)
     return DensePrediction(convert(boxes, "xyxy", "cxcywh", dim=1), objectness, classes, bins, levels)
@@ -94,61 +94,63 @@ class TestByHand:
     def logits(self, *probabilities: float) -> Tensor:
         return torch.tensor([[logit(p) for p in probabilities]], dtype=torch.float64)
 
-    def raw(self, prediction: DensePrediction, **options: object) -> dict[str, float]:
+    def unweighted(self, prediction: DensePrediction, **options: object) -> dict[str, float]:
         criterion = YOLOLoss(ResponsibleCellAssigner(), **options)
-        return {name: term.item() for name, term in criterion(prediction, self.targets).raw.items()}
+        return {name: term.item() for name, term in criterion(prediction, self.targets).unweighted.items()}
 
     @pytest.mark.parametrize(
         ("size", "wh"), [("wh", (4 / 16) ** 2), ("sqrt_wh", (math.sqrt(8 / 16) - math.sqrt(4 / 16)) ** 2)]
     )
     def test_box(self, size: str, wh: float) -> None:
-        raw = self.raw(self.prediction(), overlap="iou", size=size)
-        assert raw["coord"] == pytest.approx((1 / 16) ** 2, rel=1e-12)
-        assert raw["wh"] == pytest.approx(wh, rel=1e-12)
-        assert raw["iou"] == pytest.approx(0.5, rel=1e-12)
+        unweighted = self.unweighted(self.prediction(), overlap="iou", size=size)
+        assert unweighted["coord"] == pytest.approx((1 / 16) ** 2, rel=1e-12)
+        assert unweighted["wh"] == pytest.approx(wh, rel=1e-12)
+        assert unweighted["iou"] == pytest.approx(0.5, rel=1e-12)
 
     @every_score_loss
     @pytest.mark.parametrize(("target", "wanted"), [("one", 1.0), ("iou", 0.5)])
     def test_objectness(self, kind: str, target: str, wanted: float) -> None:
-        raw = self.raw(self.prediction(), objectness_loss=kind, objectness_target=target)
-        assert raw["obj"] == pytest.approx(score_loss(kind, 0.8, wanted), rel=1e-12)
-        assert raw["noobj"] == pytest.approx(score_loss(kind, 0.25, 0.0), rel=1e-12)
-        assert set(raw) == {"coord", "wh", "iou", "obj", "noobj"}
+        unweighted = self.unweighted(self.prediction(), objectness_loss=kind, objectness_target=target)
+        assert unweighted["obj"] == pytest.approx(score_loss(kind, 0.8, wanted), rel=1e-12)
+        assert unweighted["noobj"] == pytest.approx(score_loss(kind, 0.25, 0.0), rel=1e-12)
+        assert set(unweighted) == {"coord", "wh", "iou", "obj", "noobj"}
 
     @every_score_loss
     def test_classes_beside_objectness(self, kind: str) -> None:
         classes = torch.stack((self.logits(0.3, 0.9), self.logits(0.6, 0.2)), 1)
-        raw = self.raw(self.prediction(classes=classes), class_loss=kind)
+        unweighted = self.unweighted(self.prediction(classes=classes), class_loss=kind)
         # Those of the positive alone: 0.9 for another class, 0.2 for its own.
         expected = score_loss(kind, 0.9, 0.0) + score_loss(kind, 0.2, 1.0)
-        assert raw["class"] == pytest.approx(expected, rel=1e-12)
+        assert unweighted["class"] == pytest.approx(expected, rel=1e-12)
 
     @every_score_loss
     def test_classes_alone(self, kind: str) -> None:
         classes = torch.stack((self.logits(0.3, 0.9), self.logits(0.6, 0.2)), 1)
-        raw = self.raw(self.prediction(classes=classes, objectness=None), class_loss=kind)
+        unweighted = self.unweighted(self.prediction(classes=classes, objectness=None), class_loss=kind)
         # The assigner's score is the IoU.
         towards = [(0.3, 0.0), (0.9, 0.0), (0.6, 0.0), (0.2, 0.5)]
-        assert raw["class"] == pytest.approx(sum(score_loss(kind, *pair) for pair in towards), rel=1e-12)
-        assert set(raw) == {"coord", "wh", "iou", "class"}
+        assert unweighted["class"] == pytest.approx(
+            sum(score_loss(kind, *pair) for pair in towards), rel=1e-12
+        )
+        assert set(unweighted) == {"coord", "wh", "iou", "class"}
 
     def test_bins(self) -> None:
         # From (12, 4), in strides of 8, all four sides are at 1/4: between bins 0 and 1.
         chances = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.2, 0.4, 0.4]])
         bins = torch.full((1, 4, 3, 2), NAN, dtype=torch.float64)
         bins[..., 1] = chances.double().log()
-        raw = self.raw(self.prediction(bins=bins))
+        unweighted = self.unweighted(self.prediction(bins=bins))
         expected = [
             -0.75 * math.log(first) - 0.25 * math.log(second) for first, second, _ in chances.tolist()
         ]
-        assert raw["dfl"] == pytest.approx(sum(expected) / 4, rel=1e-6)
+        assert unweighted["dfl"] == pytest.approx(sum(expected) / 4, rel=1e-6)
 
     def test_two_positives_are_averaged(self) -> None:
         more = pad_targets([torch.tensor([[10.0, 2, 14, 6], [0, 0, 8, 8]]).double()])
         terms = YOLOLoss(ResponsibleCellAssigner(), "iou")(self.prediction(), more)
         assert terms.positives == 2
-        assert terms.raw["iou"].item() == pytest.approx(0.25, rel=1e-12)
-        assert terms.raw["noobj"].item() == 0
+        assert terms.unweighted["iou"].item() == pytest.approx(0.25, rel=1e-12)
+        assert terms.unweighted["noobj"].item() == 0
 
 
 def textbook(scheme: str, prediction: DensePrediction, targets: Targets) -> dict[str, float]:
@@ -193,9 +195,9 @@ class TestEveryAssigner:
         terms = self.criterion(scheme)(prediction, targets)
         assert terms.positives > 4
         expected = textbook(scheme, prediction, targets)
-        assert set(terms.raw) == set(expected)
+        assert set(terms.unweighted) == set(expected)
         for name, value in expected.items():
-            assert terms.raw[name].item() == pytest.approx(value, rel=1e-10), name
+            assert terms.unweighted[name].item() == pytest.approx(value, rel=1e-10), name
 
     @pytest.mark.parametrize("name", LAMBDAS)
     def test_a_lambda_scales_its_own_term_and_no_other(self, scheme: str, name: str) -> None:
@@ -207,8 +209,8 @@ class TestEveryAssigner:
             return criterion(prediction, targets), gradients(criterion, prediction, targets)
 
         (terms, slopes), (scaled, steeper) = alone(1.0), alone(8.0)
-        assert torch.equal(terms.total, terms.raw[name])
-        assert torch.equal(scaled.total, 8 * terms.raw[name])
+        assert torch.equal(terms.total, terms.unweighted[name])
+        assert torch.equal(scaled.total, 8 * terms.unweighted[name])
         assert max(slope.abs().max() for slope in slopes) > 0
         for slope, steep in zip(slopes, steeper, strict=True):
             assert torch.equal(steep, 8 * slope)
@@ -216,26 +218,26 @@ class TestEveryAssigner:
         more = self.criterion(scheme, **{f"lambda_{name}": 3.0})
         least = self.criterion(scheme, **{f"lambda_{name}": 0.0})
         apart = more(prediction, targets).total - least(prediction, targets).total
-        torch.testing.assert_close(apart, 3 * terms.raw[name], rtol=1e-12, atol=1e-12)
-        for term, value in defaults(prediction, targets).raw.items():
-            assert torch.equal(scaled.raw[term], value)
+        torch.testing.assert_close(apart, 3 * terms.unweighted[name], rtol=1e-12, atol=1e-12)
+        for term, value in defaults(prediction, targets).unweighted.items():
+            assert torch.equal(scaled.unweighted[term], value)
 
     def test_total_is_the_sum_of_the_weighted_terms(self, scheme: str) -> None:
         lambdas = {f"lambda_{name}": 0.5 + number for number, name in enumerate(LAMBDAS)}
         terms = self.criterion(scheme, **lambdas)(everything(scheme, 2), batch((3, 5)))
-        assert set(terms.raw) == set(terms.weighted) == set(LAMBDAS)
-        for name, value in terms.raw.items():
+        assert set(terms.unweighted) == set(terms.weighted) == set(LAMBDAS)
+        for name, value in terms.unweighted.items():
             assert torch.equal(terms.weighted[name], lambdas[f"lambda_{name}"] * value)
         torch.testing.assert_close(terms.total, sum(terms.weighted.values()))
 
     @pytest.mark.parametrize("padding", [0, 3])
-    def test_pictures_without_objects(self, scheme: str, padding: int) -> None:
+    def test_images_without_objects(self, scheme: str, padding: int) -> None:
         targets = pad_targets([torch.zeros(0, 4, dtype=torch.float64)] * 2, max_objects=padding)
         prediction, parts = leaves(everything(scheme, 2))
         terms = self.criterion(scheme)(prediction, targets)
         assert terms.positives == 0
-        assert {name for name, term in terms.raw.items() if term != 0} == {"noobj"}
-        assert all(term.requires_grad for term in terms.raw.values())
+        assert {name for name, term in terms.unweighted.items() if term != 0} == {"noobj"}
+        assert all(term.requires_grad for term in terms.unweighted.values())
         boxes, objectness, classes, bins = torch.autograd.grad(terms.total, parts)
         assert not boxes.any()
         assert not classes.any()
@@ -253,8 +255,8 @@ class TestEveryAssigner:
         )
         criterion = self.criterion(scheme)
         clean, found = criterion(prediction, targets), criterion(prediction, dirty)
-        for name, value in clean.raw.items():
-            assert torch.equal(found.raw[name], value)
+        for name, value in clean.unweighted.items():
+            assert torch.equal(found.unweighted[name], value)
         both = (gradients(criterion, prediction, part) for part in (targets, dirty))
         for slope, reference in zip(*both, strict=True):
             assert torch.equal(slope, reference)
@@ -302,7 +304,7 @@ def test_compiles_whole() -> None:
     compiled = torch.compile(criterion, fullgraph=True, backend="eager")
     plain = criterion(prediction, targets)
     found = compiled(prediction, targets)
-    torch.testing.assert_close(found.raw, plain.raw, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.unweighted, plain.unweighted, rtol=1e-10, atol=1e-12)
     assert found.positives == plain.positives
 
 
@@ -317,10 +319,10 @@ class TestPredictions:
         whole = everything("anchor-ratio", 2)
         criterion = YOLOLoss(SCHEMES["anchor-ratio"][0])
         terms = criterion(whole._replace(**{lacking: None}), self.targets)
-        assert set(LAMBDAS) - set(terms.raw) == terms_of[lacking]
-        for name, value in criterion(whole, self.targets).raw.items():
-            if name in terms.raw and (lacking, name) != ("objectness", "class"):
-                assert torch.equal(terms.raw[name], value)
+        assert set(LAMBDAS) - set(terms.unweighted) == terms_of[lacking]
+        for name, value in criterion(whole, self.targets).unweighted.items():
+            if name in terms.unweighted and (lacking, name) != ("objectness", "class"):
+                assert torch.equal(terms.unweighted[name], value)
 
     def test_an_assigner_that_looks_at_scores_gets_those_of_a_single_class(self) -> None:
         whole = everything("task-aligned", 2)._replace(classes=None)
@@ -344,7 +346,7 @@ class TestPredictions:
         expected = YOLOLoss(TaskAlignedAssigner())(prediction, self.targets)
         other = self.targets._replace(boxes=convert(self.targets.boxes, "xyxy", fmt))
         found = YOLOLoss(TaskAlignedAssigner(fmt=fmt))(prediction, other)
-        torch.testing.assert_close(found.raw, expected.raw, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.unweighted, expected.unweighted, rtol=1e-9, atol=1e-12)
 
     def test_lambdas_mean_the_same_at_any_size(self) -> None:
         prediction = everything("task-aligned", 2)
@@ -357,7 +359,7 @@ class TestPredictions:
             larger, self.targets._replace(boxes=4 * self.targets.boxes)
         )
         assert expected.positives == found.positives
-        torch.testing.assert_close(found.raw, expected.raw, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found.unweighted, expected.unweighted, rtol=1e-12, atol=0)
 
     @pytest.mark.parametrize("dtype", named(HALF_DTYPES))
     def test_half_is_computed_in_float32(self, dtype: torch.dtype) -> None:
@@ -370,7 +372,7 @@ class TestPredictions:
         criterion = YOLOLoss(SCHEMES["anchor-ratio"][0])
         terms = criterion(half, targets)
         assert terms.total.dtype == torch.float32
-        torch.testing.assert_close(terms.raw, criterion(wide, targets).raw)
+        torch.testing.assert_close(terms.unweighted, criterion(wide, targets).unweighted)
         for part, slope in zip(half[:4], gradients(criterion, half, targets), strict=True):
             assert slope.dtype == part.dtype
             assert_all_finite(slope)
@@ -407,7 +409,7 @@ class TestPredictions:
         pred = convert(whole.boxes / SIZE, "cxcywh", "xyxy", dim=1).mT[positives.unbind(1)]
         target = (found.boxes / SIZE).mT[positives.unbind(1)]
         expected = overlap_loss(kind, pred, target, reduction="mean", **options)
-        torch.testing.assert_close(terms.raw["iou"], expected, rtol=1e-9, atol=0)
+        torch.testing.assert_close(terms.unweighted["iou"], expected, rtol=1e-9, atol=0)
 
 
 class TestBadArguments:
@@ -483,13 +485,13 @@ class Detector(nn.Module):
         return self.criterion(whole, targets).total
 
 
-def features_of(pictures: int) -> Tensor:
+def features_of(images: int) -> Tensor:
     number = sum(rows * cols for rows, cols, _ in LEVELS)
-    return torch.randn(pictures, 6, number, generator=seeded(4), dtype=torch.float64)
+    return torch.randn(images, 6, number, generator=seeded(4), dtype=torch.float64)
 
 
 SHARED = ((0, 4, 3), (0, 0, 0))
-"""Objects of pictures of which one process has the first."""
+"""Objects of images of which one process has the first."""
 
 PROCESS = """
 import sys

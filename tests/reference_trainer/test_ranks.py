@@ -35,8 +35,8 @@ pytestmark = [
     ),
 ]
 
-# 50 pictures to train on in batches of 7: the last of an epoch has one picture, and one process none.
-UNEVEN = ["--data.pictures", "63", "--data.size", "64", "--data.workers", "0", "--model.width", "8"]
+# 50 images to train on in batches of 7: the last of an epoch has one image, and one process none.
+UNEVEN = ["--data.images", "63", "--data.size", "64", "--data.workers", "0", "--model.width", "8"]
 UNEVEN += ["--batch-size", "7", "--validate-every", "6", "--device", "cpu"]
 
 Ready = Callable[[], None]
@@ -112,7 +112,7 @@ def test_two_processes_learn_what_one_learns(kind: list[str], epochs: str, tmp_p
         for name in ("loss", "train_iou", "gradient_norm", "val_mean_iou", "val_median_iou", "val_ap"):
             if name in ours:
                 assert theirs[name] == pytest.approx(ours[name], rel=1e-3), name
-        assert (theirs["pictures"], theirs["steps"]) == (50, 8)
+        assert (theirs["images"], theirs["steps"]) == (50, 8)
     assert said_by(1, tmp_path) == "", "rank 0 alone speaks"
     assert "shared by 2 processes" in said_by(0, tmp_path)
 
@@ -251,7 +251,7 @@ def test_an_error_of_one_process_ends_the_others_with_their_state_saved(tmp_path
     assert newest_state(run_folder(tmp_path / "runs")).state["step"] == 3
 
 
-def test_what_is_not_finite_in_one_process_stops_all_and_its_pictures_are_named(tmp_path: Path) -> None:
+def test_what_is_not_finite_in_one_process_stops_all_and_its_images_are_named(tmp_path: Path) -> None:
     settings = ["train", *UNEVEN, "--epochs", "1", "--optimizer.name", "sgd", "--optimizer.lr", "1e12"]
     settings += ["--clip-norm", "None", "--out", str(tmp_path / "runs")]
     assert together(tmp_path / "log", settings) == [2, 0]
@@ -259,7 +259,7 @@ def test_what_is_not_finite_in_one_process_stops_all_and_its_pictures_are_named(
     assert "loss or gradient not finite at step" in said
     assert "reference_trainer replay" in said
     state = torch.load(run_folder(tmp_path / "runs") / "nonfinite.pt", weights_only=True)
-    assert len(state["pictures"]) == len(state["batch"]["images"]) == 7
+    assert len(state["images"]) == len(state["batch"]["images"]) == 7
     assert said_by(1, tmp_path) == ""
 
 
