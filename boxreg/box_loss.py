@@ -25,7 +25,7 @@ class BoxLossTerms(NamedTuple):
     """
 
     total: Tensor
-    raw: dict[str, Tensor]
+    unweighted: dict[str, Tensor]
     weighted: dict[str, Tensor]
 
 
@@ -74,7 +74,7 @@ class BoxLoss(nn.Module):
 
     d is a squared, smooth-L1 or absolute difference; s is the size or, as in Redmon et al. 2016, "You
     Only Look Once" (arXiv:1506.02640), its square root. The coordinate terms are in the unit of the
-    boxes: give fractions of the picture, or their lambdas mean something else. In them, coordinates
+    boxes: give fractions of the image, or their lambdas mean something else. In them, coordinates
     beyond `FARTHEST` count as that far, so that every finite box has a finite loss.
 
     Args:
@@ -160,15 +160,15 @@ class BoxLoss(nn.Module):
         target_centre, target_size = convert(target_near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
         distance, shape = DISTANCES[self.distance], SIZES[self.size]
         differences = {"coord": centre - target_centre, "wh": shape(size) - shape(target_size)}
-        raw = {
+        unweighted = {
             name: reduce_loss(
                 distance(difference).sum(self.dim), self.reduction, weight=weight, normalizer=normalizer
             )
             for name, difference in differences.items()
         }
-        raw["iou"] = self.overlap(pred, target, weight, normalizer)
-        weighted = {name: self.lambdas[name] * value for name, value in raw.items()}
-        return BoxLossTerms(weighted["coord"] + weighted["wh"] + weighted["iou"], raw, weighted)
+        unweighted["iou"] = self.overlap(pred, target, weight, normalizer)
+        weighted = {name: self.lambdas[name] * value for name, value in unweighted.items()}
+        return BoxLossTerms(weighted["coord"] + weighted["wh"] + weighted["iou"], unweighted, weighted)
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""

@@ -29,14 +29,14 @@ class YOLOLossTerms(NamedTuple):
 
     Attributes:
         total: the sum of the weighted terms.
-        raw: the terms without their lambda: `coord`, `wh`, `iou`, and as far as the prediction has what they
-            are of, `dfl`, `obj`, `noobj`, `class`.
+        unweighted: the terms without their lambda: `coord`, `wh`, `iou`, and those of `dfl`, `obj`, `noobj`,
+            `class` for which the prediction has an output.
         weighted: the terms with their lambda.
         positives: how many predictions have an object, in this process; int64.
     """
 
     total: Tensor
-    raw: dict[str, Tensor]
+    unweighted: dict[str, Tensor]
     weighted: dict[str, Tensor]
     positives: Tensor
 
@@ -74,7 +74,7 @@ class YOLOLoss(nn.Module):
     paper's, but for the centres, which are measured in cells there. N is the number of positives, or 1 if
     there are none. The assigner's scores are no divisor: an untrained network's are near 0.
 
-    Boxes are compared as fractions of the longer side of the picture, that of the largest map times its
+    Boxes are compared as fractions of the longer side of the image, that of the largest map times its
     stride. So the lambdas mean the same at any size; lengths among a row's parameters, such as `image_width`,
     are such fractions too.
 
@@ -85,7 +85,7 @@ class YOLOLoss(nn.Module):
     "TOOD" (Feng et al. 2021, arXiv:2108.07755). Classes do not exclude each other: each has its own sigmoid.
 
     With torch.distributed initialised, N is the mean of the processes' numbers, so that gradients which are
-    averaged over processes (DistributedDataParallel) are those of one process with all pictures. Where no
+    averaged over processes (DistributedDataParallel) are those of one process with all images. Where no
     gradient is recorded nothing is exchanged: one process may validate alone.
 
     Args:
@@ -169,7 +169,7 @@ class YOLOLoss(nn.Module):
         """Assign, and compare.
 
         Args:
-            prediction: of B pictures, in the unit of its strides.
+            prediction: of B images, in the unit of its strides.
             targets: their objects, padded, in that unit and the assigner's format. What the padding holds
                 does not matter. A label that is not below the number of classes fails as an index out of
                 range, if there are classes.
@@ -190,18 +190,22 @@ class YOLOLoss(nn.Module):
         divisor = _of_all_processes(positives.to(pred.dtype))
         side = max(max(rows, cols) * stride for rows, cols, stride in prediction.levels)
         box = self.box(pred / side, target / side, weight=found.positive, normalizer=divisor)
-        raw = {}
+        unweighted = {}
         if prediction.bins is not None:
             most = self.assigner.most_positives(targets.mask.shape[1], pred.shape[2])
-            raw["dfl"] = _dfl(prediction.bins, target, found.positive, prediction.levels, divisor, most)
+            unweighted["dfl"] = _dfl(
+                prediction.bins, target, found.positive, prediction.levels, divisor, most
+            )
         if prediction.objectness is not None:
-            raw |= self._objectness(prediction.objectness, pred.detach(), target, found.positive, divisor)
+            unweighted |= self._objectness(
+                prediction.objectness, pred.detach(), target, found.positive, divisor
+            )
         if prediction.classes is not None:
             alone = prediction.objectness is None
-            raw["class"] = self._classes(prediction.classes, found, alone, divisor)
-        weighted = {name: self.lambdas[name] * term for name, term in raw.items()}
+            unweighted["class"] = self._classes(prediction.classes, found, alone, divisor)
+        weighted = {name: self.lambdas[name] * term for name, term in unweighted.items()}
         total = sum(weighted.values(), box.total)
-        return YOLOLossTerms(total, box.raw | raw, box.weighted | weighted, positives)
+        return YOLOLossTerms(total, box.unweighted | unweighted, box.weighted | weighted, positives)
 
     @torch.no_grad()
     def _assign(self, boxes: Tensor, prediction: DensePrediction, targets: Targets) -> Assignment:
@@ -260,12 +264,12 @@ def _dfl(
 
 
 def _of_all_processes(positives: Tensor) -> Tensor:
-    """What sums over the pictures of a process are divided by: positives, the mean over processes."""
+    """What sums over the images of a process are divided by: positives, the mean over processes."""
     processes = 1
     if torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized():
         processes = distributed.get_world_size()
         distributed.all_reduce(positives)
-    # Bounded before it is shared out: one process with all pictures would divide by at least 1.
+    # Bounded before it is shared out: one process with all images would divide by at least 1.
     return positives.clamp(min=1) / processes
 
 

@@ -29,16 +29,17 @@ class Objective(NamedTuple):
     """
 
     total: Tensor
-    raw: dict[str, Tensor]
+    unweighted: dict[str, Tensor]
     weighted: dict[str, Tensor]
     divisor: Tensor
 
     def detached(self) -> Objective:
         """The same numbers without their graph."""
-        raw, weighted = (
-            {name: value.detach() for name, value in terms.items()} for terms in (self.raw, self.weighted)
+        unweighted, weighted = (
+            {name: value.detach() for name, value in terms.items()}
+            for terms in (self.unweighted, self.weighted)
         )
-        return Objective(self.total.detach(), raw, weighted, self.divisor.detach())
+        return Objective(self.total.detach(), unweighted, weighted, self.divisor.detach())
 
 
 def whole_objective(parts: Sequence[Objective]) -> Objective:
@@ -53,21 +54,21 @@ def whole_objective(parts: Sequence[Objective]) -> Objective:
 
     return Objective(
         mean(part.total for part in parts),
-        {name: mean(part.raw[name] for part in parts) for name in parts[0].raw},
+        {name: mean(part.unweighted[name] for part in parts) for name in parts[0].unweighted},
         {name: mean(part.weighted[name] for part in parts) for name in parts[0].weighted},
         divisors.sum(),
     )
 
 
 def overlap_parameters(config: LossConfig, side: float) -> dict[str, Any]:
-    """What the loss's row wants to know of the pictures, whose side is so long in the unit of the boxes."""
+    """What the loss's row wants to know of the images, whose side is so long in the unit of the boxes."""
     known = {"image_width": side, "image_height": side, "constant": config.nwd_constant * side}
     wanted = {parameter.name for term in VARIANTS.get(config.overlap, ()) for parameter in term.parameters}
     return {name: value for name, value in known.items() if name in wanted}
 
 
 class Criterion:
-    """The objective of a prediction, pooled or dense, against one box a picture.
+    """The objective of a prediction, pooled or dense, against one box an image.
 
     Raises:
         ConfigError: if `overlap` names no row of the IoU family.
@@ -100,9 +101,9 @@ class Criterion:
         gradients which are averaged over processes are those of the whole batch.
         """
         if prediction.objectness is None:
-            pictures = ranks.mean(prediction.boxes.new_full((), len(target)))
-            total, raw, weighted = self.losses[-1](prediction.boxes, target, normalizer=pictures)
-            return Objective(total, raw, weighted, pictures)
+            images = ranks.mean(prediction.boxes.new_full((), len(target)))
+            total, unweighted, weighted = self.losses[-1](prediction.boxes, target, normalizer=images)
+            return Objective(total, unweighted, weighted, images)
         return self._dense(prediction.boxes, prediction.objectness, target)
 
     def _dense(self, boxes: Tensor, objectness: Tensor, target: Tensor) -> Objective:
@@ -113,16 +114,18 @@ class Criterion:
 
         own_iou = box_iou(boxes.detach(), everywhere, fmt="cxcywh", dim=1).clamp(0, 1)
         surprise = F.binary_cross_entropy_with_logits(objectness, own_iou, reduction="none")
-        raw = {
+        unweighted = {
             "obj": torch.where(positive, surprise, 0.0).sum() / positives,
             "noobj": torch.where(positive, 0.0, surprise).sum() / positives,
         }
         weighted = {
-            "obj": self.config.lambda_obj * raw["obj"],
-            "noobj": self.config.lambda_noobj * raw["noobj"],
+            "obj": self.config.lambda_obj * unweighted["obj"],
+            "noobj": self.config.lambda_noobj * unweighted["noobj"],
         }
         total = box.total + weighted["obj"] + weighted["noobj"]
-        return Objective(total, box.raw | raw, box.weighted | weighted, positives.to(total.dtype))
+        return Objective(
+            total, box.unweighted | unweighted, box.weighted | weighted, positives.to(total.dtype)
+        )
 
 
 def cells_near_centre(target: Tensor, rows: int, columns: int) -> Tensor:
