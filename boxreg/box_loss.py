@@ -36,7 +36,7 @@ FARTHEST = 2.0**48
 """Coordinates beyond this (3e14) count as this in the centre and size terms: no square can overflow."""
 
 ROOT_TANGENT = 1e-6
-"""Below this size (inverted boxes too) the square root goes on as its tangent: a slope of 500 at most."""
+"""Below this size (and of inverted boxes) the square root is its tangent: the derivative is at most 500."""
 
 
 def _near(boxes: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class BoxLoss(nn.Module):
     beyond `FARTHEST` count as that far, so that every finite box has a finite loss.
 
     Args:
-        overlap: a row of the IoU family, such as `"ciou"`.
+        overlap: a loss of the IoU family, such as `"ciou"`.
         lambda_coord: factor of the centre term.
         lambda_wh: factor of the size term.
         lambda_iou: factor of the overlap term.
@@ -91,7 +91,7 @@ class BoxLoss(nn.Module):
         mode: what becomes of IoU and penalty.
         inner_ratio: the scale of the boxes between which the IoU is taken.
         weighting: a factor per box from its IoU.
-        **parameters: of the row, such as `image_width`, and `alpha` of the mode.
+        **parameters: of the overlap, such as `image_width`, and `alpha` of the mode.
 
     Raises:
         TypeError: if a lambda or a parameter is not a number.

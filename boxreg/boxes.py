@@ -86,7 +86,7 @@ def convert(boxes: Tensor, src: str, dst: str, dim: int = -1) -> Tensor:
     Args:
         boxes: four coordinates along `dim`, any shape, floating or integer (integers become float32).
         src: format of `boxes`: `"xyxy"`, `"xywh"` or `"cxcywh"`.
-        dst: format wanted.
+        dst: format to convert to.
         dim: the coordinate axis.
 
     Returns:

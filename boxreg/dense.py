@@ -62,7 +62,7 @@ class DenseHead(nn.Module):
 
     Args:
         in_channels: channels of the features of each level.
-        decoders: how raw numbers stand for boxes, one for each level, all of one class; a scheme on a grid.
+        decoders: how raw outputs stand for boxes, one for each level, all of one class; a scheme on a grid.
         classes: C, the number of classes. A single class with objectness has no logits of its own.
         objectness: whether there is one; without it the classes alone score, as in FCOS and YOLOv8.
         prior: the size (w, h) that boxes start with, in the unit of the boxes, in the middle of every cell:
@@ -152,7 +152,7 @@ class DenseHead(nn.Module):
         )
 
     def raw(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The numbers before the decoder, of each level: (B, numbers, K, H, W).
+        """The outputs before the decoder, of each level: (B, channels, K, H, W).
 
         Along axis 1 the decoder's `channels`, the objectness logit if there is one, the class logits if there
         are any. Arguments and errors as for a call.
@@ -266,7 +266,7 @@ class _LevelHead(nn.Module):
     def raw(self, features: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         features = self.tower(features).to(self.box.weight.dtype)
         with without_autocast(features.device.type):
-            # (B, numbers * K, H, W) as (B, numbers, K, H, W)
+            # (B, channels * K, H, W) as (B, channels, K, H, W)
             raw, objectness, classes = (
                 None if scores is None else torch.unflatten(scores(features), 1, (-1, len(self.priors)))
                 for scores in (self.box, self.objectness, self.classes)

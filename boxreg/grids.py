@@ -54,8 +54,8 @@ def points_of(
     Args:
         levels: (rows, cols, stride) of every level; the stride in the unit of the boxes.
         per_cell: boxes per cell, K; each has its own copy of the point.
-        dtype: dtype wanted.
-        device: device wanted, torch's default if None.
+        dtype: of the result.
+        device: of the result, torch's default if None.
 
     Returns:
         x, y and stride, (A,) each, A being the sum of K * rows * cols; they broadcast with planes (B, A).

@@ -55,7 +55,7 @@ class OverfitReport:
     """What came of it; `print` says it.
 
     Attributes:
-        reached: Whether every box came to the wanted IoU.
+        reached: Whether every box came to the IoU asked for.
         iou: Of each box, at the best look.
         steps: Optimizer steps taken.
         seconds: Time taken, without the search for what is to blame.
@@ -194,11 +194,11 @@ class _Trial:
         self,
         probe: Probe,
         draw: Callable[[], Batch] | None,
-        wanted: float,
+        iou_to_reach: float,
         max_steps: int,
         max_seconds: float,
     ) -> None:
-        self.probe, self.draw, self.wanted = probe, draw, wanted
+        self.probe, self.draw, self.iou_to_reach = probe, draw, iou_to_reach
         self.max_steps, self.max_seconds = max_steps, max_seconds
         self.steps, self.seconds, self.losses = 0, 0.0, list[float]()
         self.best = torch.zeros(len(probe.target))
@@ -251,7 +251,7 @@ class _Trial:
         iou = box_iou(boxes, self.probe.target, fmt=self.probe.settings.fmt).nan_to_num(0).cpu()
         if iou.min() >= self.best.min():
             self.best = iou
-        return bool((iou >= self.wanted).all())
+        return bool((iou >= self.iou_to_reach).all())
 
     @property
     def moved(self) -> bool:

@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except (UserError, OSError) as error:
         known = f" {command}" if command in COMMANDS else ""
-        process = f" rank {os.environ['RANK']}:" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-        print(f"reference_trainer{known}:{process} {_said(error)}", file=sys.stderr)
+        rank = f" rank {os.environ['RANK']}:" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        print(f"reference_trainer{known}:{rank} {_said(error)}", file=sys.stderr)
         return LOST if isinstance(error, LostRankError) else 2
 
 

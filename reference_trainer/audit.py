@@ -50,7 +50,7 @@ class View(Protocol):
     """A task's samples, predictions and targets as `boxreg.audit` takes them."""
 
     fmt: str
-    """Of the target boxes."""
+    """The format of the target boxes."""
     image_size: tuple[float, float]
     """In their unit."""
 
@@ -66,7 +66,7 @@ class View(Protocol):
         """A predicted box (N, 4) for each target box."""
         ...
 
-    def wanted(self, targets: Any) -> Tensor:
+    def target_boxes(self, targets: Any) -> Tensor:
         """The target boxes (N, 4)."""
         ...
 
@@ -88,8 +88,8 @@ class OneBox:
         """The answer for each image."""
         return answer(prediction)[0]
 
-    def wanted(self, targets: Tensor) -> Tensor:
-        """They are what is wanted."""
+    def target_boxes(self, targets: Tensor) -> Tensor:
+        """The targets are the boxes."""
         return targets
 
 
@@ -121,7 +121,7 @@ class ManyBoxes:
             nearest.append(found[best])
         return torch.cat(nearest)
 
-    def wanted(self, targets: ListedObjects) -> Tensor:
+    def target_boxes(self, targets: ListedObjects) -> Tensor:
         """See `View`."""
         return torch.cat(targets[0])
 
@@ -185,7 +185,7 @@ def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
         fmt=view.fmt,
         image_size=view.image_size,
         boxes=lambda prediction: view.predicted(prediction, batch[1]),
-        target_boxes=view.wanted,
+        target_boxes=view.target_boxes,
         declared=_declared(config, len(images), loss),
         schedule=lambda step: lr_factor(config.schedule, warmup, step, total_steps),
         epochs=config.epochs,

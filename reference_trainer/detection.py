@@ -22,10 +22,10 @@ NMS_IOU = 0.6
 """Two detections of a class that overlap by more are one."""
 
 MOST_DETECTIONS = 100
-"""So many of an image are kept, the most confident; COCO's metrics look at no more."""
+"""How many detections of an image are kept, the most confident; COCO's metrics look at no more."""
 
 MOST_CANDIDATES = 3000
-"""So many of an image compete: the time of that goes with their square."""
+"""How many boxes of an image compete in NMS: its time goes with their square."""
 
 MATCHED = 0.5
 """The IoU from which a detection has found an object, for precision, recall and the mean IoU of matches."""
@@ -174,7 +174,7 @@ class Record(NamedTuple):
 class DetectionMetrics:
     """Collects detections and objects image by image, and scores them at the end.
 
-    Scores depend on the images alone, not on batches, their order or processes. faster-coco-eval computes
+    Scores depend on the images alone, not on batches, their order or ranks. faster-coco-eval computes
     the average precision and who found what.
 
     Args:
@@ -203,7 +203,7 @@ class DetectionMetrics:
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor],
     ) -> None:
-        """Add images, or replace them: one that two processes saw counts once.
+        """Add images, or replace them: one that two ranks saw counts once.
 
         Args:
             images: a number for each image of the set.
@@ -221,7 +221,7 @@ class DetectionMetrics:
             )
 
     def gather(self) -> None:
-        """Bring the images of all processes together, in each of them."""
+        """Gather the images of all ranks, on each of them."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return
         everybody: list[dict[int, Record]] = [{} for _ in range(distributed.get_world_size())]
@@ -252,7 +252,7 @@ class DetectionMetrics:
         return DetectionScores(float(by_class[0].mean()), float(by_class.mean()), **best, classes=classes)
 
     def _as_coco(self) -> tuple[Any, Any]:
-        """Objects and detections in COCO's form, images in the order of their numbers."""
+        """Objects and detections in COCO's format, images in the order of their numbers."""
         objects: list[dict[str, Any]] = []
         found: list[dict[str, Any]] = []
         for image in sorted(self.records):

@@ -37,7 +37,7 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Score a model in evaluation mode over a loader; its mode is put back afterwards.
 
-    Several processes that train together call this together, and each `stop` as often as the others.
+    All ranks call this together, and each calls `stop` as often as the others.
 
     Args:
         task: what is learned.
@@ -54,8 +54,8 @@ def evaluate(
     model.eval()
     squares = cast("Squares", loader.dataset)
     scorer = task.scorer(squares.source.names, confidence)
-    # Of the smallest share; another process may have one batch more.
-    asking = math.ceil(len(squares) // ranks.count() / VALIDATED_AT_ONCE)
+    # By the smallest share; another rank may have one batch more.
+    asking = math.ceil(len(squares) // ranks.world_size() / VALIDATED_AT_ONCE)
     for number, batch in enumerate(loader):
         moved = batch.to(device)
         scorer.add(model(prepare_images(moved.images)), moved)

@@ -32,7 +32,7 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 MOST_DIFFERENCE = 1e-4
 """What programs may differ from the network by: in scores, in boxes as shares of the image's longer side,
-in raw numbers as shares of their size where that is above 1."""
+in raw outputs as shares of their size where that is above 1."""
 
 INFINITE = float("inf")
 
@@ -69,7 +69,7 @@ def export_run(folder: Path, out: Path | None, output: Output, data: Path | None
         names=names,
         confidence=usual_confidence(config, folder),
     )
-    # Of what torch means to change in torch.
+    # Warnings of what torch means to change in torch.
     warnings.simplefilter("ignore", FutureWarning)
     program = traced(module_of(model, about), about)
     contents = {ONNX_FILE: as_onnx(program, about), PROGRAM_FILE: as_archive(program)}
@@ -107,11 +107,11 @@ def validation_images(config: TrainConfig, data: Path | None) -> ImageSource:
     Raises:
         DataError: if they cannot be read.
     """
-    wanted = config.data
+    data_config = config.data
     if data:
-        wanted = DataConfig(path=data, size=wanted.size, on_error=wanted.on_error)
+        data_config = DataConfig(path=data, size=data_config.size, on_error=data_config.on_error)
     open_all = open_sources if config.task == "single" else open_objects
-    return open_all(wanted, config.seed, ["val"]).splits["val"]
+    return open_all(data_config, config.seed, ["val"]).splits["val"]
 
 
 def stride_of(config: TrainConfig) -> int:

@@ -102,7 +102,7 @@ class Boxes(nn.Module):
 
 
 class OneBox(nn.Module):
-    """Images to the one box of each, in the form of `Found`."""
+    """Images to the one box of each, in the format of `Found`."""
 
     def __init__(self, boxes: Boxes) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Found(nn.Module):
 
 
 def module_of(model: nn.Module, about: About) -> nn.Module:
-    """What is exported: floating images (B, 3, H, W) in [0, 1] in, the wanted output out."""
+    """What is exported: floating images (B, 3, H, W) in [0, 1] in, the output asked for out."""
     if about.output == "raw":
         return Raw(model).eval()
     boxes = Boxes(model)
@@ -245,11 +245,11 @@ class OnnxFile:
         """What is found in squares uint8 (B, 3, size, size), from a confidence on.
 
         Raises:
-            ConfigError: if the file gives raw numbers, or nothing below a higher confidence.
+            ConfigError: if the file gives raw outputs, or nothing below a higher confidence.
         """
         about = self.about
         if about.output == "raw":
-            raise ConfigError(f"{self.name}: it gives raw numbers; export with --output boxes or detections")
+            raise ConfigError(f"{self.name}: it gives raw outputs; export with --output boxes or detections")
         if about.output == "detections" and confidence < about.confidence:
             raise ConfigError(
                 f"confidence: got {confidence:g}, but {self.name} finds nothing below {about.confidence:g}; "

@@ -101,11 +101,11 @@ class Grid:
 
     def objective(self, prediction: DensePrediction, batch: ObjectBatch) -> Objective:
         """Assignment, and the loss of boxes, objectness and classes."""
-        # Of several processes one may have no image of the last batch.
+        # A rank may have no image of the last batch.
         none = torch.zeros(0, 4, device=batch.images.device)
         targets = pad_targets(batch.boxes or [none], batch.labels or [none[:, 0].long()])
         terms = self.criterion(prediction, Targets(*(part[: len(batch.images)] for part in targets)))
-        positives = ranks.total(terms.positives.to(terms.total)).clamp(min=1) / ranks.count()
+        positives = ranks.all_reduce_sum(terms.positives.to(terms.total)).clamp(min=1) / ranks.world_size()
         return Objective(terms.total, terms.unweighted, terms.weighted, positives)
 
     def figures(self, prediction: DensePrediction, batch: ObjectBatch) -> dict[str, Tensor]:
@@ -174,12 +174,12 @@ class GridScorer:
     def add(self, prediction: DensePrediction, batch: ObjectBatch) -> None:
         """Take in a batch."""
         first, size = len(self.metrics.records), batch.images.shape[-1]
-        # Every so-manieth image is this process's.
-        image_ids = [ranks.rank() + ranks.count() * (first + own) for own in range(len(batch.images))]
+        # The images rank, rank + world size, rank + 2 * world size ... are this rank's.
+        image_ids = [ranks.rank() + ranks.world_size() * (first + own) for own in range(len(batch.images))]
         self.metrics.update(image_ids, detect(prediction, (size, size)), batch.boxes, batch.labels)
 
     def scores(self) -> dict[str, float]:
-        """Of all images so far; of a class `ap50/NAME` and `ap/NAME`, if there are objects of it."""
+        """The scores of all images so far; `ap50/NAME` and `ap/NAME` for each class that has objects."""
         self.metrics.gather()
         found = self.metrics.compute(self.confidence)
         scores = {name: value for name, value in found._asdict().items() if name != "classes"}

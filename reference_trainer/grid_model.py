@@ -119,7 +119,7 @@ def strides_of(config: ModelConfig) -> list[int]:
 
 
 def decoders_of(config: ModelConfig, size: int) -> list[Decoder]:
-    """What raw numbers stand for, on each level."""
+    """What raw outputs stand for, on each level."""
     if config.decoder == "cell":
         return [GridCellDecoder((size, size), CELL_STRETCH)] * config.levels
     strides, anchors = strides_of(config), known_sizes(config)

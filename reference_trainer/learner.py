@@ -31,7 +31,7 @@ class Learner:
     """The network, its average, and everything that moves them.
 
     Attributes:
-        parallel: the model, or what shares its gradients among several processes.
+        parallel: the model, or what shares its gradients among ranks.
         scaler: of the loss, for float16; does nothing otherwise.
         precision: of the forward pass.
         sizes: that images are brought to, one a step; none leaves them as they are.
@@ -107,7 +107,7 @@ class Learner:
             try:
                 return self._backward(batch)
             except torch.OutOfMemoryError as error:
-                if self.parts >= len(batch.images) or ranks.count() > 1:
+                if self.parts >= len(batch.images) or ranks.world_size() > 1:
                     raise self._too_large(batch) from error
             # Out of the handler: what the error holds on to is freed.
             before.restore()
@@ -125,7 +125,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         objectives: list[Objective] = []
         figures: list[dict[str, Tensor]] = []
-        parts = micro_batches(batch, self.parts, ranks.largest(len(batch.images)))
+        parts = micro_batches(batch, self.parts, ranks.all_reduce_max(len(batch.images)))
         for part in parts:
             with autocast(self.device, self.precision):
                 prediction = self.parallel(prepare_images(part.images))
@@ -210,7 +210,7 @@ def build_learner(
         clip_norm=config.clip_norm,
         device=device,
     )
-    learner.warn(-(-config.batch_size // ranks.count()))
+    learner.warn(-(-config.batch_size // ranks.world_size()))
     return learner
 
 

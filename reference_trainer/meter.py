@@ -28,11 +28,11 @@ class Step(NamedTuple):
     skipped: bool = False
 
     def of_all(self, images: int, asked: Sequence[float], batch_size: int) -> tuple[Step, int, list[float]]:
-        """The step of the whole batch, of which several processes took a share each.
+        """The step of the whole batch, of which each rank took a share.
 
         Args:
-            images: of this process's share.
-            asked: numbers to be summed over the processes on the way, which costs nothing more.
+            images: of this rank's share.
+            asked: numbers to be summed over the ranks on the way, which costs nothing more.
             batch_size: most images of a whole batch.
 
         Returns:
@@ -41,12 +41,12 @@ class Step(NamedTuple):
         if not ranks.in_group():
             return self, images, list(asked)
         total, unweighted, weighted, divisor = self.objective
-        terms = torch.stack([total, *unweighted.values(), *weighted.values()]).float() / ranks.count()
+        terms = torch.stack([total, *unweighted.values(), *weighted.values()]).float() / ranks.world_size()
         slots = terms.new_zeros(len(self.figures), batch_size)
         for row, values in zip(slots, self.figures.values(), strict=True):
-            row[ranks.rank() :: ranks.count()][:images] = values
+            row[ranks.rank() :: ranks.world_size()][:images] = values
         head = terms.new_tensor([images, *asked])
-        summed = ranks.total(torch.cat([head, terms, slots.flatten()]))
+        summed = ranks.all_reduce_sum(torch.cat([head, terms, slots.flatten()]))
         head, terms, slots = torch.split(summed, [len(head), len(terms), slots.numel()])
         count, *sums = head.tolist()
         whole = iter(terms.unbind())

@@ -164,8 +164,8 @@ def build_model(config: ModelConfig, prior: tuple[float, float, float, float]) -
 
 
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network with BatchNorm over the images of all processes, where there are several on GPUs."""
-    if device.type != "cuda" or ranks.count() == 1:
+    """The network with BatchNorm over the images of all ranks, where there are several on GPUs."""
+    if device.type != "cuda" or ranks.world_size() == 1:
         return model
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return converted
@@ -174,11 +174,11 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
 def batch_norm_warning(model: nn.Module, images: int) -> str | None:
     """What to know, in figures, of BatchNorm over so few images at a time, if the network has any.
 
-    With SyncBatchNorm each process sees as many.
+    With SyncBatchNorm each rank sees as many.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if norms and isinstance(norms[0], nn.SyncBatchNorm):
-        images *= ranks.count()
+        images *= ranks.world_size()
     if not norms or images > FEW_FOR_BATCH_NORM:
         return None
     return (

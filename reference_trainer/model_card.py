@@ -56,7 +56,7 @@ square with grey (114 / 255), centred, then resized.
 Output: {output} Labels count from 0, in the order of the classes above.
 
 On validation images the answers differ from those of the network in PyTorch by at most {differences}:
-scores as they are, boxes as shares of the image's longer side, raw numbers as shares of their size where it
+scores as they are, boxes as shares of the image's longer side, raw outputs as shares of their size where it
 is above 1.
 """
 

@@ -84,8 +84,8 @@ def diagnose(
             return f"{loss.item()}"
         if not loss.requires_grad:
             return None
-        slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        norm = nn.utils.get_total_norm([slope for slope in slopes if slope is not None])
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        norm = nn.utils.get_total_norm([grad for grad in grads if grad is not None])
         return None if norm.isfinite() else "its gradient"
 
     terms: dict[str, str] = {}
@@ -111,7 +111,7 @@ def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor])
         return ElsewhereError()
     learner, progress, source = run.learner, run.progress, run.datasets["train"].source
     indices = run.batches.indices(progress.step - progress.epoch * len(run.batches))
-    if ranks.count() > 1:
+    if ranks.world_size() > 1:
         # The whole batch, and nobody else to wait for.
         ranks.leave()
         samples = cast("TrainingSamples", run.loader.dataset)

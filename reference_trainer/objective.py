@@ -43,7 +43,7 @@ class Objective(NamedTuple):
 
 
 def whole_objective(parts: Sequence[Objective]) -> Objective:
-    """That of a batch, from those of its parts: their sums over the sum of their divisors."""
+    """The objective of a batch, from those of its parts: their sums over the sum of their divisors."""
     if len(parts) == 1:
         return parts[0]
     divisors = torch.stack([part.divisor for part in parts])
@@ -63,8 +63,8 @@ def whole_objective(parts: Sequence[Objective]) -> Objective:
 def overlap_parameters(config: LossConfig, side: float) -> dict[str, Any]:
     """What the loss's row wants to know of the images, whose side is so long in the unit of the boxes."""
     known = {"image_width": side, "image_height": side, "constant": config.nwd_constant * side}
-    wanted = {parameter.name for term in VARIANTS.get(config.overlap, ()) for parameter in term.parameters}
-    return {name: value for name, value in known.items() if name in wanted}
+    taken = {parameter.name for term in VARIANTS.get(config.overlap, ()) for parameter in term.parameters}
+    return {name: value for name, value in known.items() if name in taken}
 
 
 class Criterion:
@@ -97,11 +97,11 @@ class Criterion:
     def __call__(self, prediction: Prediction, target: Tensor) -> Objective:
         """Predicted boxes, and objectness if there is one, against `target` (B, 4) in cxcywh.
 
-        Where several processes share a batch, sums are divided by the mean of their numbers, so that
-        gradients which are averaged over processes are those of the whole batch.
+        Where several ranks share a batch, sums are divided by the mean of their divisors, so that
+        gradients which are averaged over ranks are those of the whole batch.
         """
         if prediction.objectness is None:
-            images = ranks.mean(prediction.boxes.new_full((), len(target)))
+            images = ranks.all_reduce_mean(prediction.boxes.new_full((), len(target)))
             total, unweighted, weighted = self.losses[-1](prediction.boxes, target, normalizer=images)
             return Objective(total, unweighted, weighted, images)
         return self._dense(prediction.boxes, prediction.objectness, target)
@@ -109,7 +109,7 @@ class Criterion:
     def _dense(self, boxes: Tensor, objectness: Tensor, target: Tensor) -> Objective:
         everywhere = target[:, :, None, None].expand_as(boxes)
         positive = cells_near_centre(target, boxes.shape[-2], boxes.shape[-1])
-        positives = ranks.mean(positive.sum())
+        positives = ranks.all_reduce_mean(positive.sum())
         box = self.losses[1](boxes, everywhere, weight=positive, normalizer=positives)
 
         own_iou = box_iou(boxes.detach(), everywhere, fmt="cxcywh", dim=1).clamp(0, 1)

@@ -56,7 +56,7 @@ def predict_run(
 ) -> dict[str, Any]:
     """Find the boxes in each image with a run's weights; draw them and write predictions.json.
 
-    The file is a list in the form of COCO's results: `image_id`, the number of the image, `category_id`,
+    The file is a list in the format of COCO's results: `image_id`, the number of the image, `category_id`,
     the number of the class, `bbox` (x, y, width, height) in pixels and `score`; and beside them `file_name`,
     `category_name`, and the image's `width` and `height`. Both numbers count from 0.
 
@@ -166,7 +166,7 @@ def in_original(boxes: Tensor, fitted: Letterbox) -> Tensor:
 
 
 def as_results(found: Detections, names: Sequence[str], classes: bool) -> list[dict[str, Any]]:
-    """Rows in the form of COCO's results; a box that lies beside the image, in the grey, is none."""
+    """Rows in the format of COCO's results; a box that lies beside the image, in the grey, is none."""
     rows = []
     for box, score, label in zip(
         found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True

@@ -36,13 +36,13 @@ BATCH_DRAWING, PROBLEMS = "train_batch.png", "data_problems.txt"
 
 
 def say(text: str) -> None:
-    """Show a message to people; of several processes that train together, rank 0 does."""
+    """Show a message to people; only rank 0 does."""
     if ranks.rank() == 0:
         console.print(text, soft_wrap=True)
 
 
 class RunReport:
-    """The folder of a run, and what people see while it trains; of several processes, rank 0 says and writes.
+    """The folder of a run, and what people see while it trains; only rank 0 says and writes.
 
     Args:
         config: of the run.
@@ -60,7 +60,7 @@ class RunReport:
         self.task, self.epochs, self.steps_per_epoch = task, config.epochs, steps_per_epoch
         self.name = task_name(config.data.path)
         name = f"{self.name}-{task.label}-seed{config.seed}"
-        self.folder = folder or ranks.from_first(lambda: new_folder(config.out, name))
+        self.folder = folder or ranks.from_rank_zero(lambda: new_folder(config.out, name))
         self.files = RunFolder(self.folder, say, writes=ranks.rank() == 0)
         self._width = len("  ".join(f"{label} 0.0000" for label in task.shown.values()))
         self.batch_drawn = not self.files.writes or (self.folder / BATCH_DRAWING).exists()
@@ -94,7 +94,7 @@ class RunReport:
         counts = ", ".join(f"{len(squares)} {split}" for split, squares in datasets.items())
         boxes = sum(int(squares.source.box_counts.sum()) for squares in datasets.values())
         classes = "1 class" if len(self._names) == 1 else f"{len(self._names)} classes"
-        shared = f"; shared by {ranks.count()} processes" if ranks.count() > 1 else ""
+        shared = f"; shared by {ranks.world_size()} ranks" if ranks.world_size() > 1 else ""
         say(
             f"{self.name}: {counts} images; {boxes} boxes, {classes}; {parameters:,} parameters; "
             f"{self.epochs} epochs of {self.steps_per_epoch} steps{shared}; run {self.folder}"
@@ -148,9 +148,9 @@ class RunReport:
             f"{row['images_per_second']:.0f} images/s  {row['seconds']:.0f} s  eta {left:.0f} s"
         )
 
-    def _shown(self, row: Mapping[str, Any], form: str = ".4f") -> str:
-        """Those of the task's figures that a row has."""
-        return "  ".join(f"{label} {row[key]:{form}}" for key, label in self.task.shown.items() if key in row)
+    def _shown(self, row: Mapping[str, Any], spec: str = ".4f") -> str:
+        """The figures of the task that a row has."""
+        return "  ".join(f"{label} {row[key]:{spec}}" for key, label in self.task.shown.items() if key in row)
 
     def finish(
         self,
@@ -201,7 +201,7 @@ class RunReport:
             )
 
     def stopped(self, by: str, progress: Progress) -> None:
-        """Say how to go on with a run that a signal stopped, or the end of another process."""
+        """Say how to go on with a run that a signal stopped, or the end of another rank."""
         say(f"stopped by {by} after step {progress.step}; go on with: {self.command('resume')}")
 
     def lost(self, names: Sequence[str], newest: str | None) -> None:

@@ -20,7 +20,7 @@ AnyBatch = Batch | ObjectBatch
 
 
 def size_at(sizes: Sequence[int], seed: int, step: int) -> int:
-    """The side of the images of a step, counted from 0: a pure function, the same in all processes."""
+    """The side of the images of a step, counted from 0: a pure function, the same on all ranks."""
     return sizes[int(np.random.default_rng([seed, step, SIZES]).integers(len(sizes)))]
 
 
@@ -37,9 +37,9 @@ def resized(batch: AnyBatch, side: int) -> AnyBatch:
 
 
 def micro_batches(batch: AnyBatch, parts: int, most: int | None = None) -> list[AnyBatch]:
-    """The batch in so many parts, as equal as can be; fewer if there are fewer images.
+    """The batch in `parts` parts, as equal as can be; fewer if there are fewer images.
 
-    Several processes have as many parts each, some of them empty; `most` are the images of the largest
+    All ranks have as many parts each, some of them empty; `most` are the images of the largest
     share.
     """
     count = len(batch.images)

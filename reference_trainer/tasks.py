@@ -30,9 +30,9 @@ class Scorer(Protocol):
         ...
 
     def scores(self) -> dict[str, float]:
-        """What the answers so far are worth, those of all processes that train together.
+        """What the answers so far are worth, those of all ranks.
 
-        Image number i of this process is image `ranks.share(n)[i]` of the set's n.
+        Image number i of this rank is image `ranks.share(n)[i]` of the set's n.
         """
         ...
 
@@ -222,7 +222,7 @@ class BoxScorer:
 
     def scores(self) -> dict[str, float]:
         """The IoU of all images so far, in short."""
-        iou = ranks.in_turn(torch.cat([torch.empty(0), *self._iou]))
+        iou = ranks.gather(torch.cat([torch.empty(0), *self._iou]))
         shares = {f"iou_over_{bar}": (iou > bar).float().mean().item() for bar in (0.5, 0.75, 0.9)}
         return {"mean_iou": iou.mean().item(), "median_iou": iou.median().item()} | shares
 

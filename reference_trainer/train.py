@@ -45,7 +45,7 @@ from .tasks import build_task
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says and return the summary, which the run's folder holds too.
 
-    Of several processes that torchrun has started, all but rank 0 return an empty one.
+    All ranks but rank 0 return an empty one.
 
     Raises:
         ConfigError: if the configuration cannot be met on this machine.
@@ -71,8 +71,8 @@ def resume(
         DataError: if the images or their labels are broken.
     """
     with ranks.joined():
-        found = ranks.from_first(lambda: newest_state(folder))
-        with ranks.agreed():
+        found = ranks.from_rank_zero(lambda: newest_state(folder))
+        with ranks.raise_on_all_ranks():
             config = changed(found, epochs, workers, device)
         return carry_out(config, found)
 
@@ -110,7 +110,7 @@ def carry_out(config: TrainConfig, found: Found | None) -> dict[str, Any]:
         except LostRankError:
             # The step under way is not taken; what was learned before it is whole.
             run.save()
-            run.report.stopped("the end of another process", run.progress)
+            run.report.stopped("the end of another rank", run.progress)
             raise
         finally:
             stop_workers(run.loader)
@@ -121,23 +121,23 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
     """Open the data, build what learns, and make or reopen the folder."""
     started = time.perf_counter()
     torch.manual_seed(config.seed)
-    with ranks.agreed():
+    with ranks.raise_on_all_ranks():
         device = ranks.own_device(pick_device(config.device))
         precision = pick_precision(config.precision, device)
         task = build_task(config)
-    sources, left_out, problems = ranks.from_first(task.open_data)
+    sources, left_out, problems = ranks.from_rank_zero(task.open_data)
     datasets = {split: Squares(source, config.data.size) for split, source in sources.items()}
     pin = device.type == "cuda"
     loader, batches = train_loader(datasets["train"], config, task.collate, pin)
     total_steps = config.epochs * len(loader)
-    with ranks.agreed():
+    with ranks.raise_on_all_ranks():
         warmup = warmup_steps(config.schedule, total_steps, config.epochs)
         network = task.model_config(datasets["train"])
     config = config.resolved(device.type, loader.num_workers, warmup, network, precision, len(loader))
     task = build_task(config)
     learner = build_learner(config, task, datasets["train"], total_steps, device)
     if found:
-        with ranks.agreed():
+        with ranks.raise_on_all_ranks():
             check_data(datasets, found)
             learner.load_state_dict(found.state)
     report = RunReport(config, task, len(loader), found.path.parents[1] if found else None)
@@ -170,7 +170,7 @@ def restore(run: Run, found: Found) -> None:
     if ranks.rank():
         return
     run.checkpoints.set_aside(found.damaged)
-    # The process that is gone may have come further than its last state.
+    # The rank that is gone may have come further than its last state.
     run.report.metrics(progress.rows)
     best = run.checkpoints.best_weights(progress.best_step)
     if progress.scores and best:
@@ -184,7 +184,7 @@ def learn(run: Run, stop: StopRequest) -> None:
     learner, progress = run.learner, run.progress
     while not run.complete:
         train_epoch(run, stop)
-        ranks.same_everywhere(learner.ema.model)
+        ranks.check_same_weights(learner.ema.model)
         epoch, scores = progress.epoch + 1, None
         validates = epoch == run.config.epochs or epoch % run.config.validate_every == 0
         if validates and not stop.requested:
@@ -241,7 +241,8 @@ def close_epoch(run: Run, scores: dict[str, float] | None) -> None:
     row = {"epoch": epoch, **progress.meter.row(learner.clip_norm)}
     if scores is not None:
         if not all(map(math.isfinite, scores.values())):
-            raise ranks.one_voice(UserError(f"the scores are not finite in epoch {epoch}; {run.advice()}"))
+            error = UserError(f"the scores are not finite in epoch {epoch}; {run.advice()}")
+            raise ranks.raised_by_rank_zero(error)
         row |= {f"val_{name}": value for name, value in scores.items()}
         learner.schedule.scored(scores[learner.task.best_by])
     row["seconds"] = run.seconds

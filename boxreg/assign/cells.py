@@ -16,7 +16,7 @@ from .base import Assigner, Layout, Objects, contest
 
 
 def cell_along(centre: Tensor, cells: int, stride: float) -> tuple[Tensor, Tensor]:
-    """Of a row of cells, which one holds a centre, and whether one does.
+    """Which cell of a row holds a centre, and whether one does.
 
     A cell holds its lower end; the last one holds both of its ends. Where none does, the nearest is named.
     """
@@ -63,7 +63,7 @@ class ResponsibleCellAssigner(Assigner):
     `score` is the IoU of the predicted box with its object, the paper's target of confidence.
 
     Args:
-        kind: what fits best, a row of the IoU family; `"giou"` or `"ciou"` tell boxes apart that do not
+        kind: what fits best, a loss of the IoU family; `"giou"` or `"ciou"` tell boxes apart that do not
             overlap the object at all, as those of an untrained network. `score` is then that, and 0 below 0.
         fmt: format of all boxes.
 
@@ -97,12 +97,12 @@ class ResponsibleCellAssigner(Assigner):
     ) -> tuple[Tensor, Tensor]:
         index, held = at_centre(objects.boxes, layout)
         candidates = boxes.gather(2, index.flatten(1).unsqueeze(1).expand(-1, 4, -1))
-        wanted = objects.boxes.mT.unsqueeze(-1).expand(-1, -1, -1, index.shape[-1]).flatten(2)
-        value = box_iou(candidates, wanted, self.kind, dim=1).view(index.shape)
+        expanded = objects.boxes.mT.unsqueeze(-1).expand(-1, -1, -1, index.shape[-1]).flatten(2)
+        value = box_iou(candidates, expanded, self.kind, dim=1).view(index.shape)
         value = value.masked_fill(~(held & objects.real.unsqueeze(-1)), -math.inf)
         owner = torch.full_like(boxes[:, 0], objects.spare, dtype=torch.int64)
         score = torch.zeros_like(boxes[:, 0])
-        # Every turn an object gets a box or loses one that it wanted: that many turns settle it.
+        # Every turn an object gets a box or loses one that it had chosen: that many turns settle it.
         for _ in range(index.shape[-1]):
             best, favourite = value.max(-1, keepdim=True)
             winner, worth, won = contest(index.gather(-1, favourite), best, boxes.shape[2])

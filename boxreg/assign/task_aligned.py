@@ -44,7 +44,7 @@ class TaskAlignedAssigner(Assigner):
         topk: k, at least 1.
         alpha: exponent of the class probability, at least 0.
         beta: exponent of the overlap, at least 0.
-        kind: the overlap, a row of the IoU family.
+        kind: the overlap, a loss of the IoU family.
         fmt: format of all boxes.
 
     Raises:

@@ -17,7 +17,7 @@ from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe
 
 MOST_IMAGES = 1000
-"""Of a longer data set the first so many are looked at."""
+"""How many images are looked at, the first ones."""
 
 OUTSIDE, STICKING_OUT = 0.02, 0.1
 """A box may stick out of its image by the first share of its side; of the boxes the second share may."""
@@ -121,7 +121,7 @@ def target_reading(probe: Probe) -> Found:
         "warning",
         f"{1 - fit:.0%} of the target boxes stick out of their image or are empty",
         evidence,
-        "such boxes cannot be learnt, and pull the others with them",
+        "such boxes cannot be learnt, and draw the others with them",
         "clip them to the image and drop what is empty",
     )
 
@@ -241,7 +241,7 @@ def labels_on_objects(probe: Probe) -> Found:
                 "contrast_at_labels": float(contrast[:, 0].mean()),
                 "contrast_as_read": float(contrast[:, 1 + best].mean()),
             },
-            "labels that do not cover their object teach another box than the one that is wanted",
+            "labels that do not cover their object teach another box than the one that is meant",
             "draw some labels over their images and look; correct how they are read, or pair them anew",
         )
 

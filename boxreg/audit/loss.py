@@ -1,4 +1,4 @@
-"""Checks of the loss by itself: what it pulls outputs to that are free to move, and what each term weighs."""
+"""Checks of the loss by itself: where it moves outputs that are free to move, and what each term weighs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe, floating, replaced
 
 FREE_STEPS, FREE_RATE = 100, 0.12
-"""Of the descent of outputs: steps, and the largest change a step in numbers about 1."""
+"""The descent of outputs: its steps, and the largest change a step of outputs about 1."""
 
 REACHED = 0.9
 """IoU that outputs which are free to move should come to."""
@@ -52,7 +52,7 @@ def _free(probe: Probe, objective: Any, rate: float) -> Any:
 
 
 def _best(probe: Probe, objective: Any) -> Any:
-    """The better of two such descents: one with steps of numbers about 1, one with steps of pixels."""
+    """The better of two such descents: one with steps for outputs about 1, one with steps of pixels."""
     scales = {1.0, max(1.0, *probe.settings.image_size, float(probe.target.abs().max()))}
     outputs = [_free(probe, objective, FREE_RATE * scale) for scale in sorted(scales)]
     with torch.no_grad():

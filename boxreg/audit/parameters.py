@@ -161,7 +161,7 @@ def weight_decay(probe: Probe) -> Found:
                 "names": _some([row.name for row in rows]),
                 "weight_decay": max(decays[row.parameter] for row in rows),
             },
-            "decay pulls a bias and a norm's scale towards 0, which is no simpler model: boxes are pulled "
+            "decay moves a bias and a norm's scale towards 0, which is no simpler model: boxes are drawn "
             "away from where the bias puts them",
             f"torch.optim.{type(probe.optimizer).__name__}(boxreg.param_groups(model, "
             "weight_decay=...), ...)",

@@ -38,7 +38,7 @@ def read_loss(value: Any) -> Loss:
     """Understand what a criterion returns.
 
     Raises:
-        TypeError: if it is none of the forms that `boxreg.audit` lists.
+        TypeError: if it is not what `boxreg.audit` lists.
         ValueError: if the total is not a single number.
     """
     weighted: Mapping[str, Tensor] = {}

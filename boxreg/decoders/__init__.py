@@ -1,4 +1,4 @@
-"""Decoders: the raw numbers of a network to boxes and back, one class a scheme.
+"""Decoders: the raw outputs of a network to boxes and back, one class a scheme.
 
 | class | centre | size | unit |
 |---|---|---|---|
@@ -10,12 +10,12 @@
 | `DFLDecoder` | the same, as distributions over bins | | that of `stride` |
 | `DeltaDecoder` | shifted from another box | times exp | that of the other box |
 
-Boxes are cxcywh throughout. `decode` turns raw numbers into boxes and `encode` is its inverse, in
+Boxes are cxcywh throughout. `decode` turns raw outputs into boxes and `encode` is its inverse, in
 closed form. Both take the coordinate axis as `dim`, so rows (N, 4) and planes (B, 4, H, W) go in
 as they are. K boxes a cell are planes (B, 4, K, H, W), a view of what a convolution makes.
 
 `decode` never clamps: a box that reaches over the image's border keeps its value and its gradient.
-`encode` clips, because no finite raw number stands for a size of 0 or a centre on the edge of its range:
+`encode` clips, because no finite raw output stands for a size of 0 or a centre on the edge of its range:
 
 | dtype of the boxes | centre, as a fraction of its range | size, as a fraction of the image or anchor |
 |---|---|---|

@@ -19,7 +19,7 @@ class UnitSquareDecoder(AxisDecoder):
     `cx = sigmoid(tx)`, `cy = sigmoid(ty)`, `w = softplus(tw)`, `h = softplus(th)`
 
     where `softplus(t) = log(1 + exp(t))`. Centres lie inside the image; sizes are positive and have no
-    upper bound, and grow linearly in the raw number, so that a bad step cannot blow a box up as an
+    upper bound, and grow linearly in the raw output, so that a bad step cannot blow a box up as an
     exponential would. The gradient stays positive for raw centres within ±88 and raw sizes above -87
     (float64: ±709 and -708).
 

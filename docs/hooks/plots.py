@@ -18,7 +18,7 @@ PANEL, GAP, TITLE = 280, 50, 24
 
 
 def losses(kind: str, pred: Tensor, target: Tensor) -> Tensor:
-    """Of each box, with the parameters of the convergence benchmark."""
+    """The loss of each box, with the parameters of the convergence benchmark."""
     return overlap_loss(kind, pred, target, fmt="cxcywh", **PARAMETERS.get(kind, {}))
 
 
@@ -103,10 +103,10 @@ def field(kind: str) -> str:
     pred.requires_grad_()
     losses(kind, pred, target.expand_as(pred)).sum().backward()
     assert pred.grad is not None
-    pull = -pred.grad[:, :2]
-    strength = pull.norm(dim=-1, keepdim=True)
-    length = (strength / strength.max()).sqrt()  # the root, so that weak pulls are seen beside strong ones
-    steps = torch.where(strength > 0, pull / strength.clamp(min=1e-300) * length, 0.0) * 0.5
+    descent = -pred.grad[:, :2]
+    strength = descent.norm(dim=-1, keepdim=True)
+    length = (strength / strength.max()).sqrt()  # the root: weak gradients are seen beside strong ones
+    steps = torch.where(strength > 0, descent / strength.clamp(min=1e-300) * length, 0.0) * 0.5
     unit, width, height = 60.0, 620.0, 420.0
     middle = (width / 2, height / 2)
     parts = [rectangle(target.tolist(), unit, middle, "target")]

@@ -18,7 +18,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 
 COLOURS = {"better": "#1b6ca8", "worse": "#c8553d", "no difference shown": "#8a8a8a", "": "#333333"}
-"""By reading; blue and orange are told apart by all eyes."""
+"""By reading; blue and orange are distinct to all eyes."""
 
 BASE_LINES = {"baseline": ":", "reference": "--"}
 ROW_HEIGHT = 0.2

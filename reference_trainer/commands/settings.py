@@ -83,5 +83,5 @@ def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
 
 
 def first_here() -> bool:
-    """Whether this is the only process, or the first of those that torchrun starts on this machine."""
+    """Whether this is the only rank, or the first that torchrun starts on this machine."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0

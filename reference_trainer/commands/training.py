@@ -19,7 +19,7 @@ STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 """Exit codes of a run that a signal stopped."""
 
 LOST = 1
-"""Exit code of a run that could not save all that it should, or that has lost one of its processes."""
+"""Exit code of a run that could not save all that it should, or that has lost one of its ranks."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def replay(arguments: list[str]) -> int:
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """What is wrong with arguments, all processes that torchrun starts here find; the first one says it."""
+    """All ranks that torchrun starts here find what is wrong with arguments; the first one says it."""
     try:
         yield
     except (UserError, OSError) as error:

@@ -53,7 +53,7 @@ class ExportOptions:
     """Folder of the run."""
     output: Output = "boxes"
     """boxes: decoded, with scores, overlapping ones left in; detections: those that NMS leaves of them, from
-    the confidence on that had the best F1 in validation; raw: the numbers before the decoder."""
+    the confidence on that had the best F1 in validation; raw: the outputs before the decoder."""
     out: Path | None = None
     """Folder for the files; by default RUN/export."""
     data: Path | None = None

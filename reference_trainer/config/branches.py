@@ -170,7 +170,7 @@ class ModelConfig(Settings):
     prior: bool = True
     """Task single. Start the head at the median box of the training images; False starts it anywhere."""
     decoder: Literal["cell", "yolov3", "yolov5", "ltrb", "dfl"] = "cell"
-    """Task grid: what the raw numbers of a cell stand for. cell: centre in or near the cell; yolov3, yolov5:
+    """Task grid: what the raw outputs of a cell stand for. cell: centre in or near the cell; yolov3, yolov5:
     three anchors; ltrb: distances of the sides; dfl: distributions of these."""
     assigner: Assigner | None = None
     """Task grid: which predictions answer for an object. If not given, that of the detectors which have the

@@ -64,9 +64,9 @@ class Window(NamedTuple):
         size = images.shape[-1]
         # Coordinates of grid_sample: -1 and 1 are the image's edges.
         centres = (2.0 * torch.arange(size) + 1.0) / size - 1.0
-        slope = torch.where(self.mirrored, -1.0, 1.0) * self.window / self.side
+        scale = torch.where(self.mirrored, -1.0, 1.0) * self.window / self.side
         offset = (2.0 * self.start + self.window) / self.side - 1.0
-        x, y = (slope[:, :, None] * centres + offset[:, :, None]).unbind(1)
+        x, y = (scale[:, :, None] * centres + offset[:, :, None]).unbind(1)
         across, down = x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)
         diagonal = self.diagonal[:, :, None]
         x = torch.where(diagonal, across.transpose(1, 2), across)

@@ -11,12 +11,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from .files import Form, Labels
+from .files import BoxFormat, Labels
 from .folders import SPLITS
 from .json_elements import Element, JsonElements, short
 from .sample import DataError
 
-CORNER_AND_SIZE = Form("xywh", in_pixels=True)
+CORNER_AND_SIZE = BoxFormat("xywh", in_pixels=True)
 LISTS = ("images", "annotations", "categories")
 
 _TRIED = 100
@@ -113,7 +113,7 @@ class _Reader:
         self.images: dict[int, tuple[str, int, int, int]] = {}
         self.known: set[int] = set()
         self.file_names: set[str] = set()
-        # Of each annotation: where it is, its id, image and category; and its box.
+        # For each annotation where it is, its id, image and category; and its box.
         self.keys, self.boxes = array("q"), array("d")
         self._readers: dict[str, Callable[[int, dict[str, Any]], None]] = {
             "images": self._image,

@@ -72,7 +72,7 @@ class Paths(Sequence[Path]):
         self._ends.extend(before + end for end in paths._ends[1:])
 
 
-class Form(NamedTuple):
+class BoxFormat(NamedTuple):
     """What the four numbers of a box mean: boxreg's format, the unit, and what the first pixel is called."""
 
     fmt: str
@@ -92,7 +92,7 @@ class Labels:
     """What label files say of the images of a split, before anybody has looked at the images.
 
     Args:
-        form: of the boxes' numbers.
+        box_format: of the boxes.
         locate: where something was said, as `file:line`, for an image's number and a place: a line, or
             whatever the reader gave when it added the box.
 
@@ -105,8 +105,8 @@ class Labels:
         left_out: how many boxes are not meant to be learned: VOC's difficult objects, COCO's crowds.
     """
 
-    def __init__(self, form: Form, locate: Callable[[int, int], str]) -> None:
-        self.form, self.locate = form, locate
+    def __init__(self, box_format: BoxFormat, locate: Callable[[int, int], str]) -> None:
+        self.box_format, self.locate = box_format, locate
         self.names: list[str] = []
         self.files = Paths()
         self.problems: list[Problem] = []
@@ -124,7 +124,7 @@ class Labels:
         return len(self.files) - 1
 
     def add_box(self, image: int, label: int, numbers: Sequence[float], place: int) -> None:
-        """Add an object of an image: four numbers in the labels' form."""
+        """Add an object of an image: four numbers in the labels' format."""
         self._owner.append(image)
         self._label.append(label)
         self._place.append(place)
@@ -261,7 +261,7 @@ class ImageFiles:
 
     @property
     def box_shares(self) -> Doubles:
-        """Of each box (K,), the geometric mean of width and height as shares of its image's."""
+        """The geometric mean of width and height of each box (K,), as shares of its image's."""
         sides = (self._boxes[:, 2:] - self._boxes[:, :2]).double().numpy()
         shares: Doubles = np.sqrt((sides / self.sizes.repeat(self.box_counts, axis=0)).prod(axis=1))
         return shares
@@ -324,19 +324,19 @@ def _check_boxes(
     labels: Labels, rows: Rows, sizes: npt.NDArray[np.int64], problems: list[Problem]
 ) -> Checked:
     """Find the boxes that are not finite, have no area, stick out or come twice; clip the others."""
-    form, numbers = labels.form, rows.numbers
-    corners = convert(torch.from_numpy(numbers), form.fmt, "xyxy").numpy().copy()
-    corners[:, :2] -= form.first_pixel
+    box_format, numbers = labels.box_format, rows.numbers
+    corners = convert(torch.from_numpy(numbers), box_format.fmt, "xyxy").numpy().copy()
+    corners[:, :2] -= box_format.first_pixel
     with np.errstate(invalid="ignore", divide="ignore"):
         flat = (corners[:, 2:] - corners[:, :2] <= 0).any(axis=1)
-        # Of an image that cannot be read, what is said of its size has to do; a size of 0 is not known.
+        # For an image that cannot be read, take the size that its labels say; a size of 0 is not known.
         said = labels.said()[:, :2]
         size = np.where(sizes > 0, sizes, np.where(said > 0, said, np.nan))[rows.owner]
         scale = np.concatenate([size, size], axis=1)
-        fractions = corners / scale if form.in_pixels else corners
+        fractions = corners / scale if box_format.in_pixels else corners
         outside = np.maximum(-fractions, fractions - 1.0)
         # Where the first pixel is called 1, many tools call it 0 all the same.
-        far = (outside > np.maximum(MARGIN, form.first_pixel / scale)).any(axis=1)
+        far = (outside > np.maximum(MARGIN, box_format.first_pixel / scale)).any(axis=1)
         inside = fractions.clip(0.0, 1.0)
         # In float32, as they are handed out, the corners must still be apart.
         thin = (inside[:, 2:] - inside[:, :2] <= _ROUNDING).any(axis=1)

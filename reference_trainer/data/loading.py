@@ -204,7 +204,7 @@ class TrainingSamples(Dataset[Sample]):
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), shuffled by (seed, epoch).
 
-    Of several processes that train together each gets its share of every batch: of the last, perhaps none.
+    Each rank gets its share of every batch; of the last one perhaps nothing.
     Set `epoch` before each pass, and `first` to the batch that it starts with; no more is needed to resume.
     """
 
@@ -276,7 +276,7 @@ def train_loader(
 
 
 def val_loader(squares: Squares, collate: Collate = to_batch, pin: bool = False) -> Batches:
-    """Batches of images as they are, in order; of several processes, each gets its share."""
+    """Batches of images as they are, in order; each rank gets its share."""
     return DataLoader(
         squares,
         batch_size=VALIDATED_AT_ONCE,

@@ -17,10 +17,11 @@ from .voc import VocFolder
 from .yolo import YoloFolder
 
 DECODED_AT_START = 2000
-"""So many images are decoded to check them before a training starts; of more, the headers are read."""
+"""Up to this many images are decoded to check them before a training starts; of more, only the headers are
+read."""
 
 VAL_SHARE = 5
-"""Of a data set that says nothing of validation, one image in so many is kept for it."""
+"""A data set without a validation split gives it one image in this many."""
 
 ADVICE = "data.on_error 'skip' leaves out what is bad and trains on the rest."
 
@@ -86,7 +87,7 @@ def open_data(
 
     Args:
         path: a folder, a data.yaml or a COCO JSON file.
-        splits: which are wanted.
+        splits: which to open.
         skip_bad: leave out what is bad, where otherwise a `DataError` lists it.
         decode: check all of every image, or headers alone; by default all of a set of up to 2,000.
 

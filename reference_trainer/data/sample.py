@@ -308,16 +308,16 @@ def _plain_jpeg_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _ends_well(file: BinaryIO | FileIO, form: str) -> bool:
+def _ends_well(file: BinaryIO | FileIO, kind: str) -> bool:
     """Whether an image file goes on to where its format says that it ends."""
     length = file.seek(0, SEEK_END)
-    if form in ("JPEG", "PNG"):
+    if kind in ("JPEG", "PNG"):
         file.seek(max(length - 64, 0))
-        return (b"\xff\xd9" if form == "JPEG" else b"IEND") in file.read()
+        return (b"\xff\xd9" if kind == "JPEG" else b"IEND") in file.read()
     file.seek(0)
     head = file.read(8)
-    expected = head[2:6] if form == "BMP" else head[4:8]  # WebP counts from behind its first 8 bytes
-    return length >= int.from_bytes(expected, "little") + (0 if form == "BMP" else 8)
+    expected = head[2:6] if kind == "BMP" else head[4:8]  # WebP counts from behind its first 8 bytes
+    return length >= int.from_bytes(expected, "little") + (0 if kind == "BMP" else 8)
 
 
 @contextmanager

@@ -135,7 +135,7 @@ class ToyImages:
     wide around it, its colour differs from what it is drawn over by at least 0.25 in at least one channel.
 
     Args:
-        indices: which images; or their number, for the first so many.
+        indices: which images; or their number, for the first ones.
         side: of an image in pixels, at least 32.
         seed: of the data set, at least 0.
         most: objects in an image, at least 1.
@@ -251,7 +251,7 @@ def _random_object(rng: np.random.Generator, side: int) -> ToyObject:
 
 
 def _iou(one: Box, other: Box) -> float:
-    """Of two boxes in whole pixels; `boxreg.box_iou` would take as long as the drawing."""
+    """The IoU of two boxes in whole pixels; `boxreg.box_iou` would take as long as the drawing."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     shared = max(width, 0) * max(height, 0)

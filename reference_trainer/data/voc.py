@@ -8,20 +8,20 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from .files import NO_FILE, Form, Labels, Problem
+from .files import NO_FILE, BoxFormat, Labels, Problem
 from .folders import EXTENSIONS, SPLITS, files_below, read_lines
 from .sample import DataError
 from .shares import shared_out
 from .xml_nodes import XmlError, XmlNode, parse_xml
 
-INCLUSIVE = Form("xyxy", in_pixels=True, first_pixel=1)
+INCLUSIVE = BoxFormat("xyxy", in_pixels=True, first_pixel=1)
 """xmin to xmax and ymin to ymax, both included, counted from 1: the left edge lies at xmin - 1."""
 
 _TRIED = 20
 
 
 class VocFolder:
-    """A folder in the form of Pascal VOC: `Annotations/*.xml`, `JPEGImages`, `ImageSets/Main/train.txt`.
+    """A folder in the format of Pascal VOC: `Annotations/*.xml`, `JPEGImages`, `ImageSets/Main/train.txt`.
 
     Folders of other names are understood, too. An XML file is about the image of the same name, or else
     about the one that its `filename` says, wherever below the folder it lies; of several, the one in the

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_yaml
-from .files import Form, Labels, Problem
+from .files import BoxFormat, Labels, Problem
 from .folders import EXTENSIONS, files_below, read_lines
 from .sample import DataError
 from .shares import shared_out
 
-FRACTIONS = Form("cxcywh", in_pixels=False)
+FRACTIONS = BoxFormat("cxcywh", in_pixels=False)
 
 
 class YoloFolder:

@@ -91,20 +91,20 @@ class TestBoxLoss:
     def test_a_lambda_scales_its_own_gradient_and_no_other(self, term: str, distance: str, size: str) -> None:
         pred, target = pairs("random", torch.float32)
 
-        def slopes(**lambdas: float) -> Tensor:
+        def grads(**lambdas: float) -> Tensor:
             off = {"lambda_coord": 0.0, "lambda_wh": 0.0, "lambda_iou": 0.0}
             criterion = BoxLoss("ciou", **{**off, **lambdas}, distance=distance, size=size)
             leaf = pred.clone().requires_grad_()
             (found,) = torch.autograd.grad(criterion(leaf, target).total, leaf)
             return found
 
-        alone = slopes(**{f"lambda_{term}": 1.0})
+        alone = grads(**{f"lambda_{term}": 1.0})
         assert alone.abs().max().item() > 0
-        assert torch.equal(slopes(**{f"lambda_{term}": 8.0}), 8 * alone)
-        assert torch.equal(slopes(**{f"lambda_{term}": 0.25}), 0.25 * alone)
+        assert torch.equal(grads(**{f"lambda_{term}": 8.0}), 8 * alone)
+        assert torch.equal(grads(**{f"lambda_{term}": 0.25}), 0.25 * alone)
         rest = {f"lambda_{name}": 1.0 for name in ("coord", "wh", "iou") if name != term}
-        together = slopes(**rest, **{f"lambda_{term}": 4.0})
-        torch.testing.assert_close(together - slopes(**rest), 4 * alone, rtol=0, atol=1e-6)
+        together = grads(**rest, **{f"lambda_{term}": 4.0})
+        torch.testing.assert_close(together - grads(**rest), 4 * alone, rtol=0, atol=1e-6)
 
     @every_fmt
     def test_fmt_and_planes_change_nothing(self, fmt: str) -> None:
@@ -145,9 +145,9 @@ class TestBoxLoss:
         target = torch.tensor([[0.0, 0.0, 1e20, 1e20]])
         terms = BoxLoss("giou", lambda_coord=0, lambda_wh=0)(pred, target)
         torch.testing.assert_close(terms.total, overlap_loss("giou", pred, target, reduction="mean"))
-        (slopes,) = torch.autograd.grad(terms.total, pred)
+        (grads,) = torch.autograd.grad(terms.total, pred)
         (expected,) = torch.autograd.grad(overlap_loss("giou", pred, target, reduction="mean"), pred)
-        assert torch.equal(slopes, expected)
+        assert torch.equal(grads, expected)
 
     @every_distance
     def test_far_coordinates_saturate_where_it_says(self, distance: str) -> None:

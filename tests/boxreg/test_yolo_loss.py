@@ -1,4 +1,4 @@
-"""`YOLOLoss`: its terms by hand, every lambda, what must not leak, and several processes."""
+"""`YOLOLoss`: its terms by hand, every lambda, what must not leak, and several ranks."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def gradients(criterion: YOLOLoss, prediction: DensePrediction, targets: Targets
     prediction, parts = leaves(prediction)
     total = criterion(prediction, targets).total
     found = torch.autograd.grad(total, parts, allow_unused=True)
-    return [
-        torch.zeros_like(part) if slope is None else slope for part, slope in zip(parts, found, strict=True)
-    ]
+    return [torch.zeros_like(part) if grad is None else grad for part, grad in zip(parts, found, strict=True)]
 
 
 def logit(probability: float) -> float:
@@ -108,10 +106,10 @@ class TestByHand:
         assert unweighted["iou"] == pytest.approx(0.5, rel=1e-12)
 
     @every_score_loss
-    @pytest.mark.parametrize(("target", "wanted"), [("one", 1.0), ("iou", 0.5)])
-    def test_objectness(self, kind: str, target: str, wanted: float) -> None:
+    @pytest.mark.parametrize(("target", "target_score"), [("one", 1.0), ("iou", 0.5)])
+    def test_objectness(self, kind: str, target: str, target_score: float) -> None:
         unweighted = self.unweighted(self.prediction(), objectness_loss=kind, objectness_target=target)
-        assert unweighted["obj"] == pytest.approx(score_loss(kind, 0.8, wanted), rel=1e-12)
+        assert unweighted["obj"] == pytest.approx(score_loss(kind, 0.8, target_score), rel=1e-12)
         assert unweighted["noobj"] == pytest.approx(score_loss(kind, 0.25, 0.0), rel=1e-12)
         assert set(unweighted) == {"coord", "wh", "iou", "obj", "noobj"}
 
@@ -166,17 +164,17 @@ def textbook(scheme: str, prediction: DensePrediction, targets: Targets) -> dict
         if not found.positive[b, a]:
             sums["noobj"] += score_loss("bce", objectness[b, a].item(), 0.0)
             continue
-        own, wanted = boxes[b, :, a].tolist(), found.boxes[b, :, a].tolist()
-        both = torch.tensor([own, wanted], dtype=torch.float64) / SIZE
+        own, matched = boxes[b, :, a].tolist(), found.boxes[b, :, a].tolist()
+        both = torch.tensor([own, matched], dtype=torch.float64) / SIZE
         (cx, cy, w, h), (tx, ty, tw, th) = convert(both, "xyxy", "cxcywh").tolist()
         sums["coord"] += (cx - tx) ** 2 + (cy - ty) ** 2
         sums["wh"] += (w - tw) ** 2 + (h - th) ** 2
-        sums["iou"] += 1 - ciou(tuple(own), tuple(wanted))
-        sums["obj"] += score_loss("bce", objectness[b, a].item(), iou(tuple(own), tuple(wanted)))
+        sums["iou"] += 1 - ciou(tuple(own), tuple(matched))
+        sums["obj"] += score_loss("bce", objectness[b, a].item(), iou(tuple(own), tuple(matched)))
         for c in range(CLASSES):
             sums["class"] += score_loss("bce", classes[b, c, a].item(), float(c == found.labels[b, a]))
         x, y, stride = points[a]
-        for side, distance in enumerate((x - wanted[0], y - wanted[1], wanted[2] - x, wanted[3] - y)):
+        for side, distance in enumerate((x - matched[0], y - matched[1], matched[2] - x, matched[3] - y)):
             near = min(max(distance / stride, 0.0), BINS - 1)
             below = min(int(near), BINS - 2)
             first, second = chances[b, side, below : below + 2, a].tolist()
@@ -208,12 +206,12 @@ class TestEveryAssigner:
             criterion = self.criterion(scheme, **off | {f"lambda_{name}": value})
             return criterion(prediction, targets), gradients(criterion, prediction, targets)
 
-        (terms, slopes), (scaled, steeper) = alone(1.0), alone(8.0)
+        (terms, grads), (scaled, steeper) = alone(1.0), alone(8.0)
         assert torch.equal(terms.total, terms.unweighted[name])
         assert torch.equal(scaled.total, 8 * terms.unweighted[name])
-        assert max(slope.abs().max() for slope in slopes) > 0
-        for slope, steep in zip(slopes, steeper, strict=True):
-            assert torch.equal(steep, 8 * slope)
+        assert max(grad.abs().max() for grad in grads) > 0
+        for grad, scaled_grad in zip(grads, steeper, strict=True):
+            assert torch.equal(scaled_grad, 8 * grad)
         defaults = self.criterion(scheme)
         more = self.criterion(scheme, **{f"lambda_{name}": 3.0})
         least = self.criterion(scheme, **{f"lambda_{name}": 0.0})
@@ -258,22 +256,22 @@ class TestEveryAssigner:
         for name, value in clean.unweighted.items():
             assert torch.equal(found.unweighted[name], value)
         both = (gradients(criterion, prediction, part) for part in (targets, dirty))
-        for slope, reference in zip(*both, strict=True):
-            assert torch.equal(slope, reference)
-            assert_all_finite(slope)
+        for grad, reference in zip(*both, strict=True):
+            assert torch.equal(grad, reference)
+            assert_all_finite(grad)
 
     def test_what_negatives_say_of_boxes_never_leaks(self, scheme: str) -> None:
         prediction, targets = everything(scheme, 2), batch((3, 5))
         criterion = self.criterion(scheme)
         expected = gradients(criterion, prediction, targets)
         boxes, _, classes, bins, _ = prediction
-        negative = ~expected[0].any(1)  # they pull at no box
+        negative = ~expected[0].any(1)  # they give no box a gradient
         classes.masked_fill_(negative.unsqueeze(1), NAN)
         bins.masked_fill_(negative[:, None, None], NAN)
         boxes.masked_fill_(negative.unsqueeze(1), NAN)
         found = gradients(criterion, prediction, targets)
-        for slope, reference in zip(found, expected, strict=True):
-            assert torch.equal(slope, reference)
+        for grad, reference in zip(found, expected, strict=True):
+            assert torch.equal(grad, reference)
 
     def test_nothing_waits_for_the_device(self, scheme: str) -> None:
         prediction, _ = leaves(everything(scheme, 2))
@@ -373,9 +371,9 @@ class TestPredictions:
         terms = criterion(half, targets)
         assert terms.total.dtype == torch.float32
         torch.testing.assert_close(terms.unweighted, criterion(wide, targets).unweighted)
-        for part, slope in zip(half[:4], gradients(criterion, half, targets), strict=True):
-            assert slope.dtype == part.dtype
-            assert_all_finite(slope)
+        for part, grad in zip(half[:4], gradients(criterion, half, targets), strict=True):
+            assert grad.dtype == part.dtype
+            assert_all_finite(grad)
 
     @every_score_loss
     def test_extreme_logits_stay_finite(self, kind: str) -> None:
@@ -491,7 +489,7 @@ def features_of(images: int) -> Tensor:
 
 
 SHARED = ((0, 4, 3), (0, 0, 0))
-"""Objects of images of which one process has the first."""
+"""Objects of images of which one rank has the first."""
 
 PROCESS = """
 import sys
@@ -502,7 +500,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.assign_cases import batch
 from tests.boxreg.test_yolo_loss import SHARED, Detector, features_of
 from boxreg import Targets
-from boxreg.yolo_loss import _of_all_processes as of_all_processes
+from boxreg.yolo_loss import _mean_over_ranks as mean_over_ranks
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -515,16 +513,16 @@ for number, counts in enumerate(SHARED):
     parallel = DistributedDataParallel(model)
     parallel(features, targets).backward()
     torch.save([parameter.grad for parameter in model.parameters()], f"{folder}/{rank}-{number}.pt")
-compiled = torch.compile(of_all_processes, fullgraph=True, backend="aot_eager")
+compiled = torch.compile(mean_over_ranks, fullgraph=True, backend="aot_eager")
 assert compiled(torch.tensor([1.0, 6.0])[rank]) == 3.5
 with FakeTensorMode() as mode:
-    of_all_processes(mode.from_tensor(torch.ones(())))
+    mean_over_ranks(mode.from_tensor(torch.ones(())))
 dist.destroy_process_group()
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without torch.distributed")
-def test_two_processes_find_the_gradient_of_one(tmp_path: Path) -> None:
+def test_two_ranks_find_the_gradient_of_one(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(rank), str(tmp_path)],
@@ -540,6 +538,6 @@ def test_two_processes_find_the_gradient_of_one(tmp_path: Path) -> None:
     for number, counts in enumerate(SHARED):
         model = Detector()
         expected = torch.autograd.grad(model(features_of(3), batch(counts)), tuple(model.parameters()))
-        assert max(slope.abs().max() for slope in expected) > 0
+        assert max(grad.abs().max() for grad in expected) > 0
         for rank in range(2):
             torch.testing.assert_close(torch.load(tmp_path / f"{rank}-{number}.pt"), list(expected))

@@ -11,7 +11,7 @@ from typing import Any
 from tests.reference_trainer.images import ramp, save
 
 HEIGHT, WIDTH = 20, 30
-"""Of the images."""
+"""The size of the images."""
 
 
 def content_of(root: Path) -> dict[str, str]:

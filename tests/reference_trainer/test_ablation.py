@@ -192,7 +192,7 @@ def test_a_second_call_trains_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("faked")
-def test_a_process_that_dies_is_told_and_tried_again(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_reported_and_tried_again(tmp_path: Path) -> None:
     rows = common(rows=("reference, batch 64",), seeds=1)
     for calls in (1, 2):
         assert ablation.ablate(tmp_path, rows, 1)["failed"] == 1

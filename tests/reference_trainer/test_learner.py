@@ -66,9 +66,9 @@ def test_parts_have_the_gradient_of_the_whole_batch(head: str, parts: int, squar
     step = whole.gradients(batch)
     accumulated = learner_of(squares, model=model, clip_norm=None, accumulate=parts)
     found = accumulated.gradients(batch)
-    for name, wanted in gradients(whole).items():
+    for name, expected in gradients(whole).items():
         # Sums over the images, in another order.
-        error = (gradients(accumulated)[name] - wanted).norm() / wanted.norm()
+        error = (gradients(accumulated)[name] - expected).norm() / expected.norm()
         assert error < 200 * torch.finfo(torch.float32).eps, name
     torch.testing.assert_close(found.objective, step.objective)
     torch.testing.assert_close(found.figures, step.figures)
@@ -122,10 +122,10 @@ def test_out_of_memory_the_same_batch_is_worked_on_in_parts_and_that_is_said(
     # As if it had been asked for: what failed left no trace, not even in the random numbers.
     planned = learner_of(squares, **settings, accumulate=4)
     planned.gradients(batch_of(squares))
-    for name, wanted in gradients(planned).items():
-        assert torch.equal(gradients(short)[f"network.{name}"], wanted)
-    for found, wanted in zip(short.model.network.buffers(), planned.model.buffers(), strict=True):
-        assert torch.equal(found, wanted)
+    for name, expected in gradients(planned).items():
+        assert torch.equal(gradients(short)[f"network.{name}"], expected)
+    for found, expected in zip(short.model.network.buffers(), planned.model.buffers(), strict=True):
+        assert torch.equal(found, expected)
     assert short.state_dict()["parts"] == 4, "a run that goes on does not find out again"
 
 
@@ -143,8 +143,8 @@ def test_the_rehearsal_is_at_the_largest_size_and_leaves_no_trace(squares: Squar
     learner.model.register_forward_pre_hook(lambda _, images: sides.append(images[0].shape[-1]))
     learner.rehearse(batch_of(squares))
     assert sides == [96]
-    for found, wanted in zip(whole_state(learner), before, strict=True):
-        assert torch.equal(found, wanted)
+    for found, expected in zip(whole_state(learner), before, strict=True):
+        assert torch.equal(found, expected)
     assert all(parameter.grad is None for parameter in learner.model.parameters())
     steps = [learner.sized(batch_of(squares), step).images.shape[-1] for step in range(20)]
     assert steps == [size_at((48, 64, 96), 0, step) for step in range(20)]
@@ -160,8 +160,8 @@ def test_a_step_that_float16_cannot_hold_is_skipped_and_moves_nothing(squares: S
     assert first.skipped
     assert first.finite(), "no reason to stop"
     learner.move(first)
-    for found, wanted in zip(whole_state(learner), before, strict=True):
-        assert torch.equal(found, wanted)
+    for found, expected in zip(whole_state(learner), before, strict=True):
+        assert torch.equal(found, expected)
     torch.testing.assert_close(learner.ema.state_dict(), average, rtol=0, atol=0)
     assert learner.schedule.taken == 0
     assert not learner.optimizer.state
@@ -194,8 +194,8 @@ def test_a_scale_goes_on_where_it_was(squares: Squares) -> None:
     assert again.schedule.taken == learner.schedule.taken == 2
     for one in (learner, again):
         one.move(one.gradients(batch))
-    for found, wanted in zip(again.model.parameters(), learner.model.parameters(), strict=True):
-        assert torch.equal(found, wanted)
+    for found, expected in zip(again.model.parameters(), learner.model.parameters(), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("precision", "eps"), [("bf16", 2**-8), ("fp16", 2**-11)])
@@ -205,11 +205,11 @@ def test_mixed_precision_has_the_gradient_of_float32_but_for_rounding(
     whole, mixed = (learner_of(squares, precision=name) for name in ("fp32", precision))
     whole.gradients(batch_of(squares))
     mixed.gradients(batch_of(squares))
-    for name, wanted in gradients(whole).items():
-        error = (gradients(mixed)[name] - wanted).norm() / wanted.norm()
+    for name, expected in gradients(whole).items():
+        error = (gradients(mixed)[name] - expected).norm() / expected.norm()
         assert error < 30 * eps, name
-    wanted = gradients(whole)["tower.0.weight"]
-    assert not torch.equal(gradients(mixed)["tower.0.weight"], wanted)
+    expected = gradients(whole)["tower.0.weight"]
+    assert not torch.equal(gradients(mixed)["tower.0.weight"], expected)
 
 
 @pytest.mark.parametrize(

@@ -131,13 +131,13 @@ def test_every_norm_and_activation_is_used_and_learns(head: str, norm: str, acti
 
 
 @pytest.mark.parametrize(
-    ("processes", "device", "chosen"), [(2, "cuda", True), (2, "cpu", False), (1, "cuda", False)]
+    ("world_size", "device", "chosen"), [(2, "cuda", True), (2, "cpu", False), (1, "cuda", False)]
 )
 def test_batch_norm_sees_the_images_of_all_gpus(
-    processes: int, device: str, chosen: bool, monkeypatch: pytest.MonkeyPatch
+    world_size: int, device: str, chosen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
     model = build_model(config_of("dense", norm="batch"), PRIOR)
     names = list(model.state_dict())
     found = synchronised(model, torch.device(device))
@@ -204,8 +204,8 @@ def test_a_linear_prediction_outside_the_image_has_a_gradient(box: tuple[float, 
     objective.total.backward()
     assert model.head.bias.grad.isfinite().all()
     # Descending moves every coordinate to the target's.
-    wanted = torch.tensor(box) - target[0]
-    torch.testing.assert_close(model.head.bias.grad.sign(), wanted.sign(), rtol=0, atol=0)
+    direction = torch.tensor(box) - target[0]
+    torch.testing.assert_close(model.head.bias.grad.sign(), direction.sign(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("raw", [-20.0, 20.0])

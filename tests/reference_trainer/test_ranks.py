@@ -1,4 +1,4 @@
-"""Several processes that train together: what one would have come to, and no process waits for a lost one."""
+"""Several ranks that train together: the same as one rank alone, and none waits for a lost one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = [
     ),
 ]
 
-# 50 images to train on in batches of 7: the last of an epoch has one image, and one process none.
+# 50 images to train on in batches of 7: the last of an epoch has one image, and one rank none.
 UNEVEN = ["--data.images", "63", "--data.size", "64", "--data.workers", "0", "--model.width", "8"]
 UNEVEN += ["--batch-size", "7", "--validate-every", "6", "--device", "cpu"]
 
@@ -75,12 +75,12 @@ def together(
 
 
 def said_by(rank: int, folder: Path) -> str:
-    """What a process has said."""
+    """What a rank has said."""
     return (folder / f"log.{rank}").read_text()
 
 
 def at_step(number: int, act: Ready) -> Ready:
-    """Have a process do something before it computes a step."""
+    """Have a rank do something before it computes a step."""
 
     def patch() -> None:
         Learner.gradients = counted(Learner.gradients, number, act)  # type: ignore[method-assign]
@@ -114,7 +114,7 @@ def test_two_processes_learn_what_one_learns(kind: list[str], epochs: str, tmp_p
                 assert theirs[name] == pytest.approx(ours[name], rel=1e-3), name
         assert (theirs["images"], theirs["steps"]) == (50, 8)
     assert said_by(1, tmp_path) == "", "rank 0 alone speaks"
-    assert "shared by 2 processes" in said_by(0, tmp_path)
+    assert "shared by 2 ranks" in said_by(0, tmp_path)
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> None:
@@ -125,12 +125,12 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> 
     run = run_folder(tmp_path / "run")
     assert newest_state(run).state["step"] == 11
     assert "stopped by SIGTERM after step 11; go on with" in said_by(0, tmp_path)
-    # As many processes as before: bit for bit what it would have been, dropout included.
+    # With the same number of ranks as before it is bit for bit the same, dropout included.
     assert together(tmp_path / "log", ["resume", str(run)]) == [0, 0]
     assert fingerprint(run) == fingerprint(run_folder(tmp_path / "whole"))
 
 
-def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+def test_a_run_goes_on_in_another_number_of_ranks(tmp_path: Path) -> None:
     settings = ["train", *UNEVEN, "--epochs", "2"]
     assert main([*settings, "--out", str(tmp_path / "one")]) == 0
     # Inside the first validation.
@@ -158,9 +158,9 @@ def test_a_killed_process_ends_the_job_and_no_step_is_lost(tmp_path: Path) -> No
     finally:
         job.kill()
     said = (tmp_path / "log").read_text()
-    assert "rank 0: another process is gone, which may have said why" in said
+    assert "rank 0: another rank is gone, which may have said why" in said
     state = newest_state(run_folder(tmp_path / "runs")).state
-    assert f"stopped by the end of another process after step {state['step']}; go on with" in said
+    assert f"stopped by the end of another rank after step {state['step']}; go on with" in said
     assert "Signal 9" in said, "torchrun names the process"
 
 
@@ -267,11 +267,11 @@ def test_what_is_not_finite_in_one_process_stops_all_and_its_images_are_named(tm
     ("digests", "expected"), [("aaa", []), ("aab", [2]), ("abb", [0]), ("ab", [1]), ("abca", [1, 2])]
 )
 def test_the_processes_that_differ_are_those_unlike_most(digests: str, expected: list[int]) -> None:
-    assert ranks.others(digests) == expected
+    assert ranks.differing(digests) == expected
 
 
 def say_the_group() -> None:
-    """Have a process say, at each step, which group it is in and what computes its gradients."""
+    """Have a rank say, at each step, which group it is in and what computes its gradients."""
     gradients = Learner.gradients
 
     def said(learner: Learner, batch: Batch | ObjectBatch) -> Step:
@@ -349,6 +349,6 @@ def test_who_says_that_there_is_one_process_without_torchrun_forms_no_group(
 
 def test_a_single_process_communicates_with_nobody() -> None:
     with ranks.joined():
-        assert (ranks.rank(), ranks.count(), ranks.on_this_machine()) == (0, 1, 1)
+        assert (ranks.rank(), ranks.world_size(), ranks.on_this_machine()) == (0, 1, 1)
         assert list(ranks.share(3)) == [0, 1, 2]
-        assert ranks.from_first(lambda: 5) == 5
+        assert ranks.from_rank_zero(lambda: 5) == 5
