@@ -47,7 +47,7 @@ def check_tensor(name: str, value: object, *, floating: bool, boolean: bool = Fa
 
 
 def check_boxes(name: str, boxes: object, dim: int, *, floating: bool = True, coordinates: int = 4) -> None:
-    """Raise unless `boxes` is a tensor with so many coordinates along `dim`."""
+    """Raise unless `boxes` is a tensor with `coordinates` coordinates along `dim`."""
     check_tensor(name, boxes, floating=floating)
     assert isinstance(boxes, Tensor)
     shape = tuple(boxes.shape)

@@ -21,17 +21,17 @@ Planes = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def ends_of_corners(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Of xyxy, the two ends of a side: as they are."""
+    """The two ends of a side of xyxy: as they are."""
     return low, high
 
 
 def ends_of_corner_and_size(low: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Of xywh, the two ends of a side."""
+    """The two ends of a side of xywh."""
     return low, low + size
 
 
 def ends_of_centre_and_size(centre: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Of cxcywh, the two ends of a side."""
+    """The two ends of a side of cxcywh."""
     return centre - 0.5 * size, centre + 0.5 * size
 
 

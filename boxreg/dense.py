@@ -76,8 +76,8 @@ class DenseHead(nn.Module):
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if an argument is out of its range, there are not as many of each as levels, not as many
-            boxes a cell on each level, or a decoder cannot express its prior.
+        ValueError: if an argument is out of its range, their number is not that of the levels, the number of
+            boxes a cell differs between levels, or a decoder cannot express its prior.
 
     Example:
         >>> import torch
@@ -180,7 +180,7 @@ class DenseHead(nn.Module):
 
         Args:
             objects: objects of an image, above 0, which the assigner makes positives of on each level; one
-                that makes several positives of an object counts as many.
+                that makes several positives of an object counts each of them.
             levels: (rows, cols, stride) of each map in training.
             per_cell: boxes per cell, K.
 

@@ -56,7 +56,7 @@ class OverfitReport:
 
     Attributes:
         reached: Whether every box came to the IoU asked for.
-        iou: Of each box, at the best look.
+        iou: The IoU of each box, at the best look.
         steps: Optimizer steps taken.
         seconds: Time taken, without the search for what is to blame.
         losses: The loss at each look.

@@ -238,7 +238,7 @@ class DetectionMetrics:
         classes = dict.fromkeys(self.names, ClassScores(None, None))
         if not objects.anns:
             return DetectionScores(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, classes)
-        # Of IoU, recall, class, area and number of detections; -1 for a class without objects.
+        # Axes: IoU, recall, class, area and number of detections; -1 for a class without objects.
         precision = self._evaluated(objects, found).eval["precision"][:, :, :, 0, 0]
         has_objects = (precision > -1).any((0, 1))
         by_class = precision[:, :, has_objects].mean(1)

@@ -154,7 +154,7 @@ class Learner:
         )
 
     def warn(self, images: int) -> None:
-        """Say what there is to know about batches of so many images."""
+        """Say what there is to know about batches of `images` images."""
         warning = batch_norm_warning(self.model, -(-images // self.parts))
         if warning:
             say(warning)

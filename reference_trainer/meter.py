@@ -85,7 +85,7 @@ class Meter:
         self._columns: dict[str, list[Tensor]] = {}
 
     def add(self, step: Step, lr: float, images: int, seconds: float, stepping: float) -> None:
-        """Take in a step over so many images, and the time that it took."""
+        """Take in a step over `images` images, and the time that it took."""
         self.steps += 1
         self.skipped += step.skipped
         self.lr = lr

@@ -61,7 +61,7 @@ def whole_objective(parts: Sequence[Objective]) -> Objective:
 
 
 def overlap_parameters(config: LossConfig, side: float) -> dict[str, Any]:
-    """What the loss's row wants to know of the images, whose side is so long in the unit of the boxes."""
+    """The parameters of the overlap that depend on the images; `side` is theirs, in the unit of the boxes."""
     known = {"image_width": side, "image_height": side, "constant": config.nwd_constant * side}
     taken = {parameter.name for term in VARIANTS.get(config.overlap, ()) for parameter in term.parameters}
     return {name: value for name, value in known.items() if name in taken}
@@ -71,7 +71,7 @@ class Criterion:
     """The objective of a prediction, pooled or dense, against one box an image.
 
     Raises:
-        ConfigError: if `overlap` names no row of the IoU family.
+        ConfigError: if `overlap` names no loss of the IoU family.
     """
 
     def __init__(self, config: LossConfig) -> None:

@@ -63,7 +63,7 @@ def resume(
 
     With the same epochs, what comes of it is bit for bit what would have come of it without the break; the
     number of workers makes no difference. With other `epochs` the learning rate is from here on that of a run
-    of so many; an early stop is lifted, and its patience counts anew.
+    of that length; an early stop is lifted, and its patience counts anew.
 
     Raises:
         CheckpointError: if no state of the run can be used, or its data has changed.

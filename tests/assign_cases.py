@@ -58,7 +58,7 @@ def objects(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def batch(counts: Sequence[int], seed: int = 0) -> Targets:
-    """As many random objects in each image."""
+    """Random objects, the given number in each image."""
     boxes, labels = zip(*(objects(count, 100 * seed + n) for n, count in enumerate(counts)), strict=True)
     return pad_targets(boxes, labels)
 

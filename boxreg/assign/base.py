@@ -64,8 +64,8 @@ class Assignment(NamedTuple):
 class Objects(NamedTuple):
     """The objects of B images in an order that is theirs, ordinary everywhere, a spare slot at the end.
 
-    Of equal claims, the object that comes first wins. So that a shuffled list changes nothing, the order is
-    that of area, then coordinates, then label. Slots that hold no object come last; the spare one is what
+    Among equal claims the first object wins. So that a shuffled list changes nothing, the order is that of area,
+    then coordinates, then label. Slots that hold no object come last; the spare one is what
     predictions without an object point at, and keeps an empty list from being empty.
     """
 
@@ -156,10 +156,10 @@ class Assigner(ABC):
         )
 
     def most_positives(self, objects: int, predictions: int) -> int:
-        """How many predictions of an image can be positive, of so many in all.
+        """The largest number of positives that an image can have.
 
-        What a loss computes for positives alone it may then compute for so many. A scheme that does not say
-        leaves it at all of them.
+        What a loss computes for positives alone, it then computes for this many predictions. A scheme that
+        does not say returns all of them.
 
         Args:
             objects: M, how many an image has at most.
@@ -171,7 +171,7 @@ class Assigner(ABC):
     def _assign(
         self, boxes: Tensor, scores: Tensor | None, objects: Objects, layout: Layout
     ) -> tuple[Tensor, Tensor]:
-        """Of predicted boxes (B, 4, A) in xyxy, all finite: the slot of each one's object, and its score.
+        """The slot of the object of each predicted box, and its score; boxes (B, 4, A) in xyxy, all finite.
 
         Slots (B, A), int64, are the spare one where there is none, and scores (B, A) are 0 there.
         """
@@ -180,7 +180,7 @@ class Assigner(ABC):
 def contest(index: Tensor, value: Tensor, predictions: int) -> tuple[Tensor, Tensor, Tensor]:
     """Settle which object gets a prediction that several claim: the one with the highest value.
 
-    Of equal values the first object wins.
+    Among equal values the first object wins.
 
     Args:
         index: (B, M + 1, n), int64: the predictions that each object claims, none of them twice.

@@ -127,5 +127,5 @@ def _excluded(objects: Objects, layout: Layout) -> Tensor:
         cells = ~(down.unsqueeze(-1) & across.unsqueeze(-2)).flatten(-2)
         outside += [cells] * layout.per_cell
     excluded = torch.cat(outside, -1)
-    index, held = at_centre(objects.boxes, layout)
-    return excluded.scatter_(2, index, excluded.gather(2, index) & ~(~contains & real & held))
+    index, inside = at_centre(objects.boxes, layout)
+    return excluded.scatter_(2, index, excluded.gather(2, index) & ~(~contains & real & inside))

@@ -23,7 +23,7 @@ OUTSIDE, STICKING_OUT = 0.02, 0.1
 """A box may stick out of its image by the first share of its side; of the boxes the second share may."""
 
 THUMBNAIL, NEAR = 16, 1.5 / 255
-"""Images whose thumbnails of so many pixels a side differ by less than that, on average, are the same."""
+"""The side of thumbnails in pixels, and the mean difference of two below which their images are the same."""
 
 FEWEST_FOR_LABELS, MOST_LABELS = 30, 200
 SURE = 5.0

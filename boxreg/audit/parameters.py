@@ -215,11 +215,11 @@ def parameters_in_groups(probe: Probe) -> Found:
 
 def frozen_parameters(probe: Probe) -> Found:
     """No parameter is frozen by mistake."""
-    held = {parameter for group in probe.optimizer.param_groups for parameter in group["params"]}
+    optimized = {parameter for group in probe.optimizer.param_groups for parameter in group["params"]}
     frozen = {name: p for p, name in probe.names.items() if not p.requires_grad}
     if not frozen:
         return
-    listed = [name for name, parameter in frozen.items() if parameter in held]
+    listed = [name for name, parameter in frozen.items() if parameter in optimized]
     share = sum(p.numel() for p in frozen.values()) / sum(p.numel() for p in probe.names)
     yield Finding(
         "frozen-parameters",

@@ -52,7 +52,7 @@ def batch_size(probe: Probe) -> Found:
             "warning",
             f"BatchNorm on batches of {probe.batch_size}",
             evidence,
-            "statistics of so few images are noise, and not those that evaluation uses",
+            "statistics of a few images are noise, and not those that evaluation uses",
             "nn.GroupNorm(8, channels) instead, SyncBatchNorm over several GPUs, or batches of 16",
         )
     elif probe.batch_size < SMALL_BATCH and boxes < SMALL_BATCH:
@@ -61,7 +61,7 @@ def batch_size(probe: Probe) -> Found:
             "warning",
             f"{boxes} boxes a step",
             evidence,
-            "the gradient of so few boxes is mostly noise, and steps of it go back and forth",
+            "the gradient of a few boxes is mostly noise, and steps of it go back and forth",
             "batches of 8 or 16, as long as an epoch keeps 16 steps or more",
         )
 

@@ -53,7 +53,7 @@ class Decoder(ABC):
         return None
 
     def level(self, rows: int, cols: int) -> Level:
-        """A map of so many cells, with its stride in the unit of the boxes.
+        """A map of `rows` by `cols` cells, with its stride in the unit of the boxes.
 
         Raises:
             ValueError: if the image has a size, and cut into these cells gives no squares.
@@ -196,7 +196,7 @@ class StrideDecoder(Decoder):
         return ((8 * self.stride, 8 * self.stride),)
 
     def level(self, rows: int, cols: int) -> Level:
-        """A map of so many cells, with its stride."""
+        """A map of `rows` by `cols` cells, with its stride."""
         return Level(rows, cols, self.stride)
 
 

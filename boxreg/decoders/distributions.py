@@ -62,7 +62,7 @@ class DFLDecoder(StrideDecoder):
 
     @property
     def channels(self) -> int:
-        """Four sides of so many bins."""
+        """Four sides of `bins` bins."""
         return 4 * self.bins
 
     def logits(self, raw: Tensor, dim: int) -> Tensor:

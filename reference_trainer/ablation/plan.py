@@ -143,7 +143,7 @@ def digest_of(content: Mapping[str, Any]) -> str:
 
 
 def jobs_of(rows: Iterable[Row], common: Common) -> list[Job]:
-    """All runs, one seed of every row after the other: wherever it stops, rows have as many seeds as others.
+    """All runs, the first seed of every row, then the next: a stop leaves rows with nearly equal seed counts.
 
     Raises:
         ConfigError: if a row cannot be trained so.

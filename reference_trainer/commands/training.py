@@ -29,7 +29,7 @@ class ResumeOptions:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     epochs: int | None = None
-    """Train for so many epochs in all: a finished run goes on, its learning rate that of a run of so many."""
+    """Epochs to train in all: a finished run goes on, with the learning rate of a run of that length."""
     workers: int | None = None
     """Processes that augment images from here on; they change no result."""
     device: Device | None = None

@@ -227,7 +227,7 @@ class LossConfig(Settings):
     """The terms of the loss and their lambdas."""
 
     overlap: str = "ciou"
-    """A row of boxreg's IoU family: iou, giou, diou, ciou, eiou, siou, wiou, mpdiou, shapeiou, nwd."""
+    """A loss of boxreg's IoU family: iou, giou, diou, ciou, eiou, siou, wiou, mpdiou, shapeiou, nwd."""
     nwd_constant: Positive = 0.3
     """Overlap nwd: its constant, as a share of the image's side; the usual size of the objects."""
     lambda_coord: NotNegative = 1.0

@@ -41,7 +41,7 @@ class TrainConfig(Settings):
     out: Path = Path("runs")
     """Folder that the run's own folder is made in."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of forward and backward pass: auto takes bf16 on GPUs that have it, else fp16, and fp32 on the CPU."""
+    """Precision of forward and backward pass: auto takes bf16 on GPUs that have it, else fp16; fp32 on the CPU."""
     batch_size: Count = 16
     """Images an optimizer step."""
     accumulate: Count = 1
@@ -60,7 +60,7 @@ class TrainConfig(Settings):
     validate_every: Count = 3
     """Epochs between validations; the last epoch always validates."""
     save_every: Count | None = None
-    """Save the state of the run after so many optimizer steps too, not only after each epoch."""
+    """Save the state of the run every this many optimizer steps too, not only after each epoch."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -119,7 +119,7 @@ class TrainConfig(Settings):
         return self
 
     def patience_epochs(self, steps: int) -> int:
-        """The patience in epochs of so many steps."""
+        """The patience in epochs of the given steps."""
         if self.patience_steps is not None:
             return -(-self.patience_steps // steps)
         return self.patience or PATIENCE

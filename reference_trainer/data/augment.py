@@ -21,7 +21,7 @@ BLUR_REACH = 3.0
 """A blur's kernel reaches this many standard deviations to either side."""
 
 LEAST_SHARE, LEAST_SIDE = 0.25, 2.0
-"""An object is removed if less than this share of its box is left, or less than so many pixels either way."""
+"""An object is removed if less than this share of its box is left, or less than these pixels either way."""
 
 
 def rotated(boxes: Tensor, angle: Tensor, side: float) -> Tensor:

@@ -38,7 +38,7 @@ class CocoFiles:
         path: the folder, or a JSON file.
 
     Raises:
-        DataError: if it cannot be told which file is which.
+        DataError: if it is not clear which file is which.
     """
 
     kind = "COCO"

@@ -31,7 +31,7 @@ CORES_OF_A_STEP, MOST_WORKERS = 2, 4
 """On two cores a worker takes more from the step than it saves; beyond them it comes for free."""
 
 PRIOR_IMAGES = 1000
-"""Prior boxes and anchors are found from at most so many images."""
+"""At most this many images are used to find prior boxes and anchors."""
 
 TOY_OBJECTS = 6
 """Most objects in a toy image where there are several."""

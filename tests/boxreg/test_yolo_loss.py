@@ -117,7 +117,7 @@ class TestByHand:
     def test_classes_beside_objectness(self, kind: str) -> None:
         classes = torch.stack((self.logits(0.3, 0.9), self.logits(0.6, 0.2)), 1)
         unweighted = self.unweighted(self.prediction(classes=classes), class_loss=kind)
-        # Those of the positive alone: 0.9 for another class, 0.2 for its own.
+        # The scores of the positive alone: 0.9 for another class, 0.2 for its own.
         expected = score_loss(kind, 0.9, 0.0) + score_loss(kind, 0.2, 1.0)
         assert unweighted["class"] == pytest.approx(expected, rel=1e-12)
 

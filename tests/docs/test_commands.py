@@ -30,7 +30,7 @@ TINY = {
 
 
 def commands() -> list[str]:
-    """Those of the shell's blocks, but for hundreds of runs; the one that writes images comes first."""
+    """The commands of shell blocks, but for hundreds of runs; the one that writes images comes first."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / "start.md").read_text(), re.M | re.S)
     lines = [line for block in blocks for line in block.splitlines() if OURS.match(line)]
     return sorted(lines, key=lambda line: "data write" not in line)

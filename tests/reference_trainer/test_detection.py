@@ -171,7 +171,7 @@ class TestScoresByHand:
 
     def test_an_overlap_of_seven_tenths(self) -> None:
         scores = scored([(found([[0.0, 0, 7, 10]], [0.9], [0]), [LEFT], [0])])
-        # Of ten bounds it passes .5, .55, .6, .65 and .7.
+        # It passes five of ten bounds: .5, .55, .6, .65 and .7.
         assert scores.ap50 == 1
         assert scores.ap == pytest.approx(0.5)
         assert scores.mean_iou == pytest.approx(0.7)
@@ -296,7 +296,7 @@ class TestAccumulation:
     def test_an_image_counts_once(self) -> None:
         assert self.scores([20, 2], [*range(20), 0, 3]) == self.scores([20])
 
-    def test_processes_put_their_images_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ranks_put_their_images_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
         parts = [DetectionMetrics(NAMES) for _ in range(2)]
         for number, image in enumerate(random_set(20, seed=1)):
             parts[number % 2].update([number], *([part] for part in image))

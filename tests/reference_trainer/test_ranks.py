@@ -98,7 +98,7 @@ def at_step(number: int, act: Ready) -> Ready:
     ],
     ids=["dense", "pooled, sizes", "grid, accumulated"],
 )
-def test_two_processes_learn_what_one_learns(kind: list[str], epochs: str, tmp_path: Path) -> None:
+def test_two_ranks_learn_what_one_learns(kind: list[str], epochs: str, tmp_path: Path) -> None:
     settings = ["train", *UNEVEN, "--epochs", epochs, *kind, "--validate-every", "2", "--ema-decay", "0.5"]
     assert main([*settings, "--out", str(tmp_path / "one")]) == 0
     assert together(tmp_path / "log", [*settings, "--out", str(tmp_path / "two")]) == [0, 0]
@@ -266,7 +266,7 @@ def test_what_is_not_finite_in_one_process_stops_all_and_its_images_are_named(tm
 @pytest.mark.parametrize(
     ("digests", "expected"), [("aaa", []), ("aab", [2]), ("abb", [0]), ("ab", [1]), ("abca", [1, 2])]
 )
-def test_the_processes_that_differ_are_those_unlike_most(digests: str, expected: list[int]) -> None:
+def test_the_ranks_that_differ_are_those_unlike_most(digests: str, expected: list[int]) -> None:
     assert ranks.differing(digests) == expected
 
 
