@@ -41,7 +41,7 @@ class Grid:
         config: of the run.
 
     Raises:
-        ConfigError: if its loss names no row of the IoU family.
+        ConfigError: if its loss names no loss of the IoU family.
     """
 
     best_by = "ap"

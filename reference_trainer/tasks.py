@@ -128,7 +128,7 @@ class SingleBox:
         config: of the run.
 
     Raises:
-        ConfigError: if its loss names no row of the IoU family.
+        ConfigError: if its loss names no loss of the IoU family.
     """
 
     best_by = "mean_iou"

@@ -64,9 +64,9 @@ class Assignment(NamedTuple):
 class Objects(NamedTuple):
     """The objects of B images in an order that is theirs, ordinary everywhere, a spare slot at the end.
 
-    Among equal claims the first object wins. So that a shuffled list changes nothing, the order is that of area,
-    then coordinates, then label. Slots that hold no object come last; the spare one is what
-    predictions without an object point at, and keeps an empty list from being empty.
+    Among equal claims the first object wins. So that a shuffled list changes nothing, the order is by area,
+    then coordinates, then label. Slots that hold no object come last; the spare one is what predictions
+    without an object point at, and keeps an empty list from being empty.
     """
 
     boxes: Tensor

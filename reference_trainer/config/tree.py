@@ -41,7 +41,7 @@ class TrainConfig(Settings):
     out: Path = Path("runs")
     """Folder that the run's own folder is made in."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of forward and backward pass: auto takes bf16 on GPUs that have it, else fp16; fp32 on the CPU."""
+    """In forward and backward: auto takes bf16 on GPUs that have it, else fp16, and fp32 on the CPU."""
     batch_size: Count = 16
     """Images an optimizer step."""
     accumulate: Count = 1

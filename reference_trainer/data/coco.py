@@ -158,7 +158,7 @@ class _Reader:
         self.images[identity] = (name, size[0], size[1], number)
 
     def _annotation(self, number: int, value: dict[str, Any]) -> None:
-        # An annotation without an id can be told from the others by its place.
+        # An annotation without an id differs from the others by its place.
         identity = _whole(value, "id") if "id" in value else -1 - number
         crowd = value.get("iscrowd", 0)
         if crowd not in (0, 1):

@@ -247,7 +247,7 @@ def to_object_batch(samples: list[Sample]) -> ObjectBatch:
 def train_loader(
     squares: Squares, config: TrainConfig, collate: Collate = to_batch, pin: bool = False
 ) -> tuple[Batches, EpochBatches]:
-    """Batches of augmented images, and the sampler that must be told the epoch.
+    """Batches of augmented images, and the sampler whose epoch must be set.
 
     `pin` keeps batches where a GPU copies them from while it computes.
     """

@@ -83,15 +83,15 @@ class TestValues:
 
     @pytest.mark.parametrize("target", [0.0, 1.0, 2.25, 3.5, 7.0])
     def test_least_at_the_linear_split(self, target: float) -> None:
-        wanted = torch.tensor([target], dtype=torch.float64)
-        shares = (1 - (torch.arange(BINS) - wanted).abs()).clamp(min=0)[None]
-        best = dfl_loss((shares + 1e-30).log(), wanted)
+        position = torch.tensor([target], dtype=torch.float64)
+        shares = (1 - (torch.arange(BINS) - position).abs()).clamp(min=0)[None]
+        best = dfl_loss((shares + 1e-30).log(), position)
         entropy = -(shares * shares.clamp(min=1e-300).log()).sum()
         torch.testing.assert_close(best, entropy.view(1), rtol=0, atol=1e-12)
-        _, grads = gradients_of((shares + 1e-30).log(), wanted)
+        _, grads = gradients_of((shares + 1e-30).log(), position)
         torch.testing.assert_close(grads, torch.zeros_like(grads), rtol=0, atol=1e-12)
         others, _ = logits_and_target()
-        assert (dfl_loss(others, wanted.expand(len(others))) > best).all()
+        assert (dfl_loss(others, position.expand(len(others))) > best).all()
 
     def test_descent_puts_the_expectation_at_the_target(self) -> None:
         logits, target = torch.zeros(2, BINS), torch.tensor([2.3, 6.75])
@@ -208,8 +208,8 @@ class TestNumerics:
         target=st.floats(width=32, allow_nan=False, allow_infinity=False),
     )
     def test_any_finite_numbers(self, logits: list[float], target: float) -> None:
-        row, wanted = torch.tensor([logits]), torch.tensor([target])
-        loss, grads = gradients_of(row, wanted)
+        row, position = torch.tensor([logits]), torch.tensor([target])
+        loss, grads = gradients_of(row, position)
         assert_all_finite(loss, grads)
         assert (loss >= -4 * eps(torch.float32)).all()
         expectation = dfl_integral(row)
