@@ -264,7 +264,7 @@ def test_the_prior_is_the_median_box_of_the_letterboxed_images() -> None:
 
 
 def test_toy_sources_are_the_first_four_fifths_and_the_rest() -> None:
-    sources, left_out, _ = open_sources(DataConfig(squares=10, size=SIDE), seed=4)
+    sources, left_out, _ = open_sources(DataConfig(images=10, size=SIDE), seed=4)
     assert {name: len(source) for name, source in sources.items()} == {"train": 8, "val": 2}
     assert [tuple(left) for left in left_out.values()] == [(0, 0), (0, 0)]
     expected = ToyImages(10, SIDE, seed=4)[9]
