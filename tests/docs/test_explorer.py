@@ -19,10 +19,10 @@ PARAMETERS = {"image_width": 12.0, "image_height": 8.0, "scale": 1.5, "constant"
 
 EVALUATE = """
 import { readFileSync } from "node:fs";
-import { ROWS, evaluate } from "./family.mjs";
+import { LOSSES, evaluate } from "./family.mjs";
 const { pred, target, parameters } = JSON.parse(readFileSync(0));
 const found = {};
-for (const kind of Object.keys(ROWS))
+for (const kind of Object.keys(LOSSES))
   found[kind] = pred.map((p, i) => evaluate(kind, p, target[i], parameters));
 console.log(JSON.stringify(found));
 """
