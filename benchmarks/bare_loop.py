@@ -23,7 +23,7 @@ PICTURES = 400
 EPOCHS = 3
 """The first one draws the pictures and is not counted."""
 
-CONFIG = TrainConfig(epochs=EPOCHS, device="cpu", data=DataConfig(pictures=PICTURES, workers=0))
+CONFIG = TrainConfig(epochs=EPOCHS, device="cpu", data=DataConfig(images=PICTURES, workers=0))
 
 
 def bare_speed() -> float:
@@ -60,13 +60,13 @@ def trainer_speed() -> float:
     """The real command line, with all that it does between two epochs but the last one's validation."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "reference_trainer", "train", "--epochs", str(EPOCHS + 1)]
-        command += ["--device", "cpu", "--data.pictures", str(PICTURES), "--data.workers", "0"]
+        command += ["--device", "cpu", "--data.images", str(PICTURES), "--data.workers", "0"]
         command += ["--validate-every", "1000", "--out", out]
         subprocess.run(command, check=True, capture_output=True)
         (metrics,) = Path(out).glob("*/metrics.jsonl")
         rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     # From the end of the first epoch to that of the last but one; a row is written before its state is saved.
-    pictures = sum(row["pictures"] for row in rows[1:EPOCHS])
+    pictures = sum(row["images"] for row in rows[1:EPOCHS])
     return float(pictures / (rows[EPOCHS - 1]["seconds"] - rows[0]["seconds"]))
 
 

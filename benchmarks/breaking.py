@@ -23,7 +23,7 @@ from reference_trainer.grid import Grid
 from reference_trainer.meter import TIMES
 from reference_trainer.tasks import SingleBox
 
-SETTINGS = ["--data.pictures", "80", "--data.size", "64", "--model.width", "8", "--model.dropout", "0.3"]
+SETTINGS = ["--data.images", "80", "--data.size", "64", "--model.width", "8", "--model.dropout", "0.3"]
 SETTINGS += ["--device", "cpu", "--validate-every", "1", "--batch-size", "8"]
 """A run of eight steps an epoch and two batches a validation that draws random numbers in each step."""
 

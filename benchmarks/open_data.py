@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from reference_trainer.__main__ import main as train_command
-from reference_trainer.data.files import PictureFiles
+from reference_trainer.data.files import ImageFiles
 from reference_trainer.data.opening import open_data
 from reference_trainer.learner import Learner
 
@@ -120,7 +120,7 @@ def busy_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def private_to_worker(files: PictureFiles) -> float:
+def private_to_worker(files: ImageFiles) -> float:
     """MB that a forked process no longer shares once it has asked for the boxes and path of each picture."""
     receiver, sender = os.pipe()
     if worker := os.fork():

@@ -10,13 +10,13 @@ import time
 import numpy as np
 import torch
 
-from reference_trainer.data.toy import ToyPictures
+from reference_trainer.data.toy import ToyImages
 
 from .machine import processor
 
 
 def pictures_per_second(side: int, count: int, most: int) -> float:
-    pictures = ToyPictures(count, side, most=most)
+    pictures = ToyImages(count, side, most=most)
     start = time.perf_counter()
     for index in range(count):
         pictures[index]

@@ -71,7 +71,7 @@ def run(name: str, arguments: list[str], data: Path | None = None) -> dict[str, 
         "arguments": arguments,
         "summary": summary,
         "reached": reached,
-        "pictures": sum(row["pictures"] for row in metrics),
+        "pictures": sum(row["images"] for row in metrics),
         "step_share": sum(row["step_share"] for row in metrics) / len(metrics),
     }
 
@@ -93,7 +93,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"`{' '.join(row['arguments'])}`",
             f"{row['summary']['mean_iou']:.4f}",
             f"{row['summary']['seconds']:.0f}",
-            str(row["pictures"]),
+            str(row["images"]),
             *seconds,
             f"{row['step_share']:.1%}",
         ]

@@ -42,12 +42,12 @@ def check_tensor(name: str, value: object, *, floating: bool, boolean: bool = Fa
         raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
     real = not value.dtype.is_complex and (boolean or value.dtype != torch.bool)
     if not (value.dtype.is_floating_point if floating else real):
-        wanted = "a floating dtype (float16, bfloat16, float32, float64)" if floating else "a real dtype"
-        raise TypeError(f"{name}: got a tensor of {value.dtype}, expected {wanted}")
+        kind = "a floating dtype (float16, bfloat16, float32, float64)" if floating else "a real dtype"
+        raise TypeError(f"{name}: got a tensor of {value.dtype}, expected {kind}")
 
 
 def check_boxes(name: str, boxes: object, dim: int, *, floating: bool = True, coordinates: int = 4) -> None:
-    """Raise unless `boxes` is a tensor with so many coordinates along `dim`."""
+    """Raise unless `boxes` is a tensor with `coordinates` coordinates along `dim`."""
     check_tensor(name, boxes, floating=floating)
     assert isinstance(boxes, Tensor)
     shape = tuple(boxes.shape)

@@ -9,13 +9,14 @@ How it stays finite and unbiased:
 - Nothing is added to a denominator, and nothing cancels: every distance is a sum of squares, so identical
   boxes have a distance of exactly 0.
 - Lengths are measured in the longest of the pair, a side of either box or an offset of the centres, before
-  anything is squared. The losses do not change under scaling, so the unit is held constant under
+  anything is squared. The losses do not change under scaling, so the unit is constant under
   differentiation.
-- A side below `THINNEST` of the longest length counts as that, and keeps the slope it has there: it can grow.
-- Slopes grow as 1 / length; where the longest length is below `SMALLEST` they saturate.
-- A negative side counts as its absolute value, held constant, and costs its length (in the longest of the
-  pair) on top: it never costs less than the positive side, and its slope is the one that makes it positive.
-- The square root has no slope at 0: identical boxes rest.
+- A side below `THINNEST` of the longest length counts as that, and keeps the gradient it has there, so that
+  it can grow.
+- Gradients grow as 1 / length; where the longest length is below `SMALLEST` they saturate.
+- A negative side counts as its absolute value, constant under differentiation, and costs its length (in the
+  longest of the pair) on top: it never costs less than the positive side, and its gradient makes it positive.
+- The square root has a gradient of 0 at 0: identical boxes stay where they are.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ import torch
 from torch import Tensor
 
 THINNEST = 2.0**-20
-"""The least side, in the longest length of the pair, that is told from 0."""
+"""The least side, in the longest length of the pair, that differs from 0."""
 
 SMALLEST = 2.0**-56
-"""The least longest length whose slopes do not saturate."""
+"""The least longest length whose gradients do not saturate."""
 
 
 class Pair(NamedTuple):
@@ -59,7 +60,7 @@ def _measure(length: Tensor, longest: Tensor) -> Tensor:
 
 
 def _thick(share: Tensor) -> Tensor:
-    """The share, or the least that is told from 0, with the slope of either."""
+    """The share, or the least that differs from 0, with the gradient of either."""
     return torch.where(share < THINNEST, THINNEST + (share - share.detach()), share)
 
 
@@ -109,13 +110,13 @@ def _blend(pair: Pair, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
 
 
 def root(value: Tensor) -> Tensor:
-    """The square root, whose slope at 0 is 0."""
+    """The square root, whose derivative at 0 is 0."""
     rest = value <= 0
     return torch.where(rest, 0.0, torch.where(rest, 1.0, value).sqrt())
 
 
 def _determinant(w: Tensor, h: Tensor, target_w: Tensor, target_h: Tensor) -> Tensor:
-    """Of the sum of two parallel boxes' diag(w^2, h^2)."""
+    """The determinant of the sum of two parallel boxes' diag(w^2, h^2)."""
     return (w * w + target_w * target_w) * (h * h + target_h * target_h)
 
 
@@ -154,7 +155,7 @@ def kullback_leibler(pair: Pair) -> Tensor:
 
 
 def _squared_trace(w: Tensor, h: Tensor, target_w: Tensor, target_h: Tensor) -> Tensor:
-    """Of the root of Sp^(1/2) St Sp^(1/2)."""
+    """The squared trace of the root of Sp^(1/2) St Sp^(1/2)."""
     return (w * target_w + h * target_h).square()
 
 

@@ -1,4 +1,4 @@
-"""The maths of raw numbers that decoders share: functions from all numbers to some, slopes and inverses.
+"""The maths of raw outputs that decoders share: functions onto a range, their derivatives and inverses.
 
 A backend that does not compute with torch tensors brings a `sigmoid` and a `softplus` of its own; what else
 `decode_axis` and `decode_axis_grad` call is written with operators and `xp`. Inverses are for torch alone.
@@ -20,7 +20,7 @@ EXP_BOUND = math.log(1000 / 16)
 """Where an exponential goes on as its tangent: at 62.5 times its value at 0, as torchvision clips."""
 
 KNEE = 2.0**-4
-"""Where a rectified number leaves relu: above the slope is 1, below it falls, but never to 0."""
+"""Where a rectified number leaves relu: above, the derivative is 1; below, it falls, but never to 0."""
 
 
 def sigmoid(t: Tensor) -> Tensor:
@@ -31,12 +31,12 @@ def sigmoid(t: Tensor) -> Tensor:
 
 
 def sigmoid_grad(t: Tensor) -> Tensor:
-    """The slope of `sigmoid`, alive as far out."""
+    """The derivative of `sigmoid`, alive as far out."""
     return sigmoid(t) * sigmoid(-t)
 
 
 def margin(computed: torch.dtype, dtype: torch.dtype) -> float:
-    """How far inside the ends of a range encoded numbers stay."""
+    """How far inside the ends of a range encoded outputs stay."""
     return max(torch.finfo(computed).eps, torch.finfo(dtype).smallest_normal)
 
 
@@ -51,7 +51,7 @@ def softplus(t: Tensor) -> Tensor:
 
 
 def softplus_grad(t: Tensor) -> Tensor:
-    """The slope of `softplus`."""
+    """The derivative of `softplus`."""
     return sigmoid(t)
 
 
@@ -63,13 +63,13 @@ def inverse_softplus(y: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def bounded_exp(t: Tensor, bound: float) -> Tensor:
-    """exp(t), and above a bound its tangent there: it does not overflow, nor does its slope become 0."""
+    """exp(t), and above a bound its tangent there: it does not overflow, nor does its derivative become 0."""
     over = t > bound
     return xp.exp(xp.where(over, bound, t)) * (1.0 + xp.where(over, t - bound, 0.0))
 
 
 def bounded_exp_grad(t: Tensor, bound: float) -> Tensor:
-    """The slope of `bounded_exp`."""
+    """The derivative of `bounded_exp`."""
     return xp.exp(xp.where(t > bound, bound, t))
 
 
@@ -81,13 +81,13 @@ def inverse_bounded_exp(y: Tensor, bound: float, dtype: torch.dtype) -> Tensor:
 
 
 def rectified(t: Tensor) -> Tensor:
-    """t, as relu; below the knee the hyperbola KNEE^2 / (2 KNEE - t), which meets it with the same slope."""
+    """t, as relu; below the knee the hyperbola KNEE^2 / (2 KNEE - t), whose derivative there is 1 too."""
     over = t > KNEE
     return xp.where(over, t, KNEE * KNEE / (2.0 * KNEE - xp.where(over, KNEE, t)))
 
 
 def rectified_grad(t: Tensor) -> Tensor:
-    """The slope of `rectified`."""
+    """The derivative of `rectified`."""
     share = KNEE / (2.0 * KNEE - xp.where(t > KNEE, KNEE, t))
     return share * share
 
@@ -103,7 +103,7 @@ def between(low: Tensor, high: Tensor, cell: Tensor, stride: float) -> tuple[Ten
 
 
 def between_grad(low: Tensor, high: Tensor, stride: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Slopes of `between` in the order of `decode_axis_grad`, from those of the distances."""
+    """Derivatives of `between` in the order of `decode_axis_grad`, from those of the distances."""
     return -0.5 * stride * low, 0.5 * stride * high, stride * low, stride * high
 
 
@@ -126,7 +126,7 @@ def raw_backward(
     size_first: Tensor,
     size_second: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Slopes at centre and size to slopes at the two raw numbers of an axis, by `decode_axis_grad`."""
+    """Gradients at centre and size to gradients at the two raw outputs of an axis, by `decode_axis_grad`."""
     return (
         at_centre * centre_first + at_size * size_first,
         at_centre * centre_second + at_size * size_second,

@@ -26,7 +26,7 @@ class BoxLossTerms(NamedTuple):
     """
 
     total: Tensor
-    raw: dict[str, Tensor]
+    unweighted: dict[str, Tensor]
     weighted: dict[str, Tensor]
 
 
@@ -37,7 +37,7 @@ FARTHEST = 2.0**48
 """Coordinates beyond this (3e14) count as this in the centre and size terms: no square can overflow."""
 
 ROOT_TANGENT = 1e-6
-"""Below this size (inverted boxes too) the square root goes on as its tangent: a slope of 500 at most."""
+"""Below this size (and of inverted boxes) the square root is its tangent: the derivative is at most 500."""
 
 
 def _near(boxes: Tensor) -> Tensor:
@@ -170,15 +170,15 @@ class BoxLoss(nn.Module):
         target_centre, target_size = convert(target_near, self.fmt, "cxcywh", self.dim).chunk(2, self.dim)
         distance, shape = DISTANCES[self.distance], SIZES[self.size]
         differences = {"coord": centre - target_centre, "wh": shape(size) - shape(target_size)}
-        raw = {
+        unweighted = {
             name: reduce_loss(
                 distance(difference).sum(self.dim), self.reduction, weight=weight, normalizer=normalizer
             )
             for name, difference in differences.items()
         }
-        raw["iou"] = self.overlap(pred, target, weight, normalizer)
-        weighted = {name: self.lambdas[name] * value for name, value in raw.items()}
-        return BoxLossTerms(weighted["coord"] + weighted["wh"] + weighted["iou"], raw, weighted)
+        unweighted["iou"] = self.overlap(pred, target, weight, normalizer)
+        weighted = {name: self.lambdas[name] * value for name, value in unweighted.items()}
+        return BoxLossTerms(weighted["coord"] + weighted["wh"] + weighted["iou"], unweighted, weighted)
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""

@@ -1,7 +1,7 @@
 """Box formats: xyxy, xywh and cxcywh, in any layout.
 
 `xyxy` is (x1, y1, x2, y2), `xywh` is (x1, y1, width, height), `cxcywh` is (centre x, centre y,
-width, height). The unit is the caller's: pixels, or fractions of the picture. `dim` says along
+width, height). The unit is the caller's: pixels, or fractions of the image. `dim` says along
 which axis the four coordinates lie, so rows (N, 4) and planes (B, 4, H, W) both work without a
 permutation.
 """
@@ -21,17 +21,17 @@ Planes = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def ends_of_corners(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Of xyxy, the two ends of a side: as they are."""
+    """The two ends of a side of xyxy: as they are."""
     return low, high
 
 
 def ends_of_corner_and_size(low: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Of xywh, the two ends of a side."""
+    """The two ends of a side of xywh."""
     return low, low + size
 
 
 def ends_of_centre_and_size(centre: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Of cxcywh, the two ends of a side."""
+    """The two ends of a side of cxcywh."""
     return centre - 0.5 * size, centre + 0.5 * size
 
 
@@ -86,7 +86,7 @@ def convert(boxes: Tensor, src: str, dst: str, dim: int = -1) -> Tensor:
     Args:
         boxes: four coordinates along `dim`, any shape, floating or integer (integers become float32).
         src: format of `boxes`: `"xyxy"`, `"xywh"` or `"cxcywh"`.
-        dst: format wanted.
+        dst: format to convert to.
         dim: the coordinate axis.
 
     Returns:

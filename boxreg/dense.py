@@ -19,7 +19,7 @@ Size = tuple[float, float]
 
 
 class DensePrediction(NamedTuple):
-    """What a dense head says of B pictures: A predictions each, in the order that `Assignment` describes.
+    """What a dense head says of B images: A predictions each, in the order that `Assignment` describes.
 
     Level by level, of each level box by box, row by row; planes throughout, the coordinates along axis 1.
 
@@ -62,22 +62,22 @@ class DenseHead(nn.Module):
 
     Args:
         in_channels: channels of the features of each level.
-        decoders: how raw numbers stand for boxes, one for each level, all of one class; a scheme on a grid.
+        decoders: how raw outputs stand for boxes, one for each level, all of one class; a scheme on a grid.
         classes: C, the number of classes. A single class with objectness has no logits of its own.
         objectness: whether there is one; without it the classes alone score, as in FCOS and YOLOv8.
         prior: the size (w, h) that boxes start with, in the unit of the boxes, in the middle of every cell:
             one for all; or for each level K of them, one for each of the K boxes of a cell. By default the
             anchors of the decoders; of others with a stride, 8 by 8 cells.
         objectness_prior: probability of an object before training, between 0 and 1, of all levels or of each:
-            by default the focal 0.01; `count_prior` makes one from how many objects pictures have.
+            by default the focal 0.01; `count_prior` makes one from how many objects images have.
         class_prior: probability of each class, likewise. By default 1 / C with objectness, since an object
             has one of the classes, and 0.01 without.
         depth: blocks before the last convolution; 0 for none.
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if an argument is out of its range, there are not as many of each as levels, not as many
-            boxes a cell on each level, or a decoder cannot express its prior.
+        ValueError: if an argument is out of its range, their number is not that of the levels, the number of
+            boxes a cell differs between levels, or a decoder cannot express its prior.
 
     Example:
         >>> import torch
@@ -152,7 +152,7 @@ class DenseHead(nn.Module):
         )
 
     def raw(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The numbers before the decoder, of each level: (B, numbers, K, H, W).
+        """The outputs before the decoder, of each level: (B, channels, K, H, W).
 
         Along axis 1 the decoder's `channels`, the objectness logit if there is one, the class logits if there
         are any. Arguments and errors as for a call.
@@ -179,8 +179,8 @@ class DenseHead(nn.Module):
         `objects / (per_cell * rows * cols)`, at most a half: as YOLOv5 starts its objectness, with 8 objects.
 
         Args:
-            objects: objects of a picture, above 0, which the assigner makes positives of on each level; one
-                that makes several positives of an object counts as many.
+            objects: objects of an image, above 0, which the assigner makes positives of on each level; one
+                that makes several positives of an object counts each of them.
             levels: (rows, cols, stride) of each map in training.
             per_cell: boxes per cell, K.
 
@@ -266,7 +266,7 @@ class _LevelHead(nn.Module):
     def raw(self, features: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         features = self.tower(features).to(self.box.weight.dtype)
         with without_autocast(features.device.type):
-            # (B, numbers * K, H, W) as (B, numbers, K, H, W)
+            # (B, channels * K, H, W) as (B, channels, K, H, W)
             raw, objectness, classes = (
                 None if scores is None else torch.unflatten(scores(features), 1, (-1, len(self.priors)))
                 for scores in (self.box, self.objectness, self.classes)

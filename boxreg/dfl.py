@@ -10,7 +10,7 @@ from ._dtypes import promote
 from .reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
 
 LOWEST = -(2.0**126)
-"""A logit farther below the largest one than this counts as this, and keeps its slope."""
+"""A logit farther below the largest one than this counts as this, and keeps its gradient."""
 
 
 def _check_bins(logits: Tensor, dim: int) -> None:

@@ -15,8 +15,8 @@ class Level(NamedTuple):
     """One map of a pyramid: its rows, its columns, and its stride, the side of a cell.
 
     A plain tuple (rows, cols, stride) does as well: `(*features.shape[-2:], 8)`. The stride has the unit of
-    the boxes, as a rule pixels. Cells are squares; boxes given as fractions of a picture fit only if the
-    picture is a square.
+    the boxes, as a rule pixels. Cells are squares; boxes given as fractions of an image fit only if the
+    image is a square.
     """
 
     rows: int
@@ -54,8 +54,8 @@ def points_of(
     Args:
         levels: (rows, cols, stride) of every level; the stride in the unit of the boxes.
         per_cell: boxes per cell, K; each has its own copy of the point.
-        dtype: dtype wanted.
-        device: device wanted, torch's default if None.
+        dtype: of the result.
+        device: of the result, torch's default if None.
 
     Returns:
         x, y and stride, (A,) each, A being the sum of K * rows * cols; they broadcast with planes (B, A).

@@ -17,8 +17,8 @@ from .decoders import Decoder, UnitSquareDecoder, check_decoder
 _UNIT_SQUARE = UnitSquareDecoder()
 
 # Small enough for the prior to show, not 0, which would cut the backbone off from the first gradient.
-# The decoders' slopes are at most 0.63 for a box no larger than the picture, so with features of
-# root mean square 100 five standard deviations of the output stay within 1e-3 of the picture.
+# The decoders' derivatives are at most 0.63 for a box no larger than the image, so with features of
+# root mean square 100 five standard deviations of the output stay within 1e-3 of the image.
 WEIGHT_SCALE = 3e-6
 
 
@@ -37,18 +37,18 @@ class BoxHead(nn.Module):
     distribution of standard deviation `3e-6 / sqrt(in_features)`.
 
     Features whose root mean square is up to 100 move the untrained head's boxes by less than 1e-3 of
-    the picture. Starting a head at a prior by its bias is what "Focal Loss for Dense Object Detection"
+    the image. Starting a head at a prior by its bias is what "Focal Loss for Dense Object Detection"
     (Lin, Goyal, Girshick, He and Dollár, 2017, arXiv:1708.02002) does for scores; here it is done for boxes.
 
     The projection always runs in the dtype of its own weight, even under autocast, for bfloat16 has too
-    few bits for coordinates: in the far half of a picture 640 pixels wide its numbers are 2.5 pixels apart.
+    few bits for coordinates: in the far half of an image 640 pixels wide its numbers are 2.5 pixels apart.
 
     Args:
         in_features: length of a feature vector, or channels of a feature map.
         prior: the box (cx, cy, w, h) to start from, in the unit of the decoder's boxes, e.g. `prior_from`
             of the training boxes. A decoder with a grid reads the centre inside each cell, as if the grid
             had one cell.
-        decoder: how raw numbers stand for boxes.
+        decoder: how raw outputs stand for boxes.
         projection: `"linear"`, one box a vector: features (..., in_features) to boxes (..., 4); or `"conv"`,
             a 1x1 convolution, one box a cell: features (B, in_features, H, W) to boxes (B, 4, H, W).
 
@@ -112,7 +112,7 @@ class BoxHead(nn.Module):
         bias.copy_(self.decoder.bias(self.prior, bias.dtype))
 
     def raw(self, features: Tensor) -> Tensor:
-        """The numbers before the decoder.
+        """The outputs before the decoder.
 
         Args:
             features: floating, (..., in_features) for a linear projection, (B, in_features, H, W) for a
@@ -153,13 +153,13 @@ class BoxHead(nn.Module):
         check_tensor("features", features, floating=True)
         if isinstance(self.projection, nn.Conv2d):
             fits = features.ndim == 4 and features.shape[1] == self.in_features
-            wanted = f"(B, {self.in_features}, H, W)"
+            expected = f"(B, {self.in_features}, H, W)"
         else:
             fits = features.ndim >= 1 and features.shape[-1] == self.in_features
-            wanted = f"(..., {self.in_features})"
+            expected = f"(..., {self.in_features})"
         if not fits:
             raise ValueError(
-                f"features: got shape {tuple(features.shape)}, expected {wanted} "
+                f"features: got shape {tuple(features.shape)}, expected {expected} "
                 f"with in_features={self.in_features}"
             )
 
@@ -171,7 +171,7 @@ class BoxHead(nn.Module):
     def prior_from(boxes: Tensor, fmt: str = "cxcywh") -> tuple[float, float, float, float]:
         """The median of each of cx, cy, w and h over training boxes: a prior to start from.
 
-        Unlike the mean, the median is not moved by a few huge boxes. Of an even number of boxes it is the
+        Unlike the mean, the median is not moved by a few huge boxes. With an even number of boxes it is the
         mean of the middle two.
 
         Args:

@@ -1,4 +1,4 @@
-"""Can this set-up learn a few pictures by heart? If it cannot, what is to blame."""
+"""Can this set-up learn a few images by heart? If it cannot, what is to blame."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class OverfitReport:
     """What came of it; `print` says it.
 
     Attributes:
-        reached: Whether every box came to the wanted IoU.
-        iou: Of each box, at the best look.
+        reached: Whether every box came to the IoU asked for.
+        iou: The IoU of each box, at the best look.
         steps: Optimizer steps taken.
         seconds: Time taken, without the search for what is to blame.
         losses: The loss at each look.
@@ -102,7 +102,7 @@ def overfit(
     optimizer: Optimizer | None = None,
     lr: float = 2e-3,
     fmt: str = "cxcywh",
-    picture_size: tuple[float, float] = (1.0, 1.0),
+    image_size: tuple[float, float] = (1.0, 1.0),
     boxes: Callable[[Any], Tensor] | None = None,
     target_boxes: Callable[[Any], Tensor] | None = None,
     target_iou: float = 0.99,
@@ -110,9 +110,9 @@ def overfit(
     max_seconds: float = 60.0,
     in_place: bool = False,
 ) -> OverfitReport:
-    """Learn a few pictures by heart, and say what is to blame where that fails.
+    """Learn a few images by heart, and say what is to blame where that fails.
 
-    A network that can place boxes at all brings 1 to 8 pictures to an IoU of nearly 1. So that nothing else
+    A network that can place boxes at all brings 1 to 8 images to an IoU of nearly 1. So that nothing else
     stands in the way, dropout and weight decay are off, and the learning rate falls to 0 in cycles of 200
     steps, 400, 800 and so on. The batch should not be augmented.
 
@@ -120,12 +120,12 @@ def overfit(
         model: as for `boxreg.audit`; its norms work as in training.
         criterion: as for `boxreg.audit`.
         batch: inputs and targets; or a function that gives them anew for each step, to check that it gives
-            the same pictures the same boxes.
+            the same images the same boxes.
         optimizer: the one to use, with its learning rate and without its weight decay; by default Adam
             with `lr`.
         lr: learning rate of Adam where no optimizer is given.
         fmt: format of the predicted and the target boxes.
-        picture_size: width and height of a picture in the unit of the boxes.
+        image_size: width and height of an image in the unit of the boxes.
         boxes: from the model's output to its boxes (N, 4), as for `boxreg.audit`.
         target_boxes: from a batch's targets to their boxes (N, 4), as for `boxreg.audit`.
         target_iou: that every box has to reach.
@@ -160,7 +160,7 @@ def overfit(
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # A model that is frozen whole still deserves an answer.
         optimizer = torch.optim.Adam(trainable or list(model.parameters()), lr=lr, betas=(0.9, 0.99))
-    settings = Settings(fmt=fmt, picture_size=picture_size, boxes=boxes, target_boxes=target_boxes)
+    settings = Settings(fmt=fmt, image_size=image_size, boxes=boxes, target_boxes=target_boxes)
     with own_randomness():
         first = batch() if callable(batch) else batch
         probe = Probe(model, criterion, optimizer, first, settings)
@@ -194,11 +194,11 @@ class _Trial:
         self,
         probe: Probe,
         draw: Callable[[], Batch] | None,
-        wanted: float,
+        iou_to_reach: float,
         max_steps: int,
         max_seconds: float,
     ) -> None:
-        self.probe, self.draw, self.wanted = probe, draw, wanted
+        self.probe, self.draw, self.iou_to_reach = probe, draw, iou_to_reach
         self.max_steps, self.max_seconds = max_steps, max_seconds
         self.steps, self.seconds, self.losses = 0, 0.0, list[float]()
         self.best = torch.zeros(len(probe.target))
@@ -251,7 +251,7 @@ class _Trial:
         iou = box_iou(boxes, self.probe.target, fmt=self.probe.settings.fmt).nan_to_num(0).cpu()
         if iou.min() >= self.best.min():
             self.best = iou
-        return bool((iou >= self.wanted).all())
+        return bool((iou >= self.iou_to_reach).all())
 
     @property
     def moved(self) -> bool:
@@ -287,16 +287,16 @@ def _blame(trial: _Trial, report: AuditReport) -> Finding | None:
 
 
 def _contradictions(trial: _Trial) -> Iterator[Finding]:
-    """Pictures that are given several boxes, from step to step or within the batch."""
+    """Images that are given several boxes, from step to step or within the batch."""
     probe = trial.probe
     if trial.contradictions:
         yield Finding(
             "targets",
             "error",
-            f"{trial.contradictions:.0%} of the pictures get another box from one step to the next",
+            f"{trial.contradictions:.0%} of the images get another box from one step to the next",
             {"share_that_changes": trial.contradictions},
-            "no network can give one picture two boxes: it settles between them",
-            "keep pictures and boxes together: shuffle indices, not one of the two lists",
+            "no network can give one image two boxes: it settles between them",
+            "keep images and boxes together: shuffle indices, not one of the two lists",
         )
     if isinstance(probe.inputs, Tensor) and len(probe.inputs) == len(probe.target):
         rows = probe.inputs.flatten(1)
@@ -307,10 +307,10 @@ def _contradictions(trial: _Trial) -> Iterator[Finding]:
             yield Finding(
                 "targets",
                 "error",
-                f"pictures {first} and {second} are the same and have different boxes",
-                {"contradicting": int(pairs.any(1).sum()), "pictures": len(rows)},
-                "no network can give one picture two boxes: it settles between them",
-                "remove one of the labels, or choose which object a picture with several is asked for",
+                f"images {first} and {second} are the same and have different boxes",
+                {"contradicting": int(pairs.any(1).sum()), "images": len(rows)},
+                "no network can give one image two boxes: it settles between them",
+                "remove one of the labels, or choose which object an image with several is asked for",
             )
 
 

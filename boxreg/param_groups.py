@@ -267,12 +267,12 @@ def _hint(rule: Rule, parameters: Sequence[_Owned]) -> str:
     names = [name for owned in parameters for name in owned.names]
     if isinstance(rule.pattern, str) and not any(_hits(rule.pattern, name) for name in names):
         parents = dict.fromkeys(name[: dot.start()] for name in names for dot in re.finditer(r"\.", name))
-        wanted, known = rule.pattern, [*names, *(f"{parent}.*" for parent in parents)]
+        given, known = rule.pattern, [*names, *(f"{parent}.*" for parent in parents)]
     elif isinstance(rule.module, str):
-        wanted, known = rule.module, [type(owned.owner).__name__ for owned in parameters]
+        given, known = rule.module, [type(owned.owner).__name__ for owned in parameters]
     else:
         return ""
-    near = difflib.get_close_matches(wanted, known, n=1)
+    near = difflib.get_close_matches(given, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -1,9 +1,9 @@
 """Losses between rotated boxes (cx, cy, w, h, angle), as functions and as modules.
 
-The boxes are compared as Gaussians; how that stays finite and unbiased is told in `boxreg._gaussians`. For
-the user it comes to this: any finite input has a finite loss and gradient; identical boxes cost 0 at any
+The boxes are compared as Gaussians; `boxreg._gaussians` says how that stays finite and unbiased. For the
+user it comes to this: any finite input has a finite loss and gradient; identical boxes cost 0 at any
 scale; a box keeps its loss after half a turn, and after a quarter turn with width and height exchanged; a
-negative side never costs less than the positive one, and its slope makes it positive.
+negative side never costs less than the positive one, and its gradient makes it positive.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def probiou_loss(
 
     d is the offset of the centres, Sigma the mean of the two covariances, k = 1/12: those of uniform
     distributions over the boxes. Llerena et al. 2021, "Gaussian Bounding Boxes and Probabilistic
-    Intersection-over-Union for Object Detection" (arXiv:2106.06072). L1 is 1 - ProbIoU; its slope fades
-    out as e^-B for boxes far apart, where L2 still pulls. Neither changes under scaling.
+    Intersection-over-Union for Object Detection" (arXiv:2106.06072). L1 is 1 - ProbIoU; its gradient fades
+    out as e^-B for boxes far apart, where the gradient of L2 does not. Neither changes under scaling.
 
     Args:
         pred: predicted boxes, (cx, cy, w, h, angle) along `dim`, any shape and unit, angle in radians.

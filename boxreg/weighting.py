@@ -32,7 +32,7 @@ class FocalWeighting(nn.Module):
     r"""The focal weight of Focal-EIoU, \( \mathrm{IoU}^\gamma \): boxes that fit better count more.
 
     Zhang et al. 2021, "Focal and Efficient IOU Loss for Accurate Bounding Box Regression"
-    (arXiv:2101.08158). The paper weighs its EIoU; the weight goes with any row. A box that does not meet
+    (arXiv:2101.08158). The paper weighs its EIoU; the weight goes with any loss. A box that does not meet
     its target has weight 0 and learns nothing.
 
     The weight is a constant here. Implementations differ; but differentiated,

@@ -29,14 +29,14 @@ class YOLOLossTerms(NamedTuple):
 
     Attributes:
         total: the sum of the weighted terms.
-        raw: the terms without their lambda: `coord`, `wh`, `iou`, and as far as the prediction has what they
-            are of, `dfl`, `obj`, `noobj`, `class`.
+        unweighted: the terms without their lambda: `coord`, `wh`, `iou`, and those of `dfl`, `obj`, `noobj`,
+            `class` for which the prediction has an output.
         weighted: the terms with their lambda.
-        positives: how many predictions have an object, in this process; int64.
+        positives: how many predictions have an object, on this rank; int64.
     """
 
     total: Tensor
-    raw: dict[str, Tensor]
+    unweighted: dict[str, Tensor]
     weighted: dict[str, Tensor]
     positives: Tensor
 
@@ -69,14 +69,14 @@ class YOLOLoss(nn.Module):
          + \lambda_{noobj} \sum_{\text{negatives}} \ell(o, 0)
          + \lambda_{class} \sum_{\text{classes}} \ell(c, t_c) \Big) \]
 
-    The form is that of "You Only Look Once" (Redmon et al. 2016, arXiv:1506.02640), and so are lambdas of 5
+    The loss is that of "You Only Look Once" (Redmon et al. 2016, arXiv:1506.02640), and so are lambdas of 5
     and 0.5; `size="sqrt_wh"`, `lambda_iou=0`, `"mse"` for scores and a `ResponsibleCellAssigner` make it that
     paper's, but for the centres, which are measured in cells there. N is the number of positives, or 1 if
     there are none. The assigner's scores are no divisor: an untrained network's are near 0.
 
-    Boxes are compared as fractions of the longer side of the picture, that of the largest map times its
-    stride. So the lambdas mean the same at any size; lengths among a row's parameters, such as `image_width`,
-    are such fractions too.
+    Boxes are compared as fractions of the longer side of the image, that of the largest map times its
+    stride. So the lambdas mean the same at any size; lengths among its parameters, such as `image_width`, are
+    such fractions too.
 
     Objectness o of a prediction that has an object is trained towards t, 1 or the IoU of its box (a constant
     under differentiation), of any other towards 0. The classes of a positive then say which object it is:
@@ -84,14 +84,14 @@ class YOLOLoss(nn.Module):
     negatives are trained too, towards 0, and that of a positive's object towards the assigner's score, as in
     "TOOD" (Feng et al. 2021, arXiv:2108.07755). Classes do not exclude each other: each has its own sigmoid.
 
-    With torch.distributed initialised, N is the mean of the processes' numbers, so that gradients which are
-    averaged over processes (DistributedDataParallel) are those of one process with all pictures. Where no
-    gradient is recorded nothing is exchanged: one process may validate alone.
+    With torch.distributed initialised, N is the mean over the ranks, so that gradients which are averaged
+    over ranks (DistributedDataParallel) are those of one rank with all images. Where no gradient is recorded
+    nothing is exchanged: one rank may validate alone.
 
     Args:
         assigner: says which predictions answer for which object. Its `fmt` is the format of the targets; the
             predictions may be in another.
-        overlap: a row of the IoU family, such as `"ciou"`.
+        overlap: a loss of the IoU family, such as `"ciou"`.
         lambda_coord: factor of the centre term.
         lambda_wh: factor of the size term.
         lambda_iou: factor of the overlap term.
@@ -107,7 +107,7 @@ class YOLOLoss(nn.Module):
             squared error of the probability.
         class_loss: likewise, for the classes.
         **box: further arguments of `BoxLoss`: `distance`, `size`, `mode`, `inner_ratio`, `weighting`,
-            `backend`, and the parameters of the row.
+            `backend`, and the parameters of the overlap.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -169,7 +169,7 @@ class YOLOLoss(nn.Module):
         """Assign, and compare.
 
         Args:
-            prediction: of B pictures, in the unit of its strides.
+            prediction: of B images, in the unit of its strides.
             targets: their objects, padded, in that unit and the assigner's format. What the padding holds
                 does not matter. A label that is not below the number of classes fails as an index out of
                 range, if there are classes.
@@ -187,21 +187,25 @@ class YOLOLoss(nn.Module):
         found = self._assign(pred.detach(), prediction, targets)
         target = convert(found.boxes, self.assigner.fmt, "cxcywh", dim=1)
         positives = found.positive.sum()
-        divisor = _of_all_processes(positives.to(pred.dtype))
+        divisor = _mean_over_ranks(positives.to(pred.dtype))
         side = max(max(rows, cols) * stride for rows, cols, stride in prediction.levels)
         box = self.box(pred / side, target / side, weight=found.positive, normalizer=divisor)
-        raw = {}
+        unweighted = {}
         if prediction.bins is not None:
             most = self.assigner.most_positives(targets.mask.shape[1], pred.shape[2])
-            raw["dfl"] = _dfl(prediction.bins, target, found.positive, prediction.levels, divisor, most)
+            unweighted["dfl"] = _dfl(
+                prediction.bins, target, found.positive, prediction.levels, divisor, most
+            )
         if prediction.objectness is not None:
-            raw |= self._objectness(prediction.objectness, pred.detach(), target, found.positive, divisor)
+            unweighted |= self._objectness(
+                prediction.objectness, pred.detach(), target, found.positive, divisor
+            )
         if prediction.classes is not None:
             alone = prediction.objectness is None
-            raw["class"] = self._classes(prediction.classes, found, alone, divisor)
-        weighted = {name: self.lambdas[name] * term for name, term in raw.items()}
+            unweighted["class"] = self._classes(prediction.classes, found, alone, divisor)
+        weighted = {name: self.lambdas[name] * term for name, term in unweighted.items()}
         total = sum(weighted.values(), box.total)
-        return YOLOLossTerms(total, box.raw | raw, box.weighted | weighted, positives)
+        return YOLOLossTerms(total, box.unweighted | unweighted, box.weighted | weighted, positives)
 
     @torch.no_grad()
     def _assign(self, boxes: Tensor, prediction: DensePrediction, targets: Targets) -> Assignment:
@@ -212,11 +216,11 @@ class YOLOLoss(nn.Module):
         self, logits: Tensor, boxes: Tensor, target: Tensor, positive: Tensor, divisor: Tensor
     ) -> dict[str, Tensor]:
         """The terms of predictions with an object, and of those without."""
-        wanted = positive.to(boxes.dtype)
+        expected = positive.to(boxes.dtype)
         if self.objectness_target == "iou":
             iou = box_iou(boxes, target, fmt="cxcywh", dim=1).clamp(0, 1)
-            wanted = torch.where(positive, iou, 0.0)
-        loss = SCORE_LOSSES[self.objectness_loss](*promote(logits, wanted))
+            expected = torch.where(positive, iou, 0.0)
+        loss = SCORE_LOSSES[self.objectness_loss](*promote(logits, expected))
         return {
             "obj": reduce_loss(loss, weight=positive, normalizer=divisor),
             "noobj": reduce_loss(loss, weight=~positive, normalizer=divisor),
@@ -228,8 +232,8 @@ class YOLOLoss(nn.Module):
         if not alone:
             logits = without_ignored(logits, found.positive, 1)
         logits, share = promote(logits, share)
-        wanted = torch.zeros_like(logits).scatter(1, found.labels.unsqueeze(1), share.unsqueeze(1))
-        loss = SCORE_LOSSES[self.class_loss](logits, wanted).sum(1)
+        expected = torch.zeros_like(logits).scatter(1, found.labels.unsqueeze(1), share.unsqueeze(1))
+        loss = SCORE_LOSSES[self.class_loss](logits, expected).sum(1)
         return reduce_loss(loss, weight=None if alone else found.positive, normalizer=divisor)
 
     def extra_repr(self) -> str:
@@ -259,14 +263,14 @@ def _dfl(
     return reduce_loss(loss.mean(1), normalizer=divisor)
 
 
-def _of_all_processes(positives: Tensor) -> Tensor:
-    """What sums over the pictures of a process are divided by: positives, the mean over processes."""
-    processes = 1
+def _mean_over_ranks(positives: Tensor) -> Tensor:
+    """What sums over the images of a rank are divided by: positives, the mean over ranks."""
+    world_size = 1
     if torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized():
-        processes = distributed.get_world_size()
+        world_size = distributed.get_world_size()
         distributed.all_reduce(positives)
-    # Bounded before it is shared out: one process with all pictures would divide by at least 1.
-    return positives.clamp(min=1) / processes
+    # Bounded before it is shared out: one rank with all images would divide by at least 1.
+    return positives.clamp(min=1) / world_size
 
 
 def _check(prediction: DensePrediction) -> None:

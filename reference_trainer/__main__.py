@@ -14,20 +14,20 @@ DESCRIPTION = """\
 Train a box regressor and show what came of it.
 
   reference_trainer train                      the toy task, nothing needed
-  reference_trainer train --task grid          the same with up to six objects a picture, of three classes
-  reference_trainer train --data PATH          your pictures: YOLO, COCO or Pascal VOC
+  reference_trainer train --task grid          the same with up to six objects an image, of three classes
+  reference_trainer train --data PATH          your images: YOLO, COCO or Pascal VOC
   reference_trainer train --preset baseline    the set-up that got stuck
   reference_trainer resume RUN                 go on with a run that was stopped, exactly where it was
   reference_trainer resume RUN --epochs N      train further
   reference_trainer replay RUN                 see again what was not finite
   reference_trainer audit [RUN]                what is wrong with a configuration or a run
-  reference_trainer overfit [1..8]             can so few pictures be learnt by heart?
+  reference_trainer overfit [1..8]             can so few images be learnt by heart?
   reference_trainer ablate                     which recommendation helps, each one added and removed alone
   reference_trainer evaluate RUN
-  reference_trainer predict RUN PICTURE ...    pictures, or folders of them
+  reference_trainer predict RUN IMAGE ...      images, or folders of them
   reference_trainer export RUN                 as ONNX and torch.export programs, with weights and a card
-  reference_trainer data check PATH            list all that is wrong with your pictures and labels
-  reference_trainer data write FOLDER          write the toy pictures as a YOLO folder
+  reference_trainer data check PATH            list all that is wrong with your images and labels
+  reference_trainer data write FOLDER          write the toy images as a YOLO folder
 
 COMMAND --help lists a command's options. The last line on standard output is one JSON object.
 """
@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except (UserError, OSError) as error:
         known = f" {command}" if command in COMMANDS else ""
-        process = f" rank {os.environ['RANK']}:" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-        print(f"reference_trainer{known}:{process} {_said(error)}", file=sys.stderr)
+        rank = f" rank {os.environ['RANK']}:" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        print(f"reference_trainer{known}:{rank} {_said(error)}", file=sys.stderr)
         return LOST if isinstance(error, LostRankError) else 2
 
 

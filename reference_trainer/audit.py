@@ -35,27 +35,27 @@ from .schedules import lr_factor, warmup_steps
 from .tasks import SingleBox, build_task
 
 Targeted = tuple[Tensor, Any]
-"""Pictures, and their targets."""
+"""Images, and their targets."""
 
 ListedObjects = tuple[list[Tensor], list[Tensor]]
-"""Boxes and labels of each picture."""
+"""Boxes and labels of each image."""
 
 EXIT_CODES = {None: 0, "info": 0, "warning": 3, "error": 4}
 """By the worst that was found; 2 is a command that cannot be understood."""
 
-VAL_PICTURES = 64
+VAL_IMAGES = 64
 
 
 class View(Protocol):
     """A task's samples, predictions and targets as `boxreg.audit` takes them."""
 
     fmt: str
-    """Of the target boxes."""
-    picture_size: tuple[float, float]
+    """The format of the target boxes."""
+    image_size: tuple[float, float]
     """In their unit."""
 
     def batch(self, samples: list[Sample]) -> Targeted:
-        """Pictures of one size and their targets."""
+        """Images of one size and their targets."""
         ...
 
     def loss(self, prediction: Any, targets: Any) -> Objective | YOLOLossTerms:
@@ -66,7 +66,7 @@ class View(Protocol):
         """A predicted box (N, 4) for each target box."""
         ...
 
-    def wanted(self, targets: Any) -> Tensor:
+    def target_boxes(self, targets: Any) -> Tensor:
         """The target boxes (N, 4)."""
         ...
 
@@ -74,7 +74,7 @@ class View(Protocol):
 class OneBox:
     """Task single: the targets are a tensor (B, 4), cxcywh as fractions."""
 
-    fmt, picture_size = "cxcywh", (1.0, 1.0)
+    fmt, image_size = "cxcywh", (1.0, 1.0)
 
     def __init__(self, task: SingleBox) -> None:
         self.loss = task.criterion
@@ -85,22 +85,22 @@ class OneBox:
         return prepare_images(images), targets
 
     def predicted(self, prediction: Prediction, targets: Tensor) -> Tensor:
-        """The answer for each picture."""
+        """The answer for each image."""
         return answer(prediction)[0]
 
-    def wanted(self, targets: Tensor) -> Tensor:
-        """They are what is wanted."""
+    def target_boxes(self, targets: Tensor) -> Tensor:
+        """The targets are the boxes."""
         return targets
 
 
 class ManyBoxes:
-    """Task grid: the targets are the boxes (K, 4) of each picture, xyxy in pixels, and the labels of each."""
+    """Task grid: the targets are the boxes (K, 4) of each image, xyxy in pixels, and the labels of each."""
 
     fmt = "xyxy"
 
     def __init__(self, task: Grid) -> None:
         self.criterion = task.criterion
-        self.picture_size = (float(task.config.data.size),) * 2
+        self.image_size = (float(task.config.data.size),) * 2
 
     def batch(self, samples: list[Sample]) -> Targeted:
         """See `View`."""
@@ -121,13 +121,13 @@ class ManyBoxes:
             nearest.append(found[best])
         return torch.cat(nearest)
 
-    def wanted(self, targets: ListedObjects) -> Tensor:
+    def target_boxes(self, targets: ListedObjects) -> Tensor:
         """See `View`."""
         return torch.cat(targets[0])
 
 
 class Labelled:
-    """Squares as pairs of a picture and its targets."""
+    """Squares as pairs of an image and its targets."""
 
     def __init__(self, squares: Squares, view: View) -> None:
         self.squares, self.view = squares, view
@@ -172,8 +172,8 @@ def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
     model = trained or task.build_model(squares["train"].source.names, squares["train"])
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    pictures = torch.randperm(len(squares["train"]))[: config.batch_size].tolist()
-    redraw = _drawer(loader.dataset, pictures, view, device)  # type: ignore[arg-type]
+    images = torch.randperm(len(squares["train"]))[: config.batch_size].tolist()
+    redraw = _drawer(loader.dataset, images, view, device)  # type: ignore[arg-type]
     batch = redraw()
     with torch.no_grad():
         loss = view.loss(model.eval()(batch[0]), batch[1])
@@ -183,13 +183,13 @@ def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
         build_optimizer(config.optimizer, model),
         batch,
         fmt=view.fmt,
-        picture_size=view.picture_size,
+        image_size=view.image_size,
         boxes=lambda prediction: view.predicted(prediction, batch[1]),
-        target_boxes=view.wanted,
-        declared=_declared(config, len(pictures), loss),
+        target_boxes=view.target_boxes,
+        declared=_declared(config, len(images), loss),
         schedule=lambda step: lr_factor(config.schedule, warmup, step, total_steps),
         epochs=config.epochs,
-        pictures=len(squares["train"]),
+        images=len(squares["train"]),
         patience=config.patience_epochs(len(loader)),
         clip_norm=config.clip_norm or math.inf,
         ema_decay=config.ema_decay,
@@ -203,18 +203,18 @@ def _audit(config: TrainConfig, trained: nn.Module | None) -> AuditReport:
 
 
 def _validation(squares: Squares, view: View, device: torch.device) -> Targeted:
-    return _moved(view.batch([squares[index] for index in range(min(len(squares), VAL_PICTURES))]), device)
+    return _moved(view.batch([squares[index] for index in range(min(len(squares), VAL_IMAGES))]), device)
 
 
 def _drawer(
-    samples: TrainingSamples, pictures: list[int], view: View, device: torch.device
+    samples: TrainingSamples, images: list[int], view: View, device: torch.device
 ) -> Callable[[], Targeted]:
-    """Draws the same pictures as each further epoch would."""
+    """Draws the same images as each further epoch would."""
     epochs = itertools.count(1)
 
     def draw() -> Targeted:
         epoch = next(epochs)
-        return _moved(view.batch(samples.__getitems__([(epoch, index) for index in pictures])), device)
+        return _moved(view.batch(samples.__getitems__([(epoch, index) for index in images])), device)
 
     return draw
 
@@ -239,7 +239,7 @@ def _with_skipped(report: AuditReport, problems: list[str]) -> AuditReport:
     skipped = Finding(
         "skipped-data",
         "warning",
-        f"{len(problems)} boxes or pictures are left out because something is wrong with them",
+        f"{len(problems)} boxes or images are left out because something is wrong with them",
         {"problems": len(problems), "first": problems[:3]},
         "what is left out is not learnt",
         "reference_trainer data check PATH lists them; mend the labels",

@@ -1,4 +1,4 @@
-"""From a dense prediction to detections, and how good they are on pictures with many objects."""
+"""From a dense prediction to detections, and how good they are on images with many objects."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NMS_IOU = 0.6
 """Two detections of a class that overlap by more are one."""
 
 MOST_DETECTIONS = 100
-"""So many of a picture are kept, the most confident; COCO's metrics look at no more."""
+"""How many detections of an image are kept, the most confident; COCO's metrics look at no more."""
 
 MOST_CANDIDATES = 3000
-"""So many of a picture compete: the time of that goes with their square."""
+"""How many boxes of an image compete in NMS: its time goes with their square."""
 
 MATCHED = 0.5
 """The IoU from which a detection has found an object, for precision, recall and the mean IoU of matches."""
@@ -34,10 +34,10 @@ Floats = npt.NDArray[np.float64]
 
 
 class Detections(NamedTuple):
-    """What is found in one picture, the most confident first.
+    """What is found in one image, the most confident first.
 
     Attributes:
-        boxes: (N, 4), xyxy in pixels, inside the picture.
+        boxes: (N, 4), xyxy in pixels, inside the image.
         scores: (N,), confidence from 0 to 1.
         labels: (N,), int64.
     """
@@ -56,7 +56,7 @@ def detect(
     nms_iou: float = NMS_IOU,
     most: int = MOST_DETECTIONS,
 ) -> list[Detections]:
-    """What a prediction comes to, picture by picture; see `select`."""
+    """What a prediction comes to, image by image; see `select`."""
     return select(
         prediction.boxes, prediction.scores, size, confidence=confidence, nms_iou=nms_iou, most=most
     )
@@ -72,19 +72,19 @@ def select(
     nms_iou: float = NMS_IOU,
     most: int = MOST_DETECTIONS,
 ) -> list[Detections]:
-    """What boxes with scores come to, picture by picture: each result depends on its own picture alone.
+    """What boxes with scores come to, image by image: each result depends on its own image alone.
 
     Every class of every box is a candidate. Of those that are confident enough, class by class, one that
-    overlaps a more confident one by more than `nms_iou` is dropped; then boxes are cut off at the picture's
+    overlaps a more confident one by more than `nms_iou` is dropped; then boxes are cut off at the image's
     edges, and dropped where nothing is left.
 
     Args:
-        boxes: (B, 4, A), cxcywh in pixels, of B pictures.
+        boxes: (B, 4, A), cxcywh in pixels, of B images.
         scores: (B, C, A), of each class.
-        size: width and height of the pictures.
+        size: width and height of the images.
         confidence: the least score of a detection, at least 0.
         nms_iou: how far detections of a class may overlap.
-        most: how many a picture may have.
+        most: how many an image may have.
 
     Returns:
         B times what is found, on the device of the boxes.
@@ -119,7 +119,7 @@ def in_order(boxes: Tensor) -> Tensor:
 
 
 def one_each(boxes: Tensor, sure: Tensor) -> list[Detections]:
-    """The one box of each picture: boxes (B, 4), cxcywh in pixels, and how sure (B,)."""
+    """The one box of each image: boxes (B, 4), cxcywh in pixels, and how sure (B,)."""
     nothing = torch.zeros(1, dtype=torch.int64, device=boxes.device)
     rows = zip(in_order(boxes), sure, strict=True)
     return [Detections(box[None], score[None], nothing) for box, score in rows]
@@ -162,7 +162,7 @@ class DetectionScores(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is kept of a picture: boxes as (x, y, w, h)."""
+    """What is kept of an image: boxes as (x, y, w, h)."""
 
     found: Floats
     scores: Floats
@@ -172,9 +172,9 @@ class Record(NamedTuple):
 
 
 class DetectionMetrics:
-    """Collects detections and objects picture by picture, and scores them at the end.
+    """Collects detections and objects image by image, and scores them at the end.
 
-    Scores depend on the pictures alone, not on batches, their order or processes. faster-coco-eval computes
+    Scores depend on the images alone, not on batches, their order or ranks. faster-coco-eval computes
     the average precision and who found what.
 
     Args:
@@ -198,21 +198,21 @@ class DetectionMetrics:
 
     def update(
         self,
-        pictures: Sequence[int],
+        images: Sequence[int],
         found: Sequence[Detections],
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor],
     ) -> None:
-        """Add pictures, or replace them: one that two processes saw counts once.
+        """Add images, or replace them: one that two ranks saw counts once.
 
         Args:
-            pictures: a number for each picture of the set.
+            images: a number for each image of the set.
             found: what was found in each.
             boxes: what there is, (K, 4) each, xyxy in pixels.
             labels: of what class, (K,) each.
         """
-        for picture, detections, objects, classes in zip(pictures, found, boxes, labels, strict=True):
-            self.records[int(picture)] = Record(
+        for image, detections, objects, classes in zip(images, found, boxes, labels, strict=True):
+            self.records[int(image)] = Record(
                 _corner_and_size(detections.boxes),
                 detections.scores.double().cpu().numpy(),
                 detections.labels.cpu().numpy(),
@@ -221,15 +221,15 @@ class DetectionMetrics:
             )
 
     def gather(self) -> None:
-        """Bring the pictures of all processes together, in each of them."""
+        """Gather the images of all ranks, on each of them."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return
         everybody: list[dict[int, Record]] = [{} for _ in range(distributed.get_world_size())]
         distributed.all_gather_object(everybody, self.records)
-        self.records = {picture: record for records in everybody for picture, record in records.items()}
+        self.records = {image: record for records in everybody for image, record in records.items()}
 
     def compute(self, confidence: float | None = None) -> DetectionScores:
-        """The scores of all pictures so far.
+        """The scores of all images so far.
 
         Args:
             confidence: from which on detections are taken; by default that of the best F1.
@@ -238,7 +238,7 @@ class DetectionMetrics:
         classes = dict.fromkeys(self.names, ClassScores(None, None))
         if not objects.anns:
             return DetectionScores(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, classes)
-        # Of IoU, recall, class, area and number of detections; -1 for a class without objects.
+        # Axes: IoU, recall, class, area and number of detections; -1 for a class without objects.
         precision = self._evaluated(objects, found).eval["precision"][:, :, :, 0, 0]
         has_objects = (precision > -1).any((0, 1))
         by_class = precision[:, :, has_objects].mean(1)
@@ -252,20 +252,20 @@ class DetectionMetrics:
         return DetectionScores(float(by_class[0].mean()), float(by_class.mean()), **best, classes=classes)
 
     def _as_coco(self) -> tuple[Any, Any]:
-        """Objects and detections in COCO's form, pictures in the order of their numbers."""
+        """Objects and detections in COCO's format, images in the order of their numbers."""
         objects: list[dict[str, Any]] = []
         found: list[dict[str, Any]] = []
-        for picture in sorted(self.records):
-            record = self.records[picture]
+        for image in sorted(self.records):
+            record = self.records[image]
             for box, label in zip(record.objects.tolist(), record.labels.tolist(), strict=True):
                 # The evaluator takes number 0 for none.
-                entry = {"id": len(objects) + 1, "image_id": picture, "category_id": label, "bbox": box}
+                entry = {"id": len(objects) + 1, "image_id": image, "category_id": label, "bbox": box}
                 objects.append(entry | {"area": box[2] * box[3], "iscrowd": 0})
             detections = (record.found.tolist(), record.scores.tolist(), record.found_labels.tolist())
             for box, score, label in zip(*detections, strict=True):
-                found.append({"image_id": picture, "category_id": label, "bbox": box, "score": score})
+                found.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
         content = {
-            "images": [{"id": picture} for picture in self.records],
+            "images": [{"id": image} for image in self.records],
             "annotations": objects,
             "categories": [{"id": label, "name": name} for label, name in enumerate(self.names)],
         }

@@ -1,4 +1,4 @@
-"""The pictures of a run as PNG: curves, and boxes on what was learned from and what was found."""
+"""The figures of a run as PNG: curves, and boxes on what was learned from and what was found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 TARGET, PREDICTION = "lime", "red"
 MEANINGS = {TARGET: "target", PREDICTION: "prediction"}
-PICTURES_SHOWN = 24
+IMAGES_SHOWN = 24
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> bytes:
@@ -41,7 +41,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> 
 
 
 class Mark(NamedTuple):
-    """A box to be drawn, xyxy in pixels of the picture, and what is written at it."""
+    """A box to be drawn, xyxy in pixels of the image, and what is written at it."""
 
     box: Sequence[float]
     colour: str
@@ -51,8 +51,8 @@ class Mark(NamedTuple):
 def draw_grid(
     images: Tensor, marks: Sequence[Sequence[Mark]], titles: Sequence[str], legend: Sequence[str]
 ) -> bytes:
-    """The first of some pictures side by side, with their boxes and what the colours in the legend mean."""
-    count = min(len(images), PICTURES_SHOWN)
+    """The first of some images side by side, with their boxes and what the colours in the legend mean."""
+    count = min(len(images), IMAGES_SHOWN)
     columns = min(count, 8)
     rows = -(-count // columns)
     figure, axes = pyplot.subplots(
@@ -61,7 +61,7 @@ def draw_grid(
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, image, drawn, title in zip(axes.flat, images, marks, titles, strict=False):
-        _draw_picture(axis, image, title)
+        _draw_image(axis, image, title)
         for mark in drawn:
             _draw_mark(axis, mark)
     handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour) for colour in legend]
@@ -70,19 +70,19 @@ def draw_grid(
     return _png(figure)
 
 
-def draw_picture(image: Tensor, marks: Sequence[Mark], title: str) -> bytes:
-    """One picture of any size with its boxes."""
+def draw_image(image: Tensor, marks: Sequence[Mark], title: str) -> bytes:
+    """One image of any size with its boxes."""
     height, width = image.shape[-2:]
     tall = min(max(6 * height / width, 1), 60)
     figure = pyplot.figure(figsize=(6, tall), layout="constrained")
     axes = figure.subplots()
-    _draw_picture(axes, image, title)
+    _draw_image(axes, image, title)
     for mark in marks:
         _draw_mark(axes, mark)
     return _png(figure)
 
 
-def _draw_picture(axes: Any, image: Tensor, title: str) -> None:
+def _draw_image(axes: Any, image: Tensor, title: str) -> None:
     height, width = image.shape[-2:]
     axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="nearest")
     axes.set_title(title, fontsize=9, parse_math=False)

@@ -14,8 +14,8 @@ class CheckpointError(UserError):
 
 
 class LostRankError(UserError):
-    """One of several processes that train together is gone."""
+    """One of the ranks is gone."""
 
 
 class ElsewhereError(UserError):
-    """An error that another process has found, too, and says."""
+    """An error that another rank has found, too, and says."""

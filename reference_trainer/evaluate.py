@@ -37,7 +37,7 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Score a model in evaluation mode over a loader; its mode is put back afterwards.
 
-    Several processes that train together call this together, and each `stop` as often as the others.
+    All ranks call this together, and each calls `stop` as often as the others.
 
     Args:
         task: what is learned.
@@ -54,8 +54,8 @@ def evaluate(
     model.eval()
     squares = cast("Squares", loader.dataset)
     scorer = task.scorer(squares.source.names, confidence)
-    # Of the smallest share; another process may have one batch more.
-    asking = math.ceil(len(squares) // ranks.count() / VALIDATED_AT_ONCE)
+    # By the smallest share; another rank may have one batch more.
+    asking = math.ceil(len(squares) // ranks.world_size() / VALIDATED_AT_ONCE)
     for number, batch in enumerate(loader):
         moved = batch.to(device)
         scorer.add(model(prepare_images(moved.images)), moved)
@@ -66,7 +66,7 @@ def evaluate(
 
 
 def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str, Any]:
-    """Score a run on its own validation pictures, or on those of another data set.
+    """Score a run on its own validation images, or on those of another data set.
 
     Classes of another data set are those of the run that have the same name; a class that the run does not
     know is one that it never finds. Its precision and recall are those at the run's own confidence.
@@ -85,12 +85,12 @@ def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str,
     source = task.open_data(["val"]).splits["val"]
     if data and config.task == "grid":
         source = Renumbered(source, names)
-    pictures = Squares(source, config.data.size)
+    squares = Squares(source, config.data.size)
     started = time.perf_counter()
-    loader = val_loader(pictures, task.collate)
+    loader = val_loader(squares, task.collate)
     scores = evaluate(task, model.to(device), loader, device, confidence=confidence)
     assert scores is not None  # nobody stops it
     if not all(map(math.isfinite, scores.values())):
         raise CheckpointError(f"{folder}: its weights give boxes that are not finite")
     result: dict[str, Any] = {"run": str(folder), "task": task_name(config.data.path)}
-    return result | scores | {"pictures": len(pictures), "seconds": time.perf_counter() - started}
+    return result | scores | {"images": len(squares), "seconds": time.perf_counter() - started}

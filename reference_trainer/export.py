@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from .checkpoint import WEIGHTS, load_run
 from .config import STRIDE, DataConfig, Output, TrainConfig
 from .data.loading import open_objects, open_sources
-from .data.sample import PictureSource, letterbox
+from .data.sample import ImageSource, letterbox
 from .errors import UserError
-from .exported import METADATA, About, Answers, Boxes, OnnxFile, in_pictures, module_of
+from .exported import METADATA, About, Answers, Boxes, OnnxFile, module_of, per_image
 from .files import write_whole
 from .grid_model import strides_of
 from .model_card import model_card
@@ -31,35 +31,35 @@ ONNX_FILE, PROGRAM_FILE, CARD_FILE = "model.onnx", "model.pt2", "MODELCARD.md"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 MOST_DIFFERENCE = 1e-4
-"""What programs may differ from the network by: in scores, in boxes as shares of the picture's longer side,
-in raw numbers as shares of their size where that is above 1."""
+"""What programs may differ from the network by: in scores, in boxes as shares of the image's longer side,
+in raw outputs as shares of their size where that is above 1."""
 
 INFINITE = float("inf")
 
 COMPARED = 16
-"""Validation pictures that programs and network are compared on."""
+"""Validation images that programs and network are compared on."""
 
 
 def export_run(folder: Path, out: Path | None, output: Output, data: Path | None = None) -> dict[str, Any]:
     """Write a run's network as programs, beside its weights and a card.
 
-    Both programs are read back and compared with the network on validation pictures, in several numbers and,
+    Both programs are read back and compared with the network on validation images, in several numbers and,
     where they take them, in other sizes; nothing is written unless they agree.
 
     Args:
         folder: of the run.
         out: where to write; by default a folder of the run.
         output: what the programs give; see `exported`.
-        data: a set to take the pictures from, instead of the run's own.
+        data: a set to take the images from, instead of the run's own.
 
     Raises:
-        UserError: if onnx is not installed, the run or its pictures cannot be used, or a program differs.
+        UserError: if onnx is not installed, the run or its images cannot be used, or a program differs.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"not installed: {', '.join(missing)}; pip install 'boxreg[onnx]'")
     config, model, names = load_run(folder)
-    source = validation_pictures(config, data)
+    source = validation_images(config, data)
     out = folder / "export" if out is None else out
     about = About(
         task=config.task,
@@ -69,7 +69,7 @@ def export_run(folder: Path, out: Path | None, output: Output, data: Path | None
         names=names,
         confidence=usual_confidence(config, folder),
     )
-    # Of what torch means to change in torch.
+    # Warnings of what torch means to change in torch.
     warnings.simplefilter("ignore", FutureWarning)
     program = traced(module_of(model, about), about)
     contents = {ONNX_FILE: as_onnx(program, about), PROGRAM_FILE: as_archive(program)}
@@ -101,28 +101,28 @@ def export_run(folder: Path, out: Path | None, output: Output, data: Path | None
     }
 
 
-def validation_pictures(config: TrainConfig, data: Path | None) -> PictureSource:
-    """The pictures that the run was validated on, or those of another set.
+def validation_images(config: TrainConfig, data: Path | None) -> ImageSource:
+    """The images that the run was validated on, or those of another set.
 
     Raises:
         DataError: if they cannot be read.
     """
-    wanted = config.data
+    data_config = config.data
     if data:
-        wanted = DataConfig(path=data, size=wanted.size, on_error=wanted.on_error)
+        data_config = DataConfig(path=data, size=data_config.size, on_error=data_config.on_error)
     open_all = open_sources if config.task == "single" else open_objects
-    return open_all(wanted, config.seed, ["val"]).splits["val"]
+    return open_all(data_config, config.seed, ["val"]).splits["val"]
 
 
 def stride_of(config: TrainConfig) -> int:
-    """See `About.stride`: the decoder `cell` and the pooled head know one size of pictures."""
+    """See `About.stride`: the decoder `cell` and the pooled head know one size of images."""
     if config.task == "single":
         return STRIDE if config.model.head == "dense" else 0
     return 0 if config.model.decoder == "cell" else max(STRIDE, strides_of(config.model)[-1])
 
 
 def traced(module: nn.Module, about: About) -> ExportedProgram:
-    """The module as a program for any number of pictures, and their sizes as far as it takes them."""
+    """The module as a program for any number of images, and their sizes as far as it takes them."""
     # Not 1, not square: what is so in the example might be taken for a rule.
     example = torch.rand(2, 3, about.size, about.size + about.stride)
     shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
@@ -148,7 +148,7 @@ def as_onnx(program: ExportedProgram, about: About) -> bytes:
     names = {
         "raw": [f"raw_{level}" for level in range(levels)],
         "boxes": ["boxes", "scores"],
-        "detections": ["boxes", "scores", "labels", "pictures"],
+        "detections": ["boxes", "scores", "labels", "image_indices"],
     }[about.output]
     found = torch.onnx.export(program, input_names=["images"], output_names=names, dynamo=True, verbose=False)
     assert found is not None
@@ -166,15 +166,15 @@ def reference_of(model: nn.Module, about: About) -> Callable[[Tensor], Answers]:
     before = About(**vars(about) | {"output": "boxes"})
 
     def find(images: Tensor) -> Answers:
-        found = in_pictures(boxes(images), before, images, about.confidence)
+        found = per_image(boxes(images), before, images, about.confidence)
         numbers = [torch.full_like(each.labels, number) for number, each in enumerate(found)]
         return *(torch.cat(parts) for parts in zip(*found, strict=True)), torch.cat(numbers)
 
     return find
 
 
-def batches(source: PictureSource, about: About) -> Iterator[Tensor]:
-    """Pictures spread over a set, as networks take them: one, all, and where possible in another size."""
+def batches(source: ImageSource, about: About) -> Iterator[Tensor]:
+    """Images spread over a set, as networks take them: one, all, and where possible in another size."""
     count = min(len(source), COMPARED)
     images = [source[place * len(source) // count].image for place in range(count)]
 
@@ -193,7 +193,7 @@ def largest_difference(
     program: Callable[[Tensor], Answers],
     reference: Callable[[Tensor], Answers],
     about: About,
-    source: PictureSource,
+    source: ImageSource,
 ) -> float:
     """The most that a program's answers differ from the reference's, in the units of `MOST_DIFFERENCE`."""
     largest = 0.0
@@ -222,13 +222,13 @@ def set_difference(found: Answers, expected: Answers, side: int, confidence: flo
     """Between detections in any order: from each to the nearest of the other side, the largest distance.
 
     One that the other side lacks differs without end, unless its score is so near the confidence that it may
-    fall on either side of it: the confidence is, as a rule, the score of a validation picture's detection.
+    fall on either side of it: the confidence is, as a rule, the score of a validation image's detection.
     """
 
     def rows(answers: Answers) -> Tensor:
-        boxes, scores, labels, pictures = answers
-        # One class or picture further is further away than any difference that is allowed.
-        return torch.cat([boxes / side, torch.stack([scores, labels, pictures], 1)], 1).double()
+        boxes, scores, labels, image_indices = answers
+        # One class or image further is further away than any difference that is allowed.
+        return torch.cat([boxes / side, torch.stack([scores, labels, image_indices], 1)], 1).double()
 
     distances = (rows(found)[:, None] - rows(expected)).abs().amax(2).nan_to_num(INFINITE, INFINITE)
     largest = 0.0

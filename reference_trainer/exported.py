@@ -1,4 +1,4 @@
-"""What an exported network computes, from pictures to boxes, and how its ONNX file is run."""
+"""What an exported network computes, from images to boxes, and how its ONNX file is run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class About:
         task: of the run.
         output: what comes out.
         size: side in pixels of the squares that the network was trained on.
-        stride: sides of pictures of other sizes are multiples of it; 0 if no other size is taken.
+        stride: sides of images of other sizes are multiples of it; 0 if no other size is taken.
         names: of the classes.
         confidence: from which on boxes are taken.
     """
@@ -63,7 +63,7 @@ class About:
 
 
 class Raw(nn.Module):
-    """Pictures to the numbers before the decoder, level by level: (B, numbers, K, H, W), or (B, 4)."""
+    """Images to the numbers before the decoder, level by level: (B, numbers, K, H, W), or (B, 4)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Raw(nn.Module):
 
 
 class Boxes(nn.Module):
-    """Pictures to boxes (B, 4, A), cxcywh in pixels, and scores (B, C, A), the unlikely ones too."""
+    """Images to boxes (B, 4, A), cxcywh in pixels, and scores (B, C, A), the unlikely ones too."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Boxes(nn.Module):
 
 
 class OneBox(nn.Module):
-    """Pictures to the one box of each, in the form of `Found`."""
+    """Images to the one box of each, in the format of `Found`."""
 
     def __init__(self, boxes: Boxes) -> None:
         super().__init__()
@@ -111,14 +111,14 @@ class OneBox(nn.Module):
     def forward(self, images: Tensor) -> Answers:
         """Images (B, 3, H, W) in [0, 1]."""
         boxes, scores = self.boxes(images)
-        pictures = torch.arange(images.shape[0], device=images.device)
-        return in_order(boxes.squeeze(2)), scores[:, 0, 0], torch.zeros_like(pictures), pictures
+        image_indices = torch.arange(images.shape[0], device=images.device)
+        return in_order(boxes.squeeze(2)), scores[:, 0, 0], torch.zeros_like(image_indices), image_indices
 
 
 class Found(nn.Module):
-    """Pictures to what `select` finds in them, the pictures of a batch at once, the most confident first.
+    """Images to what `select` finds in them, the images of a batch at once, the most confident first.
 
-    Boxes (N, 4), xyxy in pixels, with scores, labels and the number of the picture in the batch, (N,) each.
+    Boxes (N, 4), xyxy in pixels, with scores, labels and the number of the image in the batch, (N,) each.
     """
 
     def __init__(self, boxes: Boxes, confidence: float) -> None:
@@ -132,14 +132,19 @@ class Found(nn.Module):
         # Filled up with what is never confident enough, so that there are always enough to choose from.
         chances = F.pad(chances.flatten(1), (0, MOST_CANDIDATES), value=-1.0)
         scores, place = chances.topk(MOST_CANDIDATES, dim=1)
-        pictures, rank = (scores >= self.confidence).nonzero().unbind(1)
-        scores, place = scores[pictures, rank], place[pictures, rank]
+        image_indices, rank = (scores >= self.confidence).nonzero().unbind(1)
+        scores, place = scores[image_indices, rank], place[image_indices, rank]
         labels = place // count
         number = place - labels * count  # ONNX has no remainder by a size
-        corners = convert(planes, "cxcywh", "xyxy", dim=1).transpose(1, 2)[pictures, number]
+        corners = convert(planes, "cxcywh", "xyxy", dim=1).transpose(1, 2)[image_indices, number]
 
-        kept = nms(self._apart(corners, pictures, labels, classes), scores, NMS_IOU)
-        corners, scores, labels, pictures = corners[kept], scores[kept], labels[kept], pictures[kept]
+        kept = nms(self._apart(corners, image_indices, labels, classes), scores, NMS_IOU)
+        corners, scores, labels, image_indices = (
+            corners[kept],
+            scores[kept],
+            labels[kept],
+            image_indices[kept],
+        )
 
         height, width = images.shape[-2:]
         x1, y1, x2, y2 = corners.unbind(1)
@@ -147,25 +152,25 @@ class Found(nn.Module):
             [x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], 1
         )
         whole = (corners[:, 2:] > corners[:, :2]).all(1)
-        mine = (pictures[:, None] == torch.arange(batch, device=images.device)) & whole[:, None]
+        mine = (image_indices[:, None] == torch.arange(batch, device=images.device)) & whole[:, None]
         few = whole & ((mine.long().cumsum(0) * mine).sum(1) <= MOST_DETECTIONS)
-        return corners[few], scores[few], labels[few], pictures[few]
+        return corners[few], scores[few], labels[few], image_indices[few]
 
     @staticmethod
-    def _apart(corners: Tensor, pictures: Tensor, labels: Tensor, classes: int) -> Tensor:
-        """Boxes moved so that those of other classes or pictures do not overlap; one pass then serves all.
+    def _apart(corners: Tensor, image_indices: Tensor, labels: Tensor, classes: int) -> Tensor:
+        """Boxes moved so that those of other classes or images do not overlap; one pass then serves all.
 
-        Each picture has a square of fields, one for each class: in a row of them the last would be so far
+        Each image has a square of fields, one for each class: in a row of them the last would be so far
         away that float32, which is all that ONNX suppresses in, rounds overlaps.
         """
         across = math.isqrt(classes - 1) + 1
         pitch = 2 * F.pad(corners.flatten(), (0, 1)).abs().amax(0) + 1
-        column, row = labels % across, pictures * across + labels // across
+        column, row = labels % across, image_indices * across + labels // across
         return corners + torch.stack([column, row, column, row], 1) * pitch
 
 
 def module_of(model: nn.Module, about: About) -> nn.Module:
-    """What is exported: floating images (B, 3, H, W) in [0, 1] in, the wanted output out."""
+    """What is exported: floating images (B, 3, H, W) in [0, 1] in, the output asked for out."""
     if about.output == "raw":
         return Raw(model).eval()
     boxes = Boxes(model)
@@ -174,11 +179,11 @@ def module_of(model: nn.Module, about: About) -> nn.Module:
     return (OneBox(boxes) if about.task == "single" else Found(boxes, about.confidence)).eval()
 
 
-def in_pictures(answers: Answers, about: About, images: Tensor, confidence: float) -> list[Detections]:
-    """What boxes, or detections, of these pictures come to, picture by picture."""
+def per_image(answers: Answers, about: About, images: Tensor, confidence: float) -> list[Detections]:
+    """What boxes, or detections, of these images come to, image by image."""
     if about.output == "detections":
-        boxes, scores, labels, pictures = answers
-        chosen = [(pictures == number) & (scores >= confidence) for number in range(len(images))]
+        boxes, scores, labels, image_indices = answers
+        chosen = [(image_indices == number) & (scores >= confidence) for number in range(len(images))]
         return [Detections(boxes[mine], scores[mine], labels[mine]) for mine in chosen]
     boxes, scores = answers
     if about.task == "single":
@@ -240,15 +245,15 @@ class OnnxFile:
         """What is found in squares uint8 (B, 3, size, size), from a confidence on.
 
         Raises:
-            ConfigError: if the file gives raw numbers, or nothing below a higher confidence.
+            ConfigError: if the file gives raw outputs, or nothing below a higher confidence.
         """
         about = self.about
         if about.output == "raw":
-            raise ConfigError(f"{self.name}: it gives raw numbers; export with --output boxes or detections")
+            raise ConfigError(f"{self.name}: it gives raw outputs; export with --output boxes or detections")
         if about.output == "detections" and confidence < about.confidence:
             raise ConfigError(
                 f"confidence: got {confidence:g}, but {self.name} finds nothing below {about.confidence:g}; "
                 "export with --output boxes"
             )
         images = images.float() / 255.0
-        return in_pictures(self(images), about, images, confidence)
+        return per_image(self(images), about, images, confidence)

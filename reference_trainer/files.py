@@ -92,7 +92,7 @@ class RunFolder:
     Args:
         path: the folder.
         say: shows a message to people.
-        writes: False in a process that is not to write, since another does.
+        writes: False on a rank that is not to write, since another does.
 
     Attributes:
         waiting: what could not be written so far, by name.

@@ -24,7 +24,7 @@ from . import ranks
 from .config import WITH_ANCHORS, ModelConfig, TrainConfig
 from .data.loading import ObjectBatch, Opened, Squares, open_objects, to_object_batch
 from .detection import LEAST_CONFIDENCE, DetectionMetrics, Detections, detect
-from .drawing import PICTURES_SHOWN, PREDICTION, TARGET, Mark, draw_grid
+from .drawing import IMAGES_SHOWN, PREDICTION, TARGET, Mark, draw_grid
 from .errors import ConfigError
 from .grid_model import GridDetector, boxes_per_cell, known_sizes, typical_sizes
 from .model import prepare_images
@@ -35,13 +35,13 @@ RESPONSIBLE_BY = "giou"
 
 
 class Grid:
-    """Any number of boxes a picture, of one or more classes, scored by average precision.
+    """Any number of boxes an image, of one or more classes, scored by average precision.
 
     Args:
         config: of the run.
 
     Raises:
-        ConfigError: if its loss names no row of the IoU family.
+        ConfigError: if its loss names no loss of the IoU family.
     """
 
     best_by = "ap"
@@ -75,38 +75,38 @@ class Grid:
         return f"grid-{self.config.model.decoder}"
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> Opened:
-        """All pictures, those without an object too; what scores them must be there before."""
+        """All images, those without an object too; what scores them must be there before."""
         DetectionMetrics([])
         return open_objects(self.config.data, self.config.seed, splits)
 
-    def model_config(self, pictures: Squares) -> ModelConfig:
+    def model_config(self, squares: Squares) -> ModelConfig:
         """With the assigner named, and anchors found from the training boxes."""
         model = self.config.model
         found: dict[str, Any] = {"assigner": model.own_assigner}
         if model.decoder in WITH_ANCHORS and model.anchors is None:
-            found["anchors"] = self._sizes(pictures)
+            found["anchors"] = self._sizes(squares)
         return model.model_copy(update=found)
 
-    def _sizes(self, pictures: Squares) -> Any:
+    def _sizes(self, squares: Squares) -> Any:
         model = self.config.model
-        return typical_sizes(pictures.first_boxes(), model.levels, boxes_per_cell(model))
+        return typical_sizes(squares.first_boxes(), model.levels, boxes_per_cell(model))
 
-    def build_model(self, names: Sequence[str], pictures: Squares | None = None) -> nn.Module:
+    def build_model(self, names: Sequence[str], squares: Squares | None = None) -> nn.Module:
         """The network, starting from the sizes and the number of the training boxes."""
         model, size = self.config.model, self.config.data.size
-        if pictures is None:
+        if squares is None:
             return GridDetector(model, size, len(names))
-        objects = float(pictures.source.box_counts.mean())
-        return GridDetector(model, size, len(names), model.anchors or self._sizes(pictures), objects)
+        objects = float(squares.source.box_counts.mean())
+        return GridDetector(model, size, len(names), model.anchors or self._sizes(squares), objects)
 
     def objective(self, prediction: DensePrediction, batch: ObjectBatch) -> Objective:
         """Assignment, and the loss of boxes, objectness and classes."""
-        # Of several processes one may have no picture of the last batch.
+        # A rank may have no image of the last batch.
         none = torch.zeros(0, 4, device=batch.images.device)
         targets = pad_targets(batch.boxes or [none], batch.labels or [none[:, 0].long()])
         terms = self.criterion(prediction, Targets(*(part[: len(batch.images)] for part in targets)))
-        positives = ranks.total(terms.positives.to(terms.total)).clamp(min=1) / ranks.count()
-        return Objective(terms.total, terms.raw, terms.weighted, positives)
+        positives = ranks.all_reduce_sum(terms.positives.to(terms.total)).clamp(min=1) / ranks.world_size()
+        return Objective(terms.total, terms.unweighted, terms.weighted, positives)
 
     def figures(self, prediction: DensePrediction, batch: ObjectBatch) -> dict[str, Tensor]:
         """None: the terms of the loss say it all."""
@@ -115,7 +115,7 @@ class Grid:
     def alone(
         self, prediction: DensePrediction, batch: ObjectBatch, index: int
     ) -> tuple[DensePrediction, ObjectBatch]:
-        """One picture of a batch."""
+        """One image of a batch."""
         one = slice(index, index + 1)
         boxes, objectness, classes, bins = (None if part is None else part[one] for part in prediction[:4])
         assert boxes is not None
@@ -137,19 +137,19 @@ class Grid:
         return detect(prediction, (size, size), confidence=max(confidence, LEAST_CONFIDENCE))
 
     def draw_batch(self, batch: ObjectBatch, names: Sequence[str]) -> bytes:
-        """Each picture with its objects."""
+        """Each image with its objects."""
         parts = zip(batch.boxes, batch.labels, strict=True)
         marks = [marks_of(boxes, labels, names, TARGET) for boxes, labels in parts]
         return draw_grid(batch.images, marks, [""] * len(marks), (TARGET,))
 
     @torch.no_grad()
     def draw_predictions(
-        self, model: nn.Module, pictures: Squares, device: torch.device, scores: Mapping[str, float]
+        self, model: nn.Module, squares: Squares, device: torch.device, scores: Mapping[str, float]
     ) -> bytes:
-        """Each picture with its objects, and what is found at the confidence of the best F1."""
-        names = pictures.source.names
-        shown = range(min(PICTURES_SHOWN, len(pictures)))
-        images, boxes, _ = to_object_batch([pictures[index] for index in shown])
+        """Each image with its objects, and what is found at the confidence of the best F1."""
+        names = squares.source.names
+        shown = range(min(IMAGES_SHOWN, len(squares)))
+        images, boxes, _ = to_object_batch([squares[index] for index in shown])
         prediction = model(prepare_images(images.to(device)))
         drawn, titles = [], []
         every = self.find(prediction, images.shape[-1], scores.get("confidence", 0.5))
@@ -174,12 +174,12 @@ class GridScorer:
     def add(self, prediction: DensePrediction, batch: ObjectBatch) -> None:
         """Take in a batch."""
         first, size = len(self.metrics.records), batch.images.shape[-1]
-        # Every so-manieth picture is this process's.
-        pictures = [ranks.rank() + ranks.count() * (first + own) for own in range(len(batch.images))]
-        self.metrics.update(pictures, detect(prediction, (size, size)), batch.boxes, batch.labels)
+        # The images rank, rank + world size, rank + 2 * world size ... are this rank's.
+        image_ids = [ranks.rank() + ranks.world_size() * (first + own) for own in range(len(batch.images))]
+        self.metrics.update(image_ids, detect(prediction, (size, size)), batch.boxes, batch.labels)
 
     def scores(self) -> dict[str, float]:
-        """Of all pictures so far; of a class `ap50/NAME` and `ap/NAME`, if there are objects of it."""
+        """The scores of all images so far; `ap50/NAME` and `ap/NAME` for each class that has objects."""
         self.metrics.gather()
         found = self.metrics.compute(self.confidence)
         scores = {name: value for name, value in found._asdict().items() if name != "classes"}

@@ -61,10 +61,10 @@ class GridDetector(nn.Module):
 
     Args:
         config: of the network, its anchors found.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
         classes: how many there are.
         prior: sizes that the boxes of a cell start with, of each level; by default squares.
-        objects: how many a picture has, on average.
+        objects: how many an image has, on average.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ def strides_of(config: ModelConfig) -> list[int]:
 
 
 def decoders_of(config: ModelConfig, size: int) -> list[Decoder]:
-    """What raw numbers stand for, on each level."""
+    """What raw outputs stand for, on each level."""
     if config.decoder == "cell":
         return [GridCellDecoder((size, size), CELL_STRETCH)] * config.levels
     strides, anchors = strides_of(config), known_sizes(config)

@@ -31,10 +31,10 @@ class Learner:
     """The network, its average, and everything that moves them.
 
     Attributes:
-        parallel: the model, or what shares its gradients among several processes.
+        parallel: the model, or what shares its gradients among ranks.
         scaler: of the loss, for float16; does nothing otherwise.
         precision: of the forward pass.
-        sizes: that pictures are brought to, one a step; none leaves them as they are.
+        sizes: that images are brought to, one a step; none leaves them as they are.
         seed: decides which.
         parts: that a batch is worked on in, one after another; their gradients add up to that of the whole.
     """
@@ -69,7 +69,7 @@ class Learner:
         """Forward, backward, clip: what the next `move` would do, and what led to it.
 
         Raises:
-            UserError: if not even one picture at a time fits into memory.
+            UserError: if not even one image at a time fits into memory.
         """
         objective, figures = self._backward_in_memory(batch)
         self.scaler.unscale_(self.optimizer)
@@ -88,7 +88,7 @@ class Learner:
                 self.scaler.step(self.optimizer)
             except torch.OutOfMemoryError as error:
                 # Half of the weights may have moved, and smaller parts of a batch would not help: the step
-                # needs no picture.
+                # needs no image.
                 weights = sum(parameter.numel() for parameter in self.model.parameters())
                 kind = type(self.optimizer).__name__
                 raise UserError(
@@ -107,7 +107,7 @@ class Learner:
             try:
                 return self._backward(batch)
             except torch.OutOfMemoryError as error:
-                if self.parts >= len(batch.images) or ranks.count() > 1:
+                if self.parts >= len(batch.images) or ranks.world_size() > 1:
                     raise self._too_large(batch) from error
             # Out of the handler: what the error holds on to is freed.
             before.restore()
@@ -125,7 +125,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         objectives: list[Objective] = []
         figures: list[dict[str, Tensor]] = []
-        parts = micro_batches(batch, self.parts, ranks.largest(len(batch.images)))
+        parts = micro_batches(batch, self.parts, ranks.all_reduce_max(len(batch.images)))
         for part in parts:
             with autocast(self.device, self.precision):
                 prediction = self.parallel(prepare_images(part.images))
@@ -146,16 +146,16 @@ class Learner:
         return whole, {name: torch.cat([one[name] for one in figures]) for name in figures[0]}
 
     def _too_large(self, batch: Batch | ObjectBatch) -> UserError:
-        side, pictures = batch.images.shape[-1], -(-len(batch.images) // self.parts)
-        hint = "--data.size or --model.width" if pictures == 1 else f"--accumulate than {self.parts}, larger"
-        smaller = "a smaller" if pictures == 1 else "another"
+        side, images = batch.images.shape[-1], -(-len(batch.images) // self.parts)
+        hint = "--data.size or --model.width" if images == 1 else f"--accumulate than {self.parts}, larger"
+        smaller = "a smaller" if images == 1 else "another"
         return UserError(
-            f"out of memory with {pictures} pictures of {side} pixels at a time; try {smaller} {hint}"
+            f"out of memory with {images} images of {side} pixels at a time; try {smaller} {hint}"
         )
 
-    def warn(self, pictures: int) -> None:
-        """Say what there is to know about batches of so many pictures."""
-        warning = batch_norm_warning(self.model, -(-pictures // self.parts))
+    def warn(self, images: int) -> None:
+        """Say what there is to know about batches of `images` images."""
+        warning = batch_norm_warning(self.model, -(-images // self.parts))
         if warning:
             say(warning)
 
@@ -188,10 +188,10 @@ class Learner:
 
 
 def build_learner(
-    config: TrainConfig, task: Task, pictures: Squares, total_steps: int, device: torch.device
+    config: TrainConfig, task: Task, squares: Squares, total_steps: int, device: torch.device
 ) -> Learner:
     """The network with the optimizer and schedule that `config`, resolved, names; all as new."""
-    model = task.build_model(pictures.source.names, pictures)
+    model = task.build_model(squares.source.names, squares)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = synchronised(model, device)
     optimizer = build_optimizer(config.optimizer, model)
@@ -210,7 +210,7 @@ def build_learner(
         clip_norm=config.clip_norm,
         device=device,
     )
-    learner.warn(-(-config.batch_size // ranks.count()))
+    learner.warn(-(-config.batch_size // ranks.world_size()))
     return learner
 
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from . import ranks
 from .objective import Objective
 
-TIMES = ("seconds", "pictures_per_second", "step_share")
+TIMES = ("seconds", "images_per_second", "step_share")
 """What in a row of metrics.jsonl depends on the clock; all else repeats bit for bit."""
 
 
 class Step(NamedTuple):
     """What one optimizer step came to: the loss, the task's other figures, the norm of the gradient.
 
-    Figures are (K,), a number for each picture of the batch. A step is skipped if the scale of float16 was
+    Figures are (K,), a number for each image of the batch. A step is skipped if the scale of float16 was
     too high for its gradient.
     """
 
@@ -27,32 +27,32 @@ class Step(NamedTuple):
     gradient_norm: Tensor
     skipped: bool = False
 
-    def of_all(self, pictures: int, asked: Sequence[float], batch_size: int) -> tuple[Step, int, list[float]]:
-        """The step of the whole batch, of which several processes took a share each.
+    def of_all(self, images: int, asked: Sequence[float], batch_size: int) -> tuple[Step, int, list[float]]:
+        """The step of the whole batch, of which each rank took a share.
 
         Args:
-            pictures: of this process's share.
-            asked: numbers to be summed over the processes on the way, which costs nothing more.
-            batch_size: most pictures of a whole batch.
+            images: of this rank's share.
+            asked: numbers to be summed over the ranks on the way, which costs nothing more.
+            batch_size: most images of a whole batch.
 
         Returns:
-            The step, the number of its pictures, and the sums.
+            The step, the number of its images, and the sums.
         """
         if not ranks.in_group():
-            return self, pictures, list(asked)
-        total, raw, weighted, divisor = self.objective
-        terms = torch.stack([total, *raw.values(), *weighted.values()]).float() / ranks.count()
+            return self, images, list(asked)
+        total, unweighted, weighted, divisor = self.objective
+        terms = torch.stack([total, *unweighted.values(), *weighted.values()]).float() / ranks.world_size()
         slots = terms.new_zeros(len(self.figures), batch_size)
         for row, values in zip(slots, self.figures.values(), strict=True):
-            row[ranks.rank() :: ranks.count()][:pictures] = values
-        head = terms.new_tensor([pictures, *asked])
-        summed = ranks.total(torch.cat([head, terms, slots.flatten()]))
+            row[ranks.rank() :: ranks.world_size()][:images] = values
+        head = terms.new_tensor([images, *asked])
+        summed = ranks.all_reduce_sum(torch.cat([head, terms, slots.flatten()]))
         head, terms, slots = torch.split(summed, [len(head), len(terms), slots.numel()])
         count, *sums = head.tolist()
         whole = iter(terms.unbind())
         objective = Objective(
             next(whole),
-            {name: next(whole) for name in raw},
+            {name: next(whole) for name in unweighted},
             {name: next(whole) for name in weighted},
             divisor,
         )
@@ -73,30 +73,30 @@ class Meter:
     Attributes:
         steps: how many.
         skipped: how many of them moved nothing.
-        pictures: how many they saw.
-        seconds: that they took, with the wait for their pictures.
+        images: how many they saw.
+        seconds: that they took, with the wait for their images.
         stepping: those of them spent in forward, backward and step.
         lr: the learning rate of the last one.
     """
 
     def __init__(self) -> None:
-        self.steps = self.skipped = self.pictures = 0
+        self.steps = self.skipped = self.images = 0
         self.seconds = self.stepping = self.lr = 0.0
         self._columns: dict[str, list[Tensor]] = {}
 
-    def add(self, step: Step, lr: float, pictures: int, seconds: float, stepping: float) -> None:
-        """Take in a step over so many pictures, and the time that it took."""
+    def add(self, step: Step, lr: float, images: int, seconds: float, stepping: float) -> None:
+        """Take in a step over `images` images, and the time that it took."""
         self.steps += 1
         self.skipped += step.skipped
         self.lr = lr
-        self.pictures += pictures
+        self.images += images
         self.seconds += seconds
         self.stepping += stepping
-        total, raw, weighted, _ = step.objective
+        total, unweighted, weighted, _ = step.objective
         values = {
             "loss": total,
             **({} if step.skipped else {"gradient_norm": step.gradient_norm}),
-            **{f"raw.{name}": value for name, value in raw.items()},
+            **{f"unweighted.{name}": value for name, value in unweighted.items()},
             **{f"weighted.{name}": value for name, value in weighted.items()},
             **{f"train_{name}": value for name, value in step.figures.items()},
         }
@@ -113,7 +113,7 @@ class Meter:
 
         return {
             "loss": means["loss"],
-            "raw": branch("raw."),
+            "unweighted": branch("unweighted."),
             "weighted": branch("weighted."),
             **{name: mean for name, mean in means.items() if name.startswith("train_")},
             # None if every step was skipped.
@@ -122,8 +122,8 @@ class Meter:
             "lr": self.lr,
             "steps": self.steps,
             "skipped_steps": self.skipped,
-            "pictures": self.pictures,
-            "pictures_per_second": self.pictures / self.seconds,
+            "images": self.images,
+            "images_per_second": self.images / self.seconds,
             "step_share": self.stepping / self.seconds,
         }
 

@@ -28,7 +28,7 @@ CELL_STRETCH = 3.0
 """A cell's box may be centred up to one cell away, so that neighbours of the object's cell can hold it."""
 
 FEW_FOR_BATCH_NORM = 8
-"""Pictures at a time up to which BatchNorm is warned of."""
+"""Images at a time up to which BatchNorm is warned of."""
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(8, channels),
@@ -164,32 +164,32 @@ def build_model(config: ModelConfig, prior: tuple[float, float, float, float]) -
 
 
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network with BatchNorm over the pictures of all processes, where there are several on GPUs."""
-    if device.type != "cuda" or ranks.count() == 1:
+    """The network with BatchNorm over the images of all ranks, where there are several on GPUs."""
+    if device.type != "cuda" or ranks.world_size() == 1:
         return model
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return converted
 
 
-def batch_norm_warning(model: nn.Module, pictures: int) -> str | None:
-    """What to know, in figures, of BatchNorm over so few pictures at a time, if the network has any.
+def batch_norm_warning(model: nn.Module, images: int) -> str | None:
+    """What to know, in figures, of BatchNorm over few images at a time, if the network has any.
 
-    With SyncBatchNorm each process sees as many.
+    With SyncBatchNorm each rank sees as many.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if norms and isinstance(norms[0], nn.SyncBatchNorm):
-        pictures *= ranks.count()
-    if not norms or pictures > FEW_FOR_BATCH_NORM:
+        images *= ranks.world_size()
+    if not norms or images > FEW_FOR_BATCH_NORM:
         return None
     return (
-        f"BatchNorm sees {pictures} pictures at a time: where pictures differ, the mean that it subtracts is "
-        f"off by {100 / math.sqrt(pictures):.0f} % of their spread, against {100 / math.sqrt(64):.0f} % with "
+        f"BatchNorm sees {images} images at a time: where images differ, the mean that it subtracts is "
+        f"off by {100 / math.sqrt(images):.0f} % of their spread, against {100 / math.sqrt(64):.0f} % with "
         "64; --model.norm group does not depend on their number"
     )
 
 
 def answer(prediction: Prediction) -> tuple[Tensor, Tensor]:
-    """One box a picture (B, 4) in cxcywh, and its confidence (B,): the most confident cell, or the only box.
+    """One box an image (B, 4) in cxcywh, and its confidence (B,): the most confident cell, or the only box.
 
     A pooled network has no confidence of its own: 1.
     """
@@ -202,5 +202,5 @@ def answer(prediction: Prediction) -> tuple[Tensor, Tensor]:
 
 
 def prepare_images(images: Tensor) -> Tensor:
-    """Pictures uint8 (B, 3, S, S) as the networks take them: float in [0, 1], channels last."""
+    """Images uint8 (B, 3, S, S) as the networks take them: float in [0, 1], channels last."""
     return images.contiguous(memory_format=torch.channels_last).float().div_(255.0)

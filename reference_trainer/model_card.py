@@ -22,7 +22,7 @@ the box first, then the logit of objectness and those of the classes, where ther
 from 0 to 1. Boxes below the threshold and those that overlap are left in.""",
     "detections": """\
 `boxes`, float32 (N, 4), xyxy in pixels of the input, and, (N,) each, `scores`, float32 from 0 to 1, `labels`,
-int64, and `pictures`, int64, which of the B each is found in. The threshold and NMS are inside.""",
+int64, and `images`, int64, which of the B each is found in. The threshold and NMS are inside.""",
 }
 
 CARD = """\
@@ -46,17 +46,17 @@ A network for {task}, trained by boxreg's `reference_trainer`.
 
 ## Files
 
-- `model.onnx`: ONNX; `reference_trainer predict model.onnx PICTURE ...` runs it.
+- `model.onnx`: ONNX; `reference_trainer predict model.onnx IMAGE ...` runs it.
 - `model.pt2`: for `torch.export.load`{torchvision}.
 - `model.safetensors`: the weights alone.
 
-Input: `images`, float32 (B, 3, H, W), RGB from 0 to 1, any B; {sides}. Pictures are letterboxed: padded to a
+Input: `images`, float32 (B, 3, H, W), RGB from 0 to 1, any B; {sides}. Images are letterboxed: padded to a
 square with grey (114 / 255), centred, then resized.
 
 Output: {output} Labels count from 0, in the order of the classes above.
 
-On validation pictures the answers differ from those of the network in PyTorch by at most {differences}:
-scores as they are, boxes as shares of the picture's longer side, raw numbers as shares of their size where it
+On validation images the answers differ from those of the network in PyTorch by at most {differences}:
+scores as they are, boxes as shares of the image's longer side, raw outputs as shares of their size where it
 is above 1.
 """
 
@@ -67,20 +67,20 @@ MACHINE = {"device", "out", "precision", "data.path", "data.workers", "data.on_e
 def model_card(folder: Path, config: TrainConfig, about: About, differences: Mapping[str, float]) -> str:
     """The content of the card of an exported run."""
     file = folder / "summary.json"
-    counts = json.loads(file.read_text()).get("pictures", {}) if file.exists() else {}
+    counts = json.loads(file.read_text()).get("images", {}) if file.exists() else {}
     counted = ", ".join(f"{count} {split}" for split, count in counts.items()) or "unknown numbers of"
     scores = [f"| {name} | {value:.4f} |" for name, value in saved_scores(folder).items()]
     single = config.task == "single"
     size = about.size
     return CARD.format(
         name=folder.resolve().name,
-        task="the one box of each picture" if single else "any number of boxes in a picture",
-        data=f"{task_name(config.data.path)}: {counted} pictures",
+        task="the one box of each image" if single else "any number of boxes in an image",
+        data=f"{task_name(config.data.path)}: {counted} images",
         classes=", ".join(f"{label} {name}" for label, name in enumerate(about.names)),
         preset=preset_of(config),
         decoder=f"{config.model.head} head, {config.model.output}" if single else f"`{config.model.decoder}`",
         size=size,
-        confidence="none: every picture has its box" if single else f"{about.confidence:.4f}",
+        confidence="none: every image has its box" if single else f"{about.confidence:.4f}",
         scores="\n".join(["| score | value |", "|---|---|", *scores] if scores else ["Not validated."]),
         torchvision=", once `torchvision` is imported" if about.output == "detections" and not single else "",
         sides=f"H and W multiples of {about.stride}, best {size}" if about.stride else f"H and W {size}",

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: which terms, which pictures, and the batch to see it again."""
+"""A loss or gradient that is not finite: which terms, which images, and the batch to see it again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NONFINITE = "nonfinite.pt"
 """The batch of a run's folder whose loss or gradient was not finite, with the weights that met it."""
 
 SHOWN = 4
-"""Pictures, and boxes of each, that a message names."""
+"""Images, and boxes of each, that a message names."""
 
 
 class Diagnosis(NamedTuple):
@@ -34,22 +34,22 @@ class Diagnosis(NamedTuple):
 
     Attributes:
         terms: each term of the loss that is at fault: its name, and its value or "its gradient".
-        pictures: positions in the batch of those whose loss alone, or its gradient, is not finite.
+        images: positions in the batch of those whose loss alone, or its gradient, is not finite.
     """
 
     terms: dict[str, str]
-    pictures: list[int]
+    images: list[int]
 
     def lines(self, names: Sequence[str], boxes: Sequence[Tensor]) -> list[str]:
-        """For people: the terms, then the pictures with their boxes."""
+        """For people: the terms, then the images with their boxes."""
         terms = ", ".join(f"{name} ({what})" for name, what in self.terms.items())
         named = [
             f"  {names[index]}: boxes {_rounded(boxes[index])}, xyxy in pixels"
-            for index in self.pictures[:SHOWN]
+            for index in self.images[:SHOWN]
         ]
-        more = len(self.pictures) - SHOWN
-        rest = [f"  and {more} more of {len(names)} pictures"] if more > 0 else []
-        head = "pictures:" if named else "pictures: none alone, only all of them together"
+        more = len(self.images) - SHOWN
+        rest = [f"  and {more} more of {len(names)} images"] if more > 0 else []
+        head = "images:" if named else "images: none alone, only all of them together"
         return [f"terms: {terms or 'none alone, only their sum'}", head, *named, *rest]
 
 
@@ -65,7 +65,7 @@ def diagnose(
     device: torch.device,
     precision: str,
 ) -> Diagnosis:
-    """Repeat the forward passes of a batch, and look at each term and each picture of it.
+    """Repeat the forward passes of a batch, and look at each term and each image of it.
 
     Args:
         task: what is learned.
@@ -84,34 +84,34 @@ def diagnose(
             return f"{loss.item()}"
         if not loss.requires_grad:
             return None
-        slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        norm = nn.utils.get_total_norm([slope for slope in slopes if slope is not None])
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        norm = nn.utils.get_total_norm([grad for grad in grads if grad is not None])
         return None if norm.isfinite() else "its gradient"
 
     terms: dict[str, str] = {}
-    pictures: list[int] = []
+    images: list[int] = []
     first = 0
     for batch in parts:
         with autocast(device, precision):
             prediction = model(prepare_images(batch.images))
         found = {name: fault(term) for name, term in task.objective(prediction, batch).weighted.items()}
         terms |= {name: what for name, what in found.items() if what}
-        pictures += [
+        images += [
             first + index
             for index in range(len(batch.images))
             if fault(task.objective(*task.alone(prediction, batch, index)).total)
         ]
         first += len(batch.images)
-    return Diagnosis(terms, pictures)
+    return Diagnosis(terms, images)
 
 
 def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor]) -> UserError:
     """The error of a step that was not taken; the batch is saved with what it met."""
     if ranks.rank():
         return ElsewhereError()
-    learner, progress, source = run.learner, run.progress, run.pictures["train"].source
+    learner, progress, source = run.learner, run.progress, run.datasets["train"].source
     indices = run.batches.indices(progress.step - progress.epoch * len(run.batches))
-    if ranks.count() > 1:
+    if ranks.world_size() > 1:
         # The whole batch, and nobody else to wait for.
         ranks.leave()
         samples = cast("TrainingSamples", run.loader.dataset)
@@ -127,7 +127,7 @@ def not_finite(run: Run, batch: Batch | ObjectBatch, random: list[torch.Tensor])
         "random": random,
         "parts": learner.parts,
         "batch": batch._asdict(),
-        "pictures": names,
+        "images": names,
     }
     saved = run.report.files.write(NONFINITE, pack_state(state), later=False)
     parts = micro_batches(batch, learner.parts)
@@ -161,7 +161,7 @@ def replay(folder: Path, device_name: str) -> tuple[dict[str, Any], list[str]]:
     batch = batch_from(state["batch"]).to(device)
     parts = micro_batches(batch, state["parts"])
     found = diagnose(task, model, parts, state["random"], device, config.precision)
-    at_fault = [state["pictures"][index] for index in found.pictures]
-    result = {"run": str(folder), "finite": not (found.terms or found.pictures), "terms": found.terms}
+    at_fault = [state["images"][index] for index in found.images]
+    result = {"run": str(folder), "finite": not (found.terms or found.images), "terms": found.terms}
     where = f"step {state['step']} of epoch {state['epoch']}"
-    return result | {"pictures": at_fault}, [where, *found.lines(state["pictures"], task.boxes(batch))]
+    return result | {"images": at_fault}, [where, *found.lines(state["images"], task.boxes(batch))]

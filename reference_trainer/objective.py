@@ -29,20 +29,21 @@ class Objective(NamedTuple):
     """
 
     total: Tensor
-    raw: dict[str, Tensor]
+    unweighted: dict[str, Tensor]
     weighted: dict[str, Tensor]
     divisor: Tensor
 
     def detached(self) -> Objective:
         """The same numbers without their graph."""
-        raw, weighted = (
-            {name: value.detach() for name, value in terms.items()} for terms in (self.raw, self.weighted)
+        unweighted, weighted = (
+            {name: value.detach() for name, value in terms.items()}
+            for terms in (self.unweighted, self.weighted)
         )
-        return Objective(self.total.detach(), raw, weighted, self.divisor.detach())
+        return Objective(self.total.detach(), unweighted, weighted, self.divisor.detach())
 
 
 def whole_objective(parts: Sequence[Objective]) -> Objective:
-    """That of a batch, from those of its parts: their sums over the sum of their divisors."""
+    """The objective of a batch, from those of its parts: their sums over the sum of their divisors."""
     if len(parts) == 1:
         return parts[0]
     divisors = torch.stack([part.divisor for part in parts])
@@ -53,24 +54,24 @@ def whole_objective(parts: Sequence[Objective]) -> Objective:
 
     return Objective(
         mean(part.total for part in parts),
-        {name: mean(part.raw[name] for part in parts) for name in parts[0].raw},
+        {name: mean(part.unweighted[name] for part in parts) for name in parts[0].unweighted},
         {name: mean(part.weighted[name] for part in parts) for name in parts[0].weighted},
         divisors.sum(),
     )
 
 
 def overlap_parameters(config: LossConfig, side: float) -> dict[str, Any]:
-    """What the loss's row wants to know of the pictures, whose side is so long in the unit of the boxes."""
+    """The parameters of the overlap that depend on the images; `side` is theirs, in the unit of the boxes."""
     known = {"image_width": side, "image_height": side, "constant": config.nwd_constant * side}
-    wanted = {parameter.name for term in VARIANTS.get(config.overlap, ()) for parameter in term.parameters}
-    return {name: value for name, value in known.items() if name in wanted}
+    taken = {parameter.name for term in VARIANTS.get(config.overlap, ()) for parameter in term.parameters}
+    return {name: value for name, value in known.items() if name in taken}
 
 
 class Criterion:
-    """The objective of a prediction, pooled or dense, against one box a picture.
+    """The objective of a prediction, pooled or dense, against one box an image.
 
     Raises:
-        ConfigError: if `overlap` names no row of the IoU family.
+        ConfigError: if `overlap` names no loss of the IoU family.
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -96,33 +97,35 @@ class Criterion:
     def __call__(self, prediction: Prediction, target: Tensor) -> Objective:
         """Predicted boxes, and objectness if there is one, against `target` (B, 4) in cxcywh.
 
-        Where several processes share a batch, sums are divided by the mean of their numbers, so that
-        gradients which are averaged over processes are those of the whole batch.
+        Where several ranks share a batch, sums are divided by the mean of their divisors, so that
+        gradients which are averaged over ranks are those of the whole batch.
         """
         if prediction.objectness is None:
-            pictures = ranks.mean(prediction.boxes.new_full((), len(target)))
-            total, raw, weighted = self.losses[-1](prediction.boxes, target, normalizer=pictures)
-            return Objective(total, raw, weighted, pictures)
+            images = ranks.all_reduce_mean(prediction.boxes.new_full((), len(target)))
+            total, unweighted, weighted = self.losses[-1](prediction.boxes, target, normalizer=images)
+            return Objective(total, unweighted, weighted, images)
         return self._dense(prediction.boxes, prediction.objectness, target)
 
     def _dense(self, boxes: Tensor, objectness: Tensor, target: Tensor) -> Objective:
         everywhere = target[:, :, None, None].expand_as(boxes)
         positive = cells_near_centre(target, boxes.shape[-2], boxes.shape[-1])
-        positives = ranks.mean(positive.sum())
+        positives = ranks.all_reduce_mean(positive.sum())
         box = self.losses[1](boxes, everywhere, weight=positive, normalizer=positives)
 
         own_iou = box_iou(boxes.detach(), everywhere, fmt="cxcywh", dim=1).clamp(0, 1)
         surprise = F.binary_cross_entropy_with_logits(objectness, own_iou, reduction="none")
-        raw = {
+        unweighted = {
             "obj": torch.where(positive, surprise, 0.0).sum() / positives,
             "noobj": torch.where(positive, 0.0, surprise).sum() / positives,
         }
         weighted = {
-            "obj": self.config.lambda_obj * raw["obj"],
-            "noobj": self.config.lambda_noobj * raw["noobj"],
+            "obj": self.config.lambda_obj * unweighted["obj"],
+            "noobj": self.config.lambda_noobj * unweighted["noobj"],
         }
         total = box.total + weighted["obj"] + weighted["noobj"]
-        return Objective(total, box.raw | raw, box.weighted | weighted, positives.to(total.dtype))
+        return Objective(
+            total, box.unweighted | unweighted, box.weighted | weighted, positives.to(total.dtype)
+        )
 
 
 def cells_near_centre(target: Tensor, rows: int, columns: int) -> Tensor:

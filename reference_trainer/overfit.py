@@ -1,4 +1,4 @@
-"""Can a configuration learn a few pictures by heart? `boxreg.overfit` on what the trainer would train."""
+"""Can a configuration learn a few images by heart? `boxreg.overfit` on what the trainer would train."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .recipe import build_optimizer
 from .tasks import refuse_grid
 
 
-def overfit_config(config: TrainConfig, pictures: int, seconds: float) -> OverfitReport:
-    """Learn the first training pictures with the network, loss and optimizer that `config` names.
+def overfit_config(config: TrainConfig, images: int, seconds: float) -> OverfitReport:
+    """Learn the first training images with the network, loss and optimizer that `config` names.
 
     Raises:
         UserError: if the configuration or its data cannot be used.
@@ -27,7 +27,7 @@ def overfit_config(config: TrainConfig, pictures: int, seconds: float) -> Overfi
     device = pick_device(config.device)
     criterion = Criterion(config.loss)
     squares = Squares(open_sources(config.data, config.seed).splits["train"], config.data.size)
-    batch = to_batch([squares[index] for index in range(min(pictures, len(squares)))])
+    batch = to_batch([squares[index] for index in range(min(images, len(squares)))])
     model = build_model(config.model, squares.prior())
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return boxreg.overfit(

@@ -1,4 +1,4 @@
-"""Boxes for pictures of any size, drawn and as JSON in the pictures' own pixels."""
+"""Boxes for images of any size, drawn and as JSON in the images' own pixels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from .checkpoint import load_run, pick_device, saved_scores
 from .config import TrainConfig
 from .data.folders import EXTENSIONS, files_below
-from .data.sample import DataError, Letterbox, decode_picture, letterbox
+from .data.sample import DataError, Letterbox, decode_image, letterbox
 from .detection import Detections
-from .drawing import Mark, draw_picture
+from .drawing import Mark, draw_image
 from .errors import ConfigError
 from .files import as_json, write_whole
 from .model import prepare_images
@@ -49,51 +49,51 @@ class Finder(NamedTuple):
 
 def predict_run(
     source: Path,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     out: Path | None,
     device_name: str,
     confidence: float | None = None,
 ) -> dict[str, Any]:
-    """Find the boxes in each picture with a run's weights; draw them and write predictions.json.
+    """Find the boxes in each image with a run's weights; draw them and write predictions.json.
 
-    The file is a list in the form of COCO's results: `image_id`, the number of the picture, `category_id`,
+    The file is a list in the format of COCO's results: `image_id`, the number of the image, `category_id`,
     the number of the class, `bbox` (x, y, width, height) in pixels and `score`; and beside them `file_name`,
-    `category_name`, and the picture's `width` and `height`. Both numbers count from 0.
+    `category_name`, and the image's `width` and `height`. Both numbers count from 0.
 
     Args:
         source: folder of the run, or an ONNX file that was exported of one.
-        pictures: files, and folders whose pictures are found at any depth.
+        images: files, and folders whose images are found at any depth.
         out: where to write; by default a folder of the run, or beside the file.
         device_name: where to compute.
         confidence: of the least sure box; by default the one that was best in validation.
 
     Raises:
-        UserError: if the run, the device or a picture cannot be used.
+        UserError: if the run, the device or an image cannot be used.
     """
     finder = open_onnx(source, device_name) if source.suffix == ".onnx" else open_run(source, device_name)
     if finder.task == "single" and confidence is not None:
         raise ConfigError(
-            f"confidence: got {confidence}, but task 'single' gives every picture its box, however unsure"
+            f"confidence: got {confidence}, but task 'single' gives every image its box, however unsure"
         )
     if confidence is not None and not 0 <= confidence <= 1:
         raise ConfigError(f"confidence: got {confidence}, expected 0 to 1")
     confidence = finder.confidence if confidence is None else confidence
     out = finder.folder / "predictions" if out is None else out
-    files = list(files_of(pictures))
+    files = list(files_of(images))
     results: list[dict[str, Any]] = []
     for number, path in enumerate(files):
-        image = decode_picture(path)
+        image = decode_image(path)
         found = find_boxes(finder, image, confidence)
         rows = as_results(found, finder.names, finder.task == "grid")
         out.mkdir(parents=True, exist_ok=True)
-        # Pictures of one name may come from several folders.
-        drawing = draw_picture(image, marks_of(rows), path.name)
+        # Images of one name may come from several folders.
+        drawing = draw_image(image, marks_of(rows), path.name)
         write_whole(out / f"{number:03d}-{path.stem}.png", drawing)
         height, width = image.shape[-2:]
-        of_picture = {"file_name": str(path), "width": width, "height": height}
-        results += [{"image_id": number, **row, **of_picture} for row in rows]
+        of_image = {"file_name": str(path), "width": width, "height": height}
+        results += [{"image_id": number, **row, **of_image} for row in rows]
     write_whole(out / "predictions.json", as_json(results))
-    counts: dict[str, Any] = {"pictures": len(files), "boxes": len(results)}
+    counts: dict[str, Any] = {"images": len(files), "boxes": len(results)}
     if finder.task == "grid":
         counts["confidence"] = confidence
     return {"run": str(source), "predictions": str(out / "predictions.json"), **counts}
@@ -135,25 +135,25 @@ def usual_confidence(config: TrainConfig, folder: Path) -> float:
     return 0.0 if config.task == "single" else saved_scores(folder).get("confidence", UNSURE)
 
 
-def files_of(pictures: Sequence[Path]) -> Iterator[Path]:
-    """The picture files that are meant: those named, and those at any depth in folders named.
+def files_of(images: Sequence[Path]) -> Iterator[Path]:
+    """The image files that are meant: those named, and those at any depth in folders named.
 
     Raises:
         DataError: if a folder holds none.
     """
-    for path in pictures:
+    for path in images:
         if not path.is_dir():
             yield path
             continue
         inside = [Path(file) for file in files_below(path, EXTENSIONS)]
         if not inside:
-            raise DataError(f"{path}: no picture in this folder: {', '.join(EXTENSIONS)}")
+            raise DataError(f"{path}: no image in this folder: {', '.join(EXTENSIONS)}")
         yield from sorted(inside)
 
 
 @torch.no_grad()
 def find_boxes(finder: Finder, image: Tensor, confidence: float) -> Detections:
-    """What is found in a picture (3, H, W) of any size, in its own pixels and inside it."""
+    """What is found in an image (3, H, W) of any size, in its own pixels and inside it."""
     square, _, fitted = letterbox(image, torch.zeros(0, 4), finder.size)
     (found,) = finder.find(square[None], confidence)
     return Detections(in_original(found.boxes.cpu(), fitted), found.scores.cpu(), found.labels.cpu())
@@ -166,7 +166,7 @@ def in_original(boxes: Tensor, fitted: Letterbox) -> Tensor:
 
 
 def as_results(found: Detections, names: Sequence[str], classes: bool) -> list[dict[str, Any]]:
-    """Rows in the form of COCO's results; a box that lies beside the picture, in the grey, is none."""
+    """Rows in the format of COCO's results; a box that lies beside the image, in the grey, is none."""
     rows = []
     for box, score, label in zip(
         found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True

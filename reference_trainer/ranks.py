@@ -1,7 +1,7 @@
-"""Several processes that train one network together, started by torchrun; rank 0 alone speaks and writes.
+"""The ranks that train one network together, started by torchrun; only rank 0 speaks and writes.
 
-A process that torchrun has not started is the only one: rank 0 of 1, and nothing here communicates. One that
-torchrun has started alone is rank 0 of 1, too, but does all that several do.
+A process that torchrun has not started is rank 0 of 1, and nothing here communicates. One that torchrun has
+started alone is rank 0 of 1, too, but does all that several do.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ T = TypeVar("T")
 
 
 def in_group() -> bool:
-    """Whether this process is in a process group, perhaps alone: all of it communicate at the same places."""
+    """Whether this process is in a process group, perhaps alone; its ranks communicate at the same places."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def rank() -> int:
-    """The number of this process."""
+    """The rank of this process."""
     return distributed.get_rank() if in_group() else 0
 
 
-def count() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """How many ranks train together."""
     return distributed.get_world_size() if in_group() else 1
 
 
@@ -44,7 +44,7 @@ def on_this_machine() -> int:
 def started_by_torchrun() -> bool:
     """Whether torchrun has started this process, alone or with others."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    # Other programs may say, too, that a process is the only one; there is nobody to meet then.
+    # Other programs may say, too, that the world size is 1; there is nobody to meet then.
     return several or {"WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
@@ -63,13 +63,13 @@ def joined() -> Iterator[None]:
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
     with naming_the_loss():
         yield
-    # Only then: where a process is gone, nccl would wait for it here, too.
+    # Only then: where a rank is gone, nccl would wait for it here, too.
     leave()
 
 
 @contextmanager
 def naming_the_loss() -> Iterator[None]:
-    """Whatever torch raises where another process is gone becomes a `LostRankError`."""
+    """Whatever torch raises where another rank is gone becomes a `LostRankError`."""
     try:
         yield
     except RuntimeError as error:
@@ -77,17 +77,17 @@ def naming_the_loss() -> Iterator[None]:
         if not (in_group() and (isinstance(error, distributed.DistError) or "gloo" in str(error))):
             raise
         first = str(error).partition(". ")[0].splitlines()[0]
-        raise LostRankError(f"another process is gone, which may have said why: {first}") from error
+        raise LostRankError(f"another rank is gone, which may have said why: {first}") from error
 
 
 def leave() -> None:
-    """From here on this process is the only one."""
+    """From here on the world size is 1."""
     if in_group():
         distributed.destroy_process_group()
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process, of that kind: of several GPUs, each has its own.
+    """The device of this rank, of that kind: of several GPUs, each has its own.
 
     Raises:
         ConfigError: if there is none for it.
@@ -97,7 +97,7 @@ def own_device(device: torch.device) -> torch.device:
     place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if place >= gpus:
         raise ConfigError(
-            f"device: {on_this_machine()} processes on this machine, but torch sees {gpus} GPUs; "
+            f"device: {on_this_machine()} ranks on this machine, but torch sees {gpus} GPUs; "
             f"start torchrun with --nproc-per-node {gpus}"
         )
     torch.cuda.set_device(place)
@@ -105,7 +105,7 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """A model whose gradients are, after backward, the mean over the processes."""
+    """A model whose gradients are, after backward, the mean over the ranks."""
     if not in_group():
         return model
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
@@ -122,27 +122,27 @@ def start_over(model: nn.Module) -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Where several processes train, each draws its own random numbers (dropout), a function of the step."""
-    if count() > 1:
+    """Where several ranks train, each draws its own random numbers (dropout), a function of the step."""
+    if world_size() > 1:
         torch.manual_seed(hash((seed, step, rank())) % 2**63)
 
 
 def share(size: int) -> range:
-    """Which of so many are this process's own: every so-manieth, so that shares differ by one at most."""
-    return range(rank(), size, count())
+    """Which of `size` items are this rank's: rank, rank + world size, ...; shares differ by one at most."""
+    return range(rank(), size, world_size())
 
 
-def mean(value: Tensor) -> Tensor:
-    """The mean over the processes, without a gradient."""
+def all_reduce_mean(value: Tensor) -> Tensor:
+    """The mean over the ranks, without a gradient."""
     if not in_group():
         return value
     total = value.detach().float()
     distributed.all_reduce(total)
-    return total / count()
+    return total / world_size()
 
 
-def largest(number: int) -> int:
-    """The largest of the processes' numbers."""
+def all_reduce_max(number: int) -> int:
+    """The largest of the ranks' numbers."""
     if not in_group():
         return number
     value = torch.tensor(number)
@@ -150,30 +150,30 @@ def largest(number: int) -> int:
     return int(value)
 
 
-def total(values: Tensor) -> Tensor:
-    """The sum over the processes."""
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """The sum over the ranks."""
     if in_group():
         distributed.all_reduce(values)
     return values
 
 
-def in_turn(own: Tensor) -> Tensor:
-    """Of values that were shared out by `share`, one a row, all of them in their order."""
+def gather(own: Tensor) -> Tensor:
+    """All values that were shared out by `share`, one a row, in their order."""
     if not in_group():
         return own
-    parts: list[Any] = [None] * count()
+    parts: list[Any] = [None] * world_size()
     distributed.all_gather_object(parts, own.cpu())
     whole = own.cpu().new_empty(sum(map(len, parts)), *own.shape[1:])
     for number, part in enumerate(parts):
-        whole[number :: count()] = part
+        whole[number :: world_size()] = part
     return whole
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_rank_zero(make: Callable[[], T]) -> T:
     """What `make` returns in rank 0, which alone calls it.
 
     Raises:
-        UserError: that `make` raises; `ElsewhereError` in all other processes.
+        UserError: that `make` raises; `ElsewhereError` on all other ranks.
     """
     if not in_group():
         return make()
@@ -194,13 +194,13 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
-    """What goes wrong inside, in one process or in all, ends all of them, and the first of those says it.
+def raise_on_all_ranks() -> Iterator[None]:
+    """An error inside, on one rank or on all, is raised on all ranks; the first one that has it says it.
 
     Nothing inside may communicate.
 
     Raises:
-        UserError: that was raised inside; `ElsewhereError` in all processes but the first that has one.
+        UserError: that was raised inside; `ElsewhereError` on all ranks but the first that has one.
     """
     found: UserError | None = None
     try:
@@ -208,7 +208,7 @@ def agreed() -> Iterator[None]:
     except UserError as error:
         found = error
     if in_group():
-        failed: list[Any] = [None] * count()
+        failed: list[Any] = [None] * world_size()
         distributed.all_gather_object(failed, found is not None)
         if any(failed) and failed.index(True) != rank():
             found = ElsewhereError()
@@ -216,16 +216,16 @@ def agreed() -> Iterator[None]:
         raise found
 
 
-def one_voice(error: UserError) -> UserError:
-    """An error that every process has found: in rank 0 the error, in the others one that is not said."""
+def raised_by_rank_zero(error: UserError) -> UserError:
+    """An error that every rank has found: on rank 0 the error, on the others one that is not said."""
     return ElsewhereError() if rank() else error
 
 
-def same_everywhere(model: nn.Module) -> None:
-    """See that a model has the same weights in all processes; its buffers are made those of rank 0.
+def check_same_weights(model: nn.Module) -> None:
+    """See that a model has the same weights on all ranks; its buffers are made those of rank 0.
 
     Raises:
-        UserError: if a process has others; it says which.
+        UserError: if a rank has others; it says which.
     """
     if not in_group():
         return
@@ -234,19 +234,19 @@ def same_everywhere(model: nn.Module) -> None:
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    digests: list[Any] = [None] * count()
+    digests: list[Any] = [None] * world_size()
     distributed.all_gather_object(digests, digest.hexdigest())
-    if other := others(digests):
+    if other := differing(digests):
         named = ", ".join(map(str, other))
-        raise one_voice(
+        raise raised_by_rank_zero(
             UserError(
-                f"the weights of rank {named} are not those of the other ranks, of {count()}: a process has "
-                "computed something else; look at its machine, then go on from the last state"
+                f"the weights of rank {named} are not those of the other ranks, of {world_size()}: a rank "
+                "has computed something else; look at its machine, then go on from the last state"
             )
         )
 
 
-def others(digests: Sequence[str]) -> list[int]:
-    """Which processes differ from what most have; of as many, from what rank 0 has."""
+def differing(digests: Sequence[str]) -> list[int]:
+    """Which ranks differ from what most have; in a tie, from what rank 0 has."""
     usual = max(digests, key=digests.count)
     return [number for number, digest in enumerate(digests) if digest != usual]

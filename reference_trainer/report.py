@@ -36,13 +36,13 @@ BATCH_DRAWING, PROBLEMS = "train_batch.png", "data_problems.txt"
 
 
 def say(text: str) -> None:
-    """Show a message to people; of several processes that train together, rank 0 does."""
+    """Show a message to people; only rank 0 does."""
     if ranks.rank() == 0:
         console.print(text, soft_wrap=True)
 
 
 class RunReport:
-    """The folder of a run, and what people see while it trains; of several processes, rank 0 says and writes.
+    """The folder of a run, and what people see while it trains; only rank 0 says and writes.
 
     Args:
         config: of the run.
@@ -60,7 +60,7 @@ class RunReport:
         self.task, self.epochs, self.steps_per_epoch = task, config.epochs, steps_per_epoch
         self.name = task_name(config.data.path)
         name = f"{self.name}-{task.label}-seed{config.seed}"
-        self.folder = folder or ranks.from_first(lambda: new_folder(config.out, name))
+        self.folder = folder or ranks.from_rank_zero(lambda: new_folder(config.out, name))
         self.files = RunFolder(self.folder, say, writes=ranks.rank() == 0)
         self._width = len("  ".join(f"{label} 0.0000" for label in task.shown.values()))
         self.batch_drawn = not self.files.writes or (self.folder / BATCH_DRAWING).exists()
@@ -78,40 +78,40 @@ class RunReport:
     def start(
         self,
         model: nn.Module,
-        pictures: dict[str, Squares],
+        datasets: dict[str, Squares],
         left_out: dict[str, LeftOut],
         problems: Sequence[str],
     ) -> None:
         """Say what is about to be trained, on what, and what of it was skipped."""
-        self._names = pictures["train"].source.names
+        self._names = datasets["train"].source.names
         self._data: dict[str, Any] = {
-            "pictures": {split: len(squares) for split, squares in pictures.items()},
+            "images": {split: len(squares) for split, squares in datasets.items()},
             "left_out": {split: left._asdict() for split, left in left_out.items()},
-            "clipped_boxes": {split: squares.source.clipped for split, squares in pictures.items()},
+            "clipped_boxes": {split: squares.source.clipped for split, squares in datasets.items()},
             "data_problems": len(problems),
         }
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        counts = ", ".join(f"{len(squares)} {split}" for split, squares in pictures.items())
-        boxes = sum(int(squares.source.box_counts.sum()) for squares in pictures.values())
+        counts = ", ".join(f"{len(squares)} {split}" for split, squares in datasets.items())
+        boxes = sum(int(squares.source.box_counts.sum()) for squares in datasets.values())
         classes = "1 class" if len(self._names) == 1 else f"{len(self._names)} classes"
-        shared = f"; shared by {ranks.count()} processes" if ranks.count() > 1 else ""
+        shared = f"; shared by {ranks.world_size()} ranks" if ranks.world_size() > 1 else ""
         say(
-            f"{self.name}: {counts} pictures; {boxes} boxes, {classes}; {parameters:,} parameters; "
+            f"{self.name}: {counts} images; {boxes} boxes, {classes}; {parameters:,} parameters; "
             f"{self.epochs} epochs of {self.steps_per_epoch} steps{shared}; run {self.folder}"
         )
         if problems:
             self.files.write(PROBLEMS, "".join(f"{problem}\n" for problem in problems).encode())
-            say(f"skipped {len(problems)} bad boxes or pictures; see {self.folder / PROBLEMS}")
+            say(f"skipped {len(problems)} bad boxes or images; see {self.folder / PROBLEMS}")
         for split, left in left_out.items():
             if any(left):
                 several, none = left.several_boxes, left.no_box
                 say(
-                    f"{split}: left out {several} pictures with several boxes, {none} with none; "
+                    f"{split}: left out {several} images with several boxes, {none} with none; "
                     "--task grid learns all"
                 )
         for split, clipped in self._data["clipped_boxes"].items():
             if clipped:
-                say(f"{split}: clipped {clipped} boxes that stuck out of their picture by up to 1 %")
+                say(f"{split}: clipped {clipped} boxes that stuck out of their image by up to 1 %")
 
     def bar(self, step: int = 0) -> Bar:
         """The bar over the whole run, shown while it is entered; nothing where there is no terminal."""
@@ -130,7 +130,7 @@ class RunReport:
         if not self._bar.disable:
             terms = " ".join(f"{name} {value.item():.2f}" for name, value in step.objective.weighted.items())
             figures = {f"train_{name}": value.mean().item() for name, value in step.figures.items()}
-            state = f"{self._shown(figures, '.3f')} lr {lr:.1e} {speed:.0f} pictures/s\n{terms}"
+            state = f"{self._shown(figures, '.3f')} lr {lr:.1e} {speed:.0f} images/s\n{terms}"
             self._bar.update(self._task, advance=1, description=f"epoch {epoch}", state=state)
 
     def metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -145,12 +145,12 @@ class RunReport:
         say(
             f"epoch {row['epoch']:3d}  {self._shown(row).rjust(self._width)}  "
             f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
-            f"{row['pictures_per_second']:.0f} pictures/s  {row['seconds']:.0f} s  eta {left:.0f} s"
+            f"{row['images_per_second']:.0f} images/s  {row['seconds']:.0f} s  eta {left:.0f} s"
         )
 
-    def _shown(self, row: Mapping[str, Any], form: str = ".4f") -> str:
-        """Those of the task's figures that a row has."""
-        return "  ".join(f"{label} {row[key]:{form}}" for key, label in self.task.shown.items() if key in row)
+    def _shown(self, row: Mapping[str, Any], spec: str = ".4f") -> str:
+        """The figures of the task that a row has."""
+        return "  ".join(f"{label} {row[key]:{spec}}" for key, label in self.task.shown.items() if key in row)
 
     def finish(
         self,
@@ -172,7 +172,7 @@ class RunReport:
         if reached:
             say(
                 f"{self._shown(reached)} (epoch {result['best_epoch']}); see {self.folder}\n"
-                f"next: {self.command('evaluate')}\n      {self.command('predict')} PICTURE ..."
+                f"next: {self.command('evaluate')}\n      {self.command('predict')} IMAGE ..."
             )
         else:
             # There are no best weights to do anything else with.
@@ -201,7 +201,7 @@ class RunReport:
             )
 
     def stopped(self, by: str, progress: Progress) -> None:
-        """Say how to go on with a run that a signal stopped, or the end of another process."""
+        """Say how to go on with a run that a signal stopped, or the end of another rank."""
         say(f"stopped by {by} after step {progress.step}; go on with: {self.command('resume')}")
 
     def lost(self, names: Sequence[str], newest: str | None) -> None:

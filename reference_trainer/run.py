@@ -25,7 +25,7 @@ class Run:
     """A run under way: what it learns from, what learns, how far it has come, where it is kept."""
 
     config: TrainConfig
-    pictures: dict[str, Squares]
+    datasets: dict[str, Squares]
     loader: Batches
     batches: EpochBatches
     validation: Batches
@@ -54,7 +54,7 @@ class Run:
         state = {
             "format": STATE_FORMAT,
             "config": self.config.model_dump(mode="json"),
-            "data": data_digests(self.pictures),
+            "data": data_digests(self.datasets),
             "random": random_state(),
             "step": progress.step,
             "progress": progress.state_dict(self.seconds),
@@ -64,7 +64,7 @@ class Run:
 
     def save_average(self) -> None:
         """Write the averaged weights, to evaluate and to predict with."""
-        names = self.pictures["train"].source.names
+        names = self.datasets["train"].source.names
         weights = self.learner.ema.model.state_dict()
         self.report.files.write(WEIGHTS, pack_weights(weights, names, self.progress.scores))
 
@@ -75,26 +75,26 @@ class Run:
         return f"try a smaller --optimizer.lr than {peak}. {self.report.folder} holds {left}"
 
 
-def data_digests(pictures: Mapping[str, Squares]) -> dict[str, str]:
-    """What tells each split from another: the number of its pictures, their boxes' numbers, the classes."""
+def data_digests(datasets: Mapping[str, Squares]) -> dict[str, str]:
+    """What tells each split from another: the number of its images, their boxes' numbers, the classes."""
     return {
         split: hashlib.sha256(
             repr(squares.source.names).encode() + squares.source.box_counts.tobytes()
         ).hexdigest()
-        for split, squares in pictures.items()
+        for split, squares in datasets.items()
     }
 
 
-def check_data(pictures: Mapping[str, Squares], found: Found) -> None:
+def check_data(datasets: Mapping[str, Squares], found: Found) -> None:
     """See that a run goes on with the data that it began with.
 
     Raises:
         CheckpointError: if it is not.
     """
-    now, before = data_digests(pictures), found.state["data"]
+    now, before = data_digests(datasets), found.state["data"]
     other = [split for split in now if now[split] != before[split]]
     if other:
         raise CheckpointError(
-            f"{found.path}: the {' and '.join(other)} pictures have changed since: other pictures, "
+            f"{found.path}: the {' and '.join(other)} images have changed since: other images, "
             "boxes or classes; a run goes on only with its own data"
         )

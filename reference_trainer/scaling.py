@@ -1,4 +1,4 @@
-"""Batches in other sizes: of the pictures, and of how many of them are worked on at a time."""
+"""Batches in other sizes: of the images, and of how many of them are worked on at a time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ AnyBatch = Batch | ObjectBatch
 
 
 def size_at(sizes: Sequence[int], seed: int, step: int) -> int:
-    """The side of the pictures of a step, counted from 0: a pure function, the same in all processes."""
+    """The side of the images of a step, counted from 0: a pure function, the same on all ranks."""
     return sizes[int(np.random.default_rng([seed, step, SIZES]).integers(len(sizes)))]
 
 
 def resized(batch: AnyBatch, side: int) -> AnyBatch:
-    """The batch with its pictures, and the boxes that are in their pixels, at another side."""
+    """The batch with its images, and the boxes that are in their pixels, at another side."""
     before = batch.images.shape[-1]
     if side == before:
         return batch
@@ -37,14 +37,14 @@ def resized(batch: AnyBatch, side: int) -> AnyBatch:
 
 
 def micro_batches(batch: AnyBatch, parts: int, most: int | None = None) -> list[AnyBatch]:
-    """The batch in so many parts, as equal as can be; fewer if there are fewer pictures.
+    """The batch in `parts` parts, as equal as can be; fewer if there are fewer images.
 
-    Several processes have as many parts each, some of them empty; `most` are the pictures of the largest
+    All ranks have as many parts each, some of them empty; `most` are the images of the largest
     share.
     """
-    pictures = len(batch.images)
-    parts = min(parts, pictures if most is None else most)
-    ends = [round(pictures * part / max(parts, 1)) for part in range(parts + 1)]
+    count = len(batch.images)
+    parts = min(parts, count if most is None else most)
+    ends = [round(count * part / max(parts, 1)) for part in range(parts + 1)]
     cuts = [slice(start, end) for start, end in itertools.pairwise(ends)]
     return [batch_from({name: part[cut] for name, part in batch._asdict().items()}) for cut in cuts]
 

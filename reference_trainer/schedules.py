@@ -29,7 +29,7 @@ PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 def warmup_steps(config: ScheduleConfig, total: int, epochs: int) -> int:
-    """The optimizer steps of warm-up in a run of `total`, in so many epochs.
+    """The optimizer steps of warm-up in a run of `total`, in the given epochs.
 
     Raises:
         ConfigError: if the run has no more than these.

@@ -17,16 +17,16 @@ from . import ranks
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 ONE_REQUEST = 2.0
-"""Seconds: torchrun hands on a signal that a scheduler may have sent to each process, too."""
+"""Seconds: torchrun hands on a signal that a scheduler may have sent to each rank, too."""
 
 PATIENCE = 8.0
-"""Seconds that one of several processes may take to notice a signal."""
+"""Seconds that a rank may take to notice a signal."""
 
 
 class StopRequest:
     """While entered, the first signal is only noted in `requested`; the second raises KeyboardInterrupt.
 
-    Of several processes that train together each notes its own; `requested` is what they agree on.
+    Each rank notes its own; `requested` is what all of them have summed up.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        if ranks.count() > 1:
+        if ranks.world_size() > 1:
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
             signal.set_wakeup_fd(writer)
@@ -63,18 +63,18 @@ class StopRequest:
 
     @property
     def asked(self) -> list[float]:
-        """For each of SIGNALS, 1 if it came to this process."""
+        """For each of SIGNALS, 1 if it came to this rank."""
         return [float(self._noted is number) for number in SIGNALS]
 
     def agree(self, asked: Sequence[float]) -> None:
-        """Take the sums of `asked` over all processes for what they were asked."""
+        """Take the sums of `asked` over all ranks for what they were asked."""
         came = [number for number, times in zip(SIGNALS, asked, strict=True) if times]
         self.signal = self.signal or (came[0] if came else None)
 
     def settle(self) -> bool:
-        """Whether to stop: of several processes, all have to call this at the same place."""
-        if ranks.count() > 1:
-            self.agree(ranks.total(torch.tensor(self.asked)).tolist())
+        """Whether to stop; all ranks have to call this at the same place."""
+        if ranks.world_size() > 1:
+            self.agree(ranks.all_reduce_sum(torch.tensor(self.asked)).tolist())
         return self.requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -84,7 +84,7 @@ class StopRequest:
                 return
             raise KeyboardInterrupt
         self._noted, self._since = signal.Signals(number), time.monotonic()
-        if ranks.count() == 1:
+        if ranks.world_size() == 1:
             self.signal = self._noted
         if ranks.rank() == 0:
             # Not print: the signal may have come in the middle of one.
@@ -92,8 +92,8 @@ class StopRequest:
             os.write(2, text.encode())
 
     def _leave_if_stuck(self, reader: int) -> None:
-        """End a process that waits, inside torch, for one that is gone: it would never notice a signal."""
+        """End a rank that waits, inside torch, for one that is gone: it would never notice a signal."""
         while number := os.read(reader, 1):
             if number[0] in SIGNALS and not self._awake.wait(PATIENCE):
-                os.write(2, f"rank {ranks.rank()}: waits for a process that is gone; leaving\n".encode())
+                os.write(2, f"rank {ranks.rank()}: waits for a rank that is gone; leaving\n".encode())
                 os._exit(1)

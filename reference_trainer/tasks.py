@@ -15,7 +15,7 @@ from . import ranks
 from .config import ModelConfig, TrainConfig
 from .data.loading import Batch, Collate, Opened, Squares, open_sources, to_batch
 from .detection import Detections, one_each
-from .drawing import PICTURES_SHOWN, PREDICTION, TARGET, Mark, draw_grid
+from .drawing import IMAGES_SHOWN, PREDICTION, TARGET, Mark, draw_grid
 from .errors import ConfigError
 from .grid import Grid
 from .model import Prediction, answer, build_model, prepare_images
@@ -30,9 +30,9 @@ class Scorer(Protocol):
         ...
 
     def scores(self) -> dict[str, float]:
-        """What the answers so far are worth, those of all processes that train together.
+        """What the answers so far are worth, those of all ranks.
 
-        Picture number i of this process is picture `ranks.share(n)[i]` of the set's n.
+        Image number i of this rank is image `ranks.share(n)[i]` of the set's n.
         """
         ...
 
@@ -68,19 +68,19 @@ class Task(Protocol):
         ...
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> Opened:
-        """The pictures, checked.
+        """The images, checked.
 
         Raises:
             DataError: if they are broken, or none is of use.
         """
         ...
 
-    def model_config(self, pictures: Squares) -> ModelConfig:
-        """The network's settings with those filled in that depend on the training pictures."""
+    def model_config(self, squares: Squares) -> ModelConfig:
+        """The network's settings with those filled in that depend on the training images."""
         ...
 
-    def build_model(self, names: Sequence[str], pictures: Squares | None = None) -> nn.Module:
-        """The network, for classes of these names; without `pictures` to start from it awaits its weights."""
+    def build_model(self, names: Sequence[str], squares: Squares | None = None) -> nn.Module:
+        """The network, for classes of these names; without `squares` to start from it awaits its weights."""
         ...
 
     def objective(self, prediction: Any, batch: Any) -> Objective:
@@ -88,15 +88,15 @@ class Task(Protocol):
         ...
 
     def figures(self, prediction: Any, batch: Any) -> dict[str, Tensor]:
-        """Other figures of each picture (B,) of a training batch: metrics.jsonl gets their means."""
+        """Other figures of each image (B,) of a training batch: metrics.jsonl gets their means."""
         ...
 
     def alone(self, prediction: Any, batch: Any, index: int) -> tuple[Any, Any]:
-        """The prediction and the batch that hold one picture of these."""
+        """The prediction and the batch that hold one image of these."""
         ...
 
     def boxes(self, batch: Any) -> list[Tensor]:
-        """Each picture's target boxes (K, 4), xyxy in pixels."""
+        """Each image's target boxes (K, 4), xyxy in pixels."""
         ...
 
     def scorer(self, names: Sequence[str], confidence: float | None = None) -> Scorer:
@@ -107,7 +107,7 @@ class Task(Protocol):
         ...
 
     def find(self, prediction: Any, size: int, confidence: float) -> list[Detections]:
-        """What is found in each square picture of this size, from a confidence on if that decides."""
+        """What is found in each square image of this size, from a confidence on if that decides."""
         ...
 
     def draw_batch(self, batch: Any, names: Sequence[str]) -> bytes:
@@ -115,20 +115,20 @@ class Task(Protocol):
         ...
 
     def draw_predictions(
-        self, model: nn.Module, pictures: Squares, device: torch.device, scores: Mapping[str, float]
+        self, model: nn.Module, squares: Squares, device: torch.device, scores: Mapping[str, float]
     ) -> bytes:
-        """What a model with these scores, in evaluation mode, finds in the first pictures, as PNG."""
+        """What a model with these scores, in evaluation mode, finds in the first images, as PNG."""
         ...
 
 
 class SingleBox:
-    """One box a picture, scored by its IoU.
+    """One box an image, scored by its IoU.
 
     Args:
         config: of the run.
 
     Raises:
-        ConfigError: if its loss names no row of the IoU family.
+        ConfigError: if its loss names no loss of the IoU family.
     """
 
     best_by = "mean_iou"
@@ -145,16 +145,16 @@ class SingleBox:
         return self.config.model.head
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> Opened:
-        """The pictures with exactly one box."""
+        """The images with exactly one box."""
         return open_sources(self.config.data, self.config.seed, splits)
 
-    def model_config(self, pictures: Squares) -> ModelConfig:
+    def model_config(self, squares: Squares) -> ModelConfig:
         """As it is."""
         return self.config.model
 
-    def build_model(self, names: Sequence[str], pictures: Squares | None = None) -> nn.Module:
-        """The network, starting from the median box of the pictures; it does not tell classes apart."""
-        prior = pictures.prior() if pictures else (0.5, 0.5, 0.5, 0.5)
+    def build_model(self, names: Sequence[str], squares: Squares | None = None) -> nn.Module:
+        """The network, starting from the median box of the images; it does not tell classes apart."""
+        prior = squares.prior() if squares else (0.5, 0.5, 0.5, 0.5)
         return build_model(self.config.model, prior)
 
     def objective(self, prediction: Prediction, batch: Batch) -> Objective:
@@ -162,11 +162,11 @@ class SingleBox:
         return self.criterion(prediction, batch.targets)
 
     def figures(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """The IoU of each picture's answer."""
+        """The IoU of each image's answer."""
         return {"iou": box_iou(answer(prediction)[0], batch.targets, fmt="cxcywh")}
 
     def alone(self, prediction: Prediction, batch: Batch, index: int) -> tuple[Prediction, Batch]:
-        """One picture of a batch."""
+        """One image of a batch."""
         one = slice(index, index + 1)
         boxes, objectness = prediction
         return (
@@ -175,30 +175,30 @@ class SingleBox:
         )
 
     def boxes(self, batch: Batch) -> list[Tensor]:
-        """The one box of each picture."""
+        """The one box of each image."""
         return list(convert(batch.targets, "cxcywh", "xyxy")[:, None] * batch.images.shape[-1])
 
     def scorer(self, names: Sequence[str], confidence: float | None = None) -> BoxScorer:
-        """By IoU; every picture gets its one box, however unsure."""
+        """By IoU; every image gets its one box, however unsure."""
         return BoxScorer()
 
     def find(self, prediction: Prediction, size: int, confidence: float) -> list[Detections]:
-        """The one box of each picture, of the one class there is."""
+        """The one box of each image, of the one class there is."""
         boxes, sure = answer(prediction)
         return one_each(boxes * size, sure)
 
     def draw_batch(self, batch: Batch, names: Sequence[str]) -> bytes:
-        """Each picture with its target."""
+        """Each image with its target."""
         marks = [[Mark(boxes[0].tolist(), TARGET)] for boxes in self.boxes(batch)]
         return draw_grid(batch.images, marks, [""] * len(marks), (TARGET,))
 
     @torch.no_grad()
     def draw_predictions(
-        self, model: nn.Module, pictures: Squares, device: torch.device, scores: Mapping[str, float]
+        self, model: nn.Module, squares: Squares, device: torch.device, scores: Mapping[str, float]
     ) -> bytes:
-        """Each picture with target, answer and their IoU."""
-        shown = min(PICTURES_SHOWN, len(pictures))
-        batch = to_batch([pictures[index] for index in range(shown)])
+        """Each image with target, answer and their IoU."""
+        shown = min(IMAGES_SHOWN, len(squares))
+        batch = to_batch([squares[index] for index in range(shown)])
         prediction = model(prepare_images(batch.images.to(device)))
         found = self.find(prediction, batch.images.shape[-1], 0.0)
         marks = [
@@ -211,7 +211,7 @@ class SingleBox:
 
 
 class BoxScorer:
-    """Mean and median IoU, and the share of pictures above some IoU."""
+    """Mean and median IoU, and the share of images above some IoU."""
 
     def __init__(self) -> None:
         self._iou: list[Tensor] = []
@@ -221,14 +221,14 @@ class BoxScorer:
         self._iou.append(box_iou(answer(prediction)[0], batch.targets, fmt="cxcywh").cpu())
 
     def scores(self) -> dict[str, float]:
-        """The IoU of all pictures so far, in short."""
-        iou = ranks.in_turn(torch.cat([torch.empty(0), *self._iou]))
+        """The IoU of all images so far, in short."""
+        iou = ranks.gather(torch.cat([torch.empty(0), *self._iou]))
         shares = {f"iou_over_{bar}": (iou > bar).float().mean().item() for bar in (0.5, 0.75, 0.9)}
         return {"mean_iou": iou.mean().item(), "median_iou": iou.median().item()} | shares
 
 
 def refuse_grid(config: TrainConfig, command: str) -> None:
-    """Say that a command is for one box a picture.
+    """Say that a command is for one box an image.
 
     Raises:
         ConfigError: if `config` is of another task.

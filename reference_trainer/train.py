@@ -45,11 +45,11 @@ from .tasks import build_task
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says and return the summary, which the run's folder holds too.
 
-    Of several processes that torchrun has started, all but rank 0 return an empty one.
+    All ranks but rank 0 return an empty one.
 
     Raises:
         ConfigError: if the configuration cannot be met on this machine.
-        DataError: if the pictures or their labels are broken; nothing has been trained then.
+        DataError: if the images or their labels are broken; nothing has been trained then.
         UserError: if a loss or gradient is not finite.
     """
     with ranks.joined():
@@ -63,16 +63,16 @@ def resume(
 
     With the same epochs, what comes of it is bit for bit what would have come of it without the break; the
     number of workers makes no difference. With other `epochs` the learning rate is from here on that of a run
-    of so many; an early stop is lifted, and its patience counts anew.
+    of that length; an early stop is lifted, and its patience counts anew.
 
     Raises:
         CheckpointError: if no state of the run can be used, or its data has changed.
         ConfigError: if `epochs` have already passed, or the device is not there.
-        DataError: if the pictures or their labels are broken.
+        DataError: if the images or their labels are broken.
     """
     with ranks.joined():
-        found = ranks.from_first(lambda: newest_state(folder))
-        with ranks.agreed():
+        found = ranks.from_rank_zero(lambda: newest_state(folder))
+        with ranks.raise_on_all_ranks():
             config = changed(found, epochs, workers, device)
         return carry_out(config, found)
 
@@ -110,7 +110,7 @@ def carry_out(config: TrainConfig, found: Found | None) -> dict[str, Any]:
         except LostRankError:
             # The step under way is not taken; what was learned before it is whole.
             run.save()
-            run.report.stopped("the end of another process", run.progress)
+            run.report.stopped("the end of another rank", run.progress)
             raise
         finally:
             stop_workers(run.loader)
@@ -121,41 +121,41 @@ def prepare(config: TrainConfig, found: Found | None) -> Run:
     """Open the data, build what learns, and make or reopen the folder."""
     started = time.perf_counter()
     torch.manual_seed(config.seed)
-    with ranks.agreed():
+    with ranks.raise_on_all_ranks():
         device = ranks.own_device(pick_device(config.device))
         precision = pick_precision(config.precision, device)
         task = build_task(config)
-    sources, left_out, problems = ranks.from_first(task.open_data)
-    pictures = {split: Squares(source, config.data.size) for split, source in sources.items()}
+    sources, left_out, problems = ranks.from_rank_zero(task.open_data)
+    datasets = {split: Squares(source, config.data.size) for split, source in sources.items()}
     pin = device.type == "cuda"
-    loader, batches = train_loader(pictures["train"], config, task.collate, pin)
+    loader, batches = train_loader(datasets["train"], config, task.collate, pin)
     total_steps = config.epochs * len(loader)
-    with ranks.agreed():
+    with ranks.raise_on_all_ranks():
         warmup = warmup_steps(config.schedule, total_steps, config.epochs)
-        network = task.model_config(pictures["train"])
+        network = task.model_config(datasets["train"])
     config = config.resolved(device.type, loader.num_workers, warmup, network, precision, len(loader))
     task = build_task(config)
-    learner = build_learner(config, task, pictures["train"], total_steps, device)
+    learner = build_learner(config, task, datasets["train"], total_steps, device)
     if found:
-        with ranks.agreed():
-            check_data(pictures, found)
+        with ranks.raise_on_all_ranks():
+            check_data(datasets, found)
             learner.load_state_dict(found.state)
     report = RunReport(config, task, len(loader), found.path.parents[1] if found else None)
     if report.files.writes:
         save_config(config, report.folder / CONFIG)
     run = Run(
         config=config,
-        pictures=pictures,
+        datasets=datasets,
         loader=loader,
         batches=batches,
-        validation=val_loader(pictures["val"], task.collate, pin),
+        validation=val_loader(datasets["val"], task.collate, pin),
         learner=learner,
         progress=Progress(EarlyStopping(config.patience or 0, config.min_delta)),
         report=report,
         checkpoints=Checkpoints(report.files),
         started=started,
     )
-    report.start(learner.model, pictures, left_out, problems)
+    report.start(learner.model, datasets, left_out, problems)
     if found:
         restore(run, found)
     return run
@@ -170,11 +170,11 @@ def restore(run: Run, found: Found) -> None:
     if ranks.rank():
         return
     run.checkpoints.set_aside(found.damaged)
-    # The process that is gone may have come further than its last state.
+    # The rank that is gone may have come further than its last state.
     run.report.metrics(progress.rows)
     best = run.checkpoints.best_weights(progress.best_step)
     if progress.scores and best:
-        names = run.pictures["train"].source.names
+        names = run.datasets["train"].source.names
         run.report.files.write(WEIGHTS, pack_weights(best, names, progress.scores))
     run.report.resumed(progress, run.complete)
 
@@ -184,7 +184,7 @@ def learn(run: Run, stop: StopRequest) -> None:
     learner, progress = run.learner, run.progress
     while not run.complete:
         train_epoch(run, stop)
-        ranks.same_everywhere(learner.ema.model)
+        ranks.check_same_weights(learner.ema.model)
         epoch, scores = progress.epoch + 1, None
         validates = epoch == run.config.epochs or epoch % run.config.validate_every == 0
         if validates and not stop.requested:
@@ -218,16 +218,16 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
         random, lr, begun = random_state(), learner.schedule.lr, time.perf_counter()
         batch = learner.sized(batch, progress.step)
         own = learner.gradients(batch)
-        step, pictures, asked = own.of_all(len(batch.images), stop.asked, run.config.batch_size)
+        step, images, asked = own.of_all(len(batch.images), stop.asked, run.config.batch_size)
         stop.agree(asked)
         if not step.finite():
             raise not_finite(run, batch, random)
         learner.move(step)
         now = time.perf_counter()
         progress.step += 1
-        progress.meter.add(step, lr, pictures, now - before, now - begun)
+        progress.meter.add(step, lr, images, now - before, now - begun)
         before = now
-        run.report.step(batches.epoch, step, lr, progress.meter.pictures / progress.meter.seconds)
+        run.report.step(batches.epoch, step, lr, progress.meter.images / progress.meter.seconds)
         if stop.requested:
             break
         if run.config.save_every and progress.step % run.config.save_every == 0:
@@ -241,7 +241,8 @@ def close_epoch(run: Run, scores: dict[str, float] | None) -> None:
     row = {"epoch": epoch, **progress.meter.row(learner.clip_norm)}
     if scores is not None:
         if not all(map(math.isfinite, scores.values())):
-            raise ranks.one_voice(UserError(f"the scores are not finite in epoch {epoch}; {run.advice()}"))
+            error = UserError(f"the scores are not finite in epoch {epoch}; {run.advice()}")
+            raise ranks.raised_by_rank_zero(error)
         row |= {f"val_{name}": value for name, value in scores.items()}
         learner.schedule.scored(scores[learner.task.best_by])
     row["seconds"] = run.seconds
@@ -277,7 +278,7 @@ def conclude(run: Run, stop: StopRequest) -> dict[str, Any]:
         "scores": scores,
         "optimizer": describe_optimizer(learner.optimizer),
     }
-    summary = report.finish(result, progress.rows, model, run.pictures["val"], learner.device)
+    summary = report.finish(result, progress.rows, model, run.datasets["val"], learner.device)
     lost = [*report.files.waiting, *(["the last state"] if run.checkpoints.lost else [])]
     if lost:
         newest = states(report.folder)

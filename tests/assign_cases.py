@@ -1,4 +1,4 @@
-"""The tables that tests of assigners share: schemes, predictions and objects of random pictures."""
+"""The tables that tests of assigners share: schemes, predictions and objects of random images."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ SCHEMES: dict[str, tuple[Assigner, int]] = {
 NAN = float("nan")
 
 
-def predictions(scheme: str, pictures: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def predictions(scheme: str, images: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Predicted boxes about their points, as large as a few cells, and class probabilities; float64."""
     generator = seeded(seed)
     points = points_of(LEVELS, per_cell=SCHEMES[scheme][1], dtype=torch.float64)
-    reach = uniform(generator, pictures, 4, len(points.x), low=0.2, high=3.0) * points.stride
+    reach = uniform(generator, images, 4, len(points.x), low=0.2, high=3.0) * points.stride
     left, top, right, bottom = reach.unbind(1)
     boxes = torch.stack((points.x - left, points.y - top, points.x + right, points.y + bottom), 1)
-    return boxes, uniform(generator, pictures, CLASSES, len(points.x))
+    return boxes, uniform(generator, images, CLASSES, len(points.x))
 
 
 def objects(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Boxes of all sizes, their centres in the picture as a rule, and labels."""
+    """Boxes of all sizes, their centres in the image as a rule, and labels."""
     generator = seeded(seed)
     size = torch.exp(uniform(generator, count, 2, low=0.5, high=4.0))
     middle = uniform(generator, count, 2, low=-2.0, high=SIZE + 2)
@@ -58,7 +58,7 @@ def objects(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def batch(counts: Sequence[int], seed: int = 0) -> Targets:
-    """As many random objects in each picture."""
+    """Random objects, the given number in each image."""
     boxes, labels = zip(*(objects(count, 100 * seed + n) for n, count in enumerate(counts)), strict=True)
     return pad_targets(boxes, labels)
 
@@ -69,18 +69,18 @@ def assign(scheme: str, targets: Targets, seed: int = 0) -> Assignment:
 
 
 def one(boxes: list[list[float]], labels: list[int] | None = None) -> Targets:
-    """The objects of one picture, float64."""
+    """The objects of one image, float64."""
     rows = torch.tensor(boxes, dtype=torch.float64).view(-1, 4)
     return pad_targets([rows], None if labels is None else [torch.tensor(labels)])
 
 
 def planes(boxes: list[list[float]]) -> Tensor:
-    """Predictions of one picture, written one a row."""
+    """Predictions of one image, written one a row."""
     return torch.tensor(boxes, dtype=torch.float64).T.unsqueeze(0)
 
 
 def owners(found: Assignment) -> list[int | None]:
-    """The object of each prediction of the only picture."""
+    """The object of each prediction of the only image."""
     return [
         number if there else None
         for number, there in zip(found.target_index[0].tolist(), found.positive[0].tolist(), strict=True)

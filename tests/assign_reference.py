@@ -25,7 +25,7 @@ class Cell(NamedTuple):
 
 
 class Thing(NamedTuple):
-    """An object of a picture: its box in xyxy, its label, its number in the list."""
+    """An object of an image: its box in xyxy, its label, its number in the list."""
 
     box: Box
     label: int
@@ -47,7 +47,7 @@ def cells_of(levels: Levels, per_cell: int) -> list[Cell]:
 
 
 def things_of(boxes: Tensor, labels: Tensor, mask: Tensor) -> list[Thing]:
-    """The real objects of a picture, in the order in which they win ties."""
+    """The real objects of an image, in the order in which they win ties."""
     found = [
         Thing(tuple(box), int(label), number)
         for number, (box, label, there) in enumerate(
@@ -194,16 +194,16 @@ def reference(
     per_cell = boxes.shape[2] // sum(rows * cols for rows, cols, _ in levels)
     number = torch.full_like(boxes[:, 0], -1, dtype=torch.int64)
     score = torch.zeros_like(boxes[:, 0])
-    for picture in range(len(boxes)):
-        things = things_of(*(part[picture] for part in targets))
-        pred = [tuple(row) for row in boxes[picture].T.tolist()]
+    for image in range(len(boxes)):
+        things = things_of(*(part[image] for part in targets))
+        pred = [tuple(row) for row in boxes[image].T.tolist()]
         if isinstance(assigner, ResponsibleCellAssigner):
             owners = responsible(assigner, pred, things, levels, per_cell)
         elif isinstance(assigner, AnchorRatioAssigner):
             owners = by_ratio(assigner, pred, things, levels, per_cell)
         else:
             assert isinstance(assigner, TaskAlignedAssigner)
-            owners = task_aligned(assigner, pred, things, levels, per_cell, scores[picture].tolist())
+            owners = task_aligned(assigner, pred, things, levels, per_cell, scores[image].tolist())
         for p, (thing, worth) in owners.items():
-            number[picture, p], score[picture, p] = thing.number, worth
+            number[image, p], score[image, p] = thing.number, worth
     return number, score

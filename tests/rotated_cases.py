@@ -16,7 +16,7 @@ from tests.cases import HALF_DTYPES, WORKING_DTYPES, named, seeded, uniform, wil
 
 COUNT = 32
 
-FORMS: dict[str, tuple[str, dict[str, object]]] = {
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "probiou-l1": ("probiou", {"mode": "l1"}),
     "probiou-l2": ("probiou", {"mode": "l2"}),
     "kld-log1p": ("kld", {"fun": "log1p"}),
@@ -35,23 +35,23 @@ MODULES: dict[str, Callable[..., RotatedLoss]] = {
 }
 
 
-def loss_of(form: str, pred: Tensor, target: Tensor, **options: object) -> Tensor:
-    name, settings = FORMS[form]
+def loss_of(variant: str, pred: Tensor, target: Tensor, **options: object) -> Tensor:
+    name, settings = VARIANTS[variant]
     found: Tensor = getattr(functional, f"{name}_loss")(pred, target, **settings, **options)
     return found
 
 
-def value_and_gradients(form: str, pred: Tensor, target: Tensor, **options: object) -> tuple[Tensor, ...]:
+def value_and_gradients(variant: str, pred: Tensor, target: Tensor, **options: object) -> tuple[Tensor, ...]:
     """The loss a box, and the gradients of both sides under a random upstream gradient."""
     pred, target = pred.clone().requires_grad_(), target.clone().requires_grad_()
-    loss = loss_of(form, pred, target, **options)
+    loss = loss_of(variant, pred, target, **options)
     upstream = torch.randn(loss.shape, generator=seeded(9), dtype=loss.dtype)
     return loss.detach(), *torch.autograd.grad(loss, (pred, target), upstream)
 
 
-def least(form: str) -> float:
+def least(variant: str) -> float:
     """What identical boxes cost."""
-    tau = FORMS[form][1].get("tau", 1.0)
+    tau = VARIANTS[variant][1].get("tau", 1.0)
     assert isinstance(tau, float)
     return 1 - 1 / tau
 
@@ -165,7 +165,7 @@ def wild(count: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
     return pred, target
 
 
-every_form = pytest.mark.parametrize("form", FORMS)
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_regime = pytest.mark.parametrize("regime", REGIMES)
 smooth = pytest.mark.parametrize("regime", SMOOTH)
 working_dtypes = pytest.mark.parametrize("dtype", named(WORKING_DTYPES))

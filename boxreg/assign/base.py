@@ -19,7 +19,7 @@ from .targets import Targets, check_integers, ordinary_box
 
 
 class Assignment(NamedTuple):
-    """What each of A predictions of B pictures should be: dense maps, so that a loss gathers nothing.
+    """What each of A predictions of B images should be: dense maps, so that a loss gathers nothing.
 
     The A predictions lie as maps (B, ..., K, H, W), K boxes per cell, flattened from K on and laid end to
     end: level by level; of each level box by box, row by row.
@@ -29,7 +29,7 @@ class Assignment(NamedTuple):
 
     Attributes:
         positive: (B, A), bool: has an object. Weight of box and class terms; the target of objectness.
-        target_index: (B, A), int64: which object of the picture, 0 to M - 1.
+        target_index: (B, A), int64: which object of the image, 0 to M - 1.
         boxes: (B, 4, A): its box in the assigner's format; planes, as `dim=1` of every loss takes them.
         labels: (B, A), int64: its class.
         score: (B, A), from 0 to 1: how good a match it is, in the sense of the assigner. A soft target of
@@ -62,11 +62,11 @@ class Assignment(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """The objects of B pictures in an order that is theirs, ordinary everywhere, a spare slot at the end.
+    """The objects of B images in an order that is theirs, ordinary everywhere, a spare slot at the end.
 
-    Of equal claims, the object that comes first wins. So that a shuffled list changes nothing, the order is
-    that of area, then coordinates, then label. Slots that hold no object come last; the spare one is what
-    predictions without an object point at, and keeps an empty list from being empty.
+    Among equal claims the first object wins. So that a shuffled list changes nothing, the order is by area,
+    then coordinates, then label. Slots that hold no object come last; the spare one is what predictions
+    without an object point at, and keeps an empty list from being empty.
     """
 
     boxes: Tensor
@@ -121,7 +121,7 @@ class Assigner(ABC):
 
         An object takes part if its mask is True, its numbers are finite and its sides are positive. Targets
         that fail this are left out without an error, because to see them would wait for the device. A
-        permutation of a picture's objects changes nothing but `target_index`.
+        permutation of an image's objects changes nothing but `target_index`.
 
         Args:
             boxes: predicted boxes (B, 4, A), floating, in the unit of the strides, in the order that
@@ -156,13 +156,13 @@ class Assigner(ABC):
         )
 
     def most_positives(self, objects: int, predictions: int) -> int:
-        """How many predictions of a picture can be positive, of so many in all.
+        """The largest number of positives that an image can have.
 
-        What a loss computes for positives alone it may then compute for so many. A scheme that does not say
-        leaves it at all of them.
+        What a loss computes for positives alone, it then computes for this many predictions. A scheme that
+        does not say returns all of them.
 
         Args:
-            objects: M, how many a picture has at most.
+            objects: M, how many an image has at most.
             predictions: A.
         """
         return predictions
@@ -171,7 +171,7 @@ class Assigner(ABC):
     def _assign(
         self, boxes: Tensor, scores: Tensor | None, objects: Objects, layout: Layout
     ) -> tuple[Tensor, Tensor]:
-        """Of predicted boxes (B, 4, A) in xyxy, all finite: the slot of each one's object, and its score.
+        """The slot of the object of each predicted box, and its score; boxes (B, 4, A) in xyxy, all finite.
 
         Slots (B, A), int64, are the spare one where there is none, and scores (B, A) are 0 there.
         """
@@ -180,7 +180,7 @@ class Assigner(ABC):
 def contest(index: Tensor, value: Tensor, predictions: int) -> tuple[Tensor, Tensor, Tensor]:
     """Settle which object gets a prediction that several claim: the one with the highest value.
 
-    Of equal values the first object wins.
+    Among equal values the first object wins.
 
     Args:
         index: (B, M + 1, n), int64: the predictions that each object claims, none of them twice.

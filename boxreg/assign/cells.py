@@ -16,12 +16,12 @@ from .base import Assigner, Layout, Objects, contest
 
 
 def cell_along(centre: Tensor, cells: int, stride: float) -> tuple[Tensor, Tensor]:
-    """Of a row of cells, which one holds a centre, and whether one does.
+    """Which cell of a row holds a centre, and whether one does.
 
     A cell holds its lower end; the last one holds both of its ends. Where none does, the nearest is named.
     """
-    held = (centre >= 0) & (centre <= cells * stride)
-    return (centre / stride).floor().clamp(0, cells - 1).to(torch.int64), held
+    inside = (centre >= 0) & (centre <= cells * stride)
+    return (centre / stride).floor().clamp(0, cells - 1).to(torch.int64), inside
 
 
 def centre_of(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,13 +37,13 @@ def at_centre(boxes: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         Predictions (B, M, levels * per_cell), and whether there is such a cell, of the same shape.
     """
     cx, cy = centre_of(boxes)
-    index, held = [], []
+    index, inside = [], []
     for number, (rows, cols, stride) in enumerate(layout.levels):
         col, in_x = cell_along(cx, cols, stride)
         row, in_y = cell_along(cy, rows, stride)
         index.append(layout.places(number, row, col))
-        held.append((in_x & in_y).unsqueeze(-1).expand_as(index[-1]))
-    return torch.cat(index, -1), torch.cat(held, -1)
+        inside.append((in_x & in_y).unsqueeze(-1).expand_as(index[-1]))
+    return torch.cat(index, -1), torch.cat(inside, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class ResponsibleCellAssigner(Assigner):
     `score` is the IoU of the predicted box with its object, the paper's target of confidence.
 
     Args:
-        kind: what fits best, a row of the IoU family; `"giou"` or `"ciou"` tell boxes apart that do not
+        kind: what fits best, a loss of the IoU family; `"giou"` or `"ciou"` tell boxes apart that do not
             overlap the object at all, as those of an untrained network. `score` is then that, and 0 below 0.
         fmt: format of all boxes.
 
@@ -95,14 +95,14 @@ class ResponsibleCellAssigner(Assigner):
     def _assign(
         self, boxes: Tensor, scores: Tensor | None, objects: Objects, layout: Layout
     ) -> tuple[Tensor, Tensor]:
-        index, held = at_centre(objects.boxes, layout)
+        index, inside = at_centre(objects.boxes, layout)
         candidates = boxes.gather(2, index.flatten(1).unsqueeze(1).expand(-1, 4, -1))
-        wanted = objects.boxes.mT.unsqueeze(-1).expand(-1, -1, -1, index.shape[-1]).flatten(2)
-        value = box_iou(candidates, wanted, self.kind, dim=1).view(index.shape)
-        value = value.masked_fill(~(held & objects.real.unsqueeze(-1)), -math.inf)
+        expanded = objects.boxes.mT.unsqueeze(-1).expand(-1, -1, -1, index.shape[-1]).flatten(2)
+        value = box_iou(candidates, expanded, self.kind, dim=1).view(index.shape)
+        value = value.masked_fill(~(inside & objects.real.unsqueeze(-1)), -math.inf)
         owner = torch.full_like(boxes[:, 0], objects.spare, dtype=torch.int64)
         score = torch.zeros_like(boxes[:, 0])
-        # Every turn an object gets a box or loses one that it wanted: that many turns settle it.
+        # Every turn an object gets a box or loses one that it had chosen: that many turns settle it.
         for _ in range(index.shape[-1]):
             best, favourite = value.max(-1, keepdim=True)
             winner, worth, won = contest(index.gather(-1, favourite), best, boxes.shape[2])

@@ -1,4 +1,4 @@
-"""Objects of a batch of pictures, however many each has: padded tensors and a mask."""
+"""Objects of a batch of images, however many each has: padded tensors and a mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._checks import check_tensor
 
 
 class Targets(NamedTuple):
-    """The objects of B pictures, each padded to M, which may be 0.
+    """The objects of B images, each padded to M, which may be 0.
 
     What the padding holds does not matter, NaN and labels out of range included: `mask` alone says
     what is an object.
@@ -33,13 +33,13 @@ class Targets(NamedTuple):
 def pad_targets(
     boxes: Sequence[Tensor], labels: Sequence[Tensor] | None = None, *, max_objects: int | None = None
 ) -> Targets:
-    """Lay the objects of several pictures into one padded batch; what a `collate_fn` ends with.
+    """Lay the objects of several images into one padded batch; what a `collate_fn` ends with.
 
     The padding is ordinary: boxes (0, 0, 1, 1), labels 0.
 
     Args:
-        boxes: for every picture (M_i, 4), floating, of one dtype and device; M_i may be 0.
-        labels: for every picture (M_i,), integer; None if there is but one class, 0.
+        boxes: for every image (M_i, 4), floating, of one dtype and device; M_i may be 0.
+        labels: for every image (M_i,), integer; None if there is but one class, 0.
         max_objects: M, where it must not depend on the batch (a compiled step, say); by default the
             largest M_i.
 
@@ -48,7 +48,7 @@ def pad_targets(
 
     Raises:
         TypeError: if a tensor is of the wrong type.
-        ValueError: for no picture, shapes that do not fit, or more objects than `max_objects`.
+        ValueError: for no image, shapes that do not fit, or more objects than `max_objects`.
 
     Example:
         >>> import torch
@@ -60,7 +60,7 @@ def pad_targets(
             [0]]), mask=tensor([[ True],
             [False]]))
     """
-    _check_pictures(boxes, labels)
+    _check_images(boxes, labels)
     mask = pad_sequence([torch.ones_like(rows[:, 0], dtype=torch.bool) for rows in boxes], batch_first=True)
     padded = pad_sequence(list(boxes), batch_first=True)
     if labels is None:
@@ -70,7 +70,7 @@ def pad_targets(
     missing = 0 if max_objects is None else max_objects - mask.shape[1]
     if missing < 0:
         raise ValueError(
-            f"max_objects: got {max_objects}, expected at least {mask.shape[1]}, the objects of a picture"
+            f"max_objects: got {max_objects}, expected at least {mask.shape[1]}, the objects of an image"
         )
     padded, numbers, mask = (
         F.pad(padded, (0, 0, 0, missing)),
@@ -85,11 +85,11 @@ def ordinary_box(like: Tensor) -> Tensor:
     return (torch.arange(4, device=like.device) > 1).to(like.dtype)
 
 
-def _check_pictures(boxes: Sequence[Tensor], labels: Sequence[Tensor] | None) -> None:
+def _check_images(boxes: Sequence[Tensor], labels: Sequence[Tensor] | None) -> None:
     if not isinstance(boxes, Sequence):
-        raise TypeError(f"boxes: got {type(boxes).__name__}, expected a sequence of tensors, one a picture")
+        raise TypeError(f"boxes: got {type(boxes).__name__}, expected a sequence of tensors, one an image")
     if not boxes:
-        raise ValueError("boxes: got none, expected those of at least one picture")
+        raise ValueError("boxes: got none, expected those of at least one image")
     for number, rows in enumerate(boxes):
         check_tensor(f"boxes[{number}]", rows, floating=True)
         if rows.ndim != 2 or rows.shape[1] != 4:
@@ -97,7 +97,7 @@ def _check_pictures(boxes: Sequence[Tensor], labels: Sequence[Tensor] | None) ->
     if labels is None:
         return
     if len(labels) != len(boxes):
-        raise ValueError(f"labels: got those of {len(labels)} pictures, expected {len(boxes)}, as boxes")
+        raise ValueError(f"labels: got those of {len(labels)} images, expected {len(boxes)}, as boxes")
     for number, (label, rows) in enumerate(zip(labels, boxes, strict=True)):
         check_integers(f"labels[{number}]", label)
         if label.shape != rows.shape[:1]:

@@ -29,7 +29,7 @@ class TaskAlignedAssigner(Assigner):
     values that are the default here and CIoU, with negative values as 0.
 
     Candidates are the predictions whose point is inside the object (not on its edge). An object that contains
-    no point has, on every level, the cell that holds its centre, if the centre is in the picture. A
+    no point has, on every level, the cell that holds its centre, if the centre is in the image. A
     prediction among the first k of several objects goes to the one it overlaps most (of equal ones, the
     smaller object); so an object can come away with fewer than k, or, among others that are nearly the same,
     with none.
@@ -44,7 +44,7 @@ class TaskAlignedAssigner(Assigner):
         topk: k, at least 1.
         alpha: exponent of the class probability, at least 0.
         beta: exponent of the overlap, at least 0.
-        kind: the overlap, a row of the IoU family.
+        kind: the overlap, a loss of the IoU family.
         fmt: format of all boxes.
 
     Raises:
@@ -105,7 +105,7 @@ class TaskAlignedAssigner(Assigner):
         tiny = torch.finfo(scores.dtype).tiny
         likely = scores.nan_to_num(0.0).clamp_(tiny, 1.0).log_().mul_(self.alpha)
         # Whole rows are copied, which is several times faster than a gather of single numbers. A label out
-        # of range must fail as an index, not read the next picture's scores.
+        # of range must fail as an index, not read the next image's scores.
         row = labels + classes * torch.arange(batch, device=labels.device).unsqueeze(-1)
         row = torch.where((labels >= 0) & (labels < classes), row, -1)
         alignment = likely.flatten(0, 1).index_select(0, row.flatten()).view(overlap.shape)
@@ -127,5 +127,5 @@ def _excluded(objects: Objects, layout: Layout) -> Tensor:
         cells = ~(down.unsqueeze(-1) & across.unsqueeze(-2)).flatten(-2)
         outside += [cells] * layout.per_cell
     excluded = torch.cat(outside, -1)
-    index, held = at_centre(objects.boxes, layout)
-    return excluded.scatter_(2, index, excluded.gather(2, index) & ~(~contains & real & held))
+    index, inside = at_centre(objects.boxes, layout)
+    return excluded.scatter_(2, index, excluded.gather(2, index) & ~(~contains & real & inside))

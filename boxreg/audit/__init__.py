@@ -36,13 +36,13 @@ def audit(
     batch: Batch,
     *,
     fmt: str = "cxcywh",
-    picture_size: tuple[float, float] = (1.0, 1.0),
+    image_size: tuple[float, float] = (1.0, 1.0),
     boxes: Callable[[Any], Tensor] | None = None,
     target_boxes: Callable[[Any], Tensor] | None = None,
     declared: Mapping[str, Any] | None = None,
     schedule: Any = None,
     epochs: int | None = None,
-    pictures: int | None = None,
+    images: int | None = None,
     patience: int | None = None,
     clip_norm: float | None = None,
     ema_decay: float | None = None,
@@ -65,11 +65,11 @@ def audit(
         criterion: called as `criterion(output, targets)`; None for a model that is called as
             `model(inputs, targets)` and returns its loss, such as torchvision's detectors. The loss is a
             scalar tensor, a mapping of named terms that add up to it, `(total, terms)`, or an object with
-            `total`, `weighted` and perhaps `raw`, such as that of `boxreg.BoxLoss`.
+            `total`, `weighted` and perhaps `unweighted`, such as that of `boxreg.BoxLoss`.
         optimizer: as it is before the first step, or later.
         batch: inputs and targets, as training gives them to the model.
         fmt: format of the predicted and the target boxes.
-        picture_size: width and height of a picture in the unit of the boxes: (1, 1) for fractions, its size
+        image_size: width and height of an image in the unit of the boxes: (1, 1) for fractions, its size
             for pixels.
         boxes: from the model's output to one decoded box a target (N, 4), as the metric sees them; not
             needed where the output is that already.
@@ -79,14 +79,14 @@ def audit(
         schedule: a scheduler of torch that is stepped once an optimizer step, or a function from the step to
             the learning rate or its share of the peak.
         epochs: of the run.
-        pictures: to train on; the length of `train_data` if that is given.
+        images: to train on; the length of `train_data` if that is given.
         patience: epochs without a better score that stop the run.
         clip_norm: norm that the gradient is clipped to; `math.inf` for none.
         ema_decay: decay of the averaged weights; 0 for none.
-        redraw: draws the same pictures again, augmented anew; called twice.
+        redraw: draws the same images again, augmented anew; called twice.
         val_batch: inputs and targets that are not trained on.
-        train_data: pairs of a picture (C, H, W), uint8 or floating in [0, 1], and its targets, not augmented.
-        val_data: the same of the pictures that are not trained on.
+        train_data: pairs of an image (C, H, W), uint8 or floating in [0, 1], and its targets, not augmented.
+        val_data: the same of the images that are not trained on.
         trained: whether the model has been trained; by default, whether the optimizer has taken steps.
         steps: real steps to take.
 
@@ -114,13 +114,13 @@ def audit(
     check_choice("fmt", fmt, FORMATS)
     settings = Settings(
         fmt=fmt,
-        picture_size=picture_size,
+        image_size=image_size,
         boxes=boxes,
         target_boxes=target_boxes,
         declared=declared or {},
         schedule=schedule,
         epochs=epochs,
-        pictures=len(train_data) if pictures is None and train_data is not None else pictures,
+        images=len(train_data) if images is None and train_data is not None else images,
         patience=patience,
         clip_norm=clip_norm,
         ema_decay=ema_decay,

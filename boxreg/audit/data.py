@@ -1,4 +1,4 @@
-"""Checks of the boxes and pictures that are trained on."""
+"""Checks of the boxes and images that are trained on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..boxes import FORMATS, convert
 from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe
 
-MOST_PICTURES = 1000
-"""Of a longer data set the first so many are looked at."""
+MOST_IMAGES = 1000
+"""How many images are looked at, the first ones."""
 
 OUTSIDE, STICKING_OUT = 0.02, 0.1
-"""A box may stick out of its picture by the first share of its side; of the boxes the second share may."""
+"""A box may stick out of its image by the first share of its side; of the boxes the second share may."""
 
 THUMBNAIL, NEAR = 16, 1.5 / 255
-"""Pictures whose thumbnails of so many pixels a side differ by less than that, on average, are the same."""
+"""The side of thumbnails in pixels, and the mean difference of two below which their images are the same."""
 
 FEWEST_FOR_LABELS, MOST_LABELS = 30, 200
 SURE = 5.0
-"""Standard errors by which another reading of the labels must fit the pictures better."""
+"""Standard errors by which another reading of the labels must fit the images better."""
 
 
 MOVES = {
@@ -44,21 +44,21 @@ MOVES = {
 
 
 class Samples(NamedTuple):
-    """Pictures (each (C, H, W), floating) and the boxes of each (K, 4)."""
+    """Images (each (C, H, W), floating) and the boxes of each (K, 4)."""
 
-    pictures: list[Tensor]
+    images: list[Tensor]
     boxes: list[Tensor]
 
 
 def _samples(probe: Probe, data: Any, name: str) -> Samples:
     if data is None:
-        raise NotCheckedError(f"needs {name}, pairs of a picture and its boxes")
-    pairs: Iterable[Any] = (data[index] for index in range(min(len(data), MOST_PICTURES)))
-    pictures, boxes = [], []
-    for picture, box in islice(pairs, MOST_PICTURES):
-        pictures.append(picture.float() / 255 if picture.dtype == torch.uint8 else picture.float())
+        raise NotCheckedError(f"needs {name}, pairs of an image and its boxes")
+    pairs: Iterable[Any] = (data[index] for index in range(min(len(data), MOST_IMAGES)))
+    images, boxes = [], []
+    for image, box in islice(pairs, MOST_IMAGES):
+        images.append(image.float() / 255 if image.dtype == torch.uint8 else image.float())
         boxes.append(probe.target_of(box))
-    return Samples(pictures, boxes)
+    return Samples(images, boxes)
 
 
 def _training(probe: Probe) -> Samples:
@@ -77,7 +77,7 @@ def _boxes(probe: Probe) -> Tensor:
 
 
 def _fit(boxes: Tensor) -> float:
-    """The share of boxes, xyxy in fractions, that have a size and lie in their picture."""
+    """The share of boxes, xyxy in fractions, that have a size and lie in their image."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     slack = OUTSIDE * torch.maximum(x2 - x1, y2 - y1) + 1e-6
     inside = (x1 >= -slack) & (y1 >= -slack) & (x2 <= 1 + slack) & (y2 <= 1 + slack)
@@ -90,7 +90,7 @@ def target_reading(probe: Probe) -> Found:
     fit = _fit(probe.fractions(boxes))
     if fit >= 1 - STICKING_OUT:
         return
-    width, height = probe.settings.picture_size
+    width, height = probe.settings.image_size
     unit = boxes.new_tensor([width, height, width, height])
     readings = {f"{other}": _fit(probe.fractions(boxes, other)) for other in FORMATS if other != fmt}
     if max(width, height) > 1:
@@ -99,7 +99,7 @@ def target_reading(probe: Probe) -> Found:
         readings["pixels"] = _fit(convert(boxes, fmt, "xyxy") / float(boxes.max()))
     reading = max(readings, key=readings.__getitem__)
     evidence: dict[str, Any] = {
-        "share_in_picture": fit,
+        "share_in_image": fit,
         "low": boxes.amin(0).tolist(),
         "high": boxes.amax(0).tolist(),
     }
@@ -107,22 +107,22 @@ def target_reading(probe: Probe) -> Found:
         yield Finding(
             "target-reading",
             "error",
-            f"read as {fmt}, {fit:.0%} of the target boxes lie in their picture; read as {reading}, "
+            f"read as {fmt}, {fit:.0%} of the target boxes lie in their image; read as {reading}, "
             f"{readings[reading]:.0%}",
             evidence | {"reading": reading, "share_as_read": readings[reading]},
             "a model learns what the numbers mean to the loss: other boxes than those that were drawn",
             f"boxreg.convert(targets, {reading!r}, {fmt!r}), or say fmt={reading!r}"
             if reading in FORMATS
-            else f"the targets are {reading}: divide or multiply by the picture's size",
+            else f"the targets are {reading}: divide or multiply by the image's size",
         )
         return
     yield Finding(
         "target-reading",
         "warning",
-        f"{1 - fit:.0%} of the target boxes stick out of their picture or are empty",
+        f"{1 - fit:.0%} of the target boxes stick out of their image or are empty",
         evidence,
-        "such boxes cannot be learnt, and pull the others with them",
-        "clip them to the picture and drop what is empty",
+        "such boxes cannot be learnt, and draw the others with them",
+        "clip them to the image and drop what is empty",
     )
 
 
@@ -164,7 +164,7 @@ def box_statistics(probe: Probe) -> Found:
         yield Finding(
             "box-statistics",
             "warning" if odd + tiny > 0.02 * len(boxes) else "info",
-            f"{odd} boxes are over 20 times as long as wide, {tiny} smaller than 0.5 % of the picture",
+            f"{odd} boxes are over 20 times as long as wide, {tiny} smaller than 0.5 % of the image",
             evidence | {"odd_aspect": odd, "tiny": tiny},
             "most such boxes are slips of the hand, or parts of objects cut by a crop",
             "look at them; drop what no one could have labelled",
@@ -181,17 +181,15 @@ def box_statistics(probe: Probe) -> Found:
 
 
 def duplicates(probe: Probe) -> Found:
-    """No picture is validated on that is trained on as well."""
+    """No image is validated on that is trained on as well."""
     train, val = probe.once(_training), probe.once(_validation)
     seen: dict[str, list[int]] = defaultdict(list)
-    for index, picture in enumerate(train.pictures):
-        seen[_hash(picture)].append(index)
-    exact = [
-        (seen[key][0], index) for index, picture in enumerate(val.pictures) if (key := _hash(picture)) in seen
-    ]
-    left, right = _thumbnails(train.pictures), _thumbnails(val.pictures)
+    for index, image in enumerate(train.images):
+        seen[_hash(image)].append(index)
+    exact = [(seen[key][0], index) for index, image in enumerate(val.images) if (key := _hash(image)) in seen]
+    left, right = _thumbnails(train.images), _thumbnails(val.images)
     distances = torch.cdist(right, left, p=1) / left.shape[1]
-    # Pictures without contrast all look alike.
+    # Images without contrast all look alike.
     plain = right.std(1) < 8 / 255
     near = [
         (int(row.argmin()), index)
@@ -199,37 +197,35 @@ def duplicates(probe: Probe) -> Found:
         if float(row.min()) < NEAR and not plain[index] and index not in {second for _, second in exact}
     ]
     if exact or near:
-        share = (len(exact) + len(near)) / len(val.pictures)
+        share = (len(exact) + len(near)) / len(val.images)
         yield Finding(
             "duplicates",
             "error" if share > 0.05 else "warning",
-            f"{len(exact)} validation pictures are also trained on, {len(near)} more nearly so",
+            f"{len(exact)} validation images are also trained on, {len(near)} more nearly so",
             {"same": len(exact), "nearly": len(near), "share": share, "pairs_train_val": (exact + near)[:5]},
-            "the score says how well these pictures are remembered",
+            "the score says how well these images are remembered",
             "remove them from one side; split by scene or video, not by frame",
         )
 
 
-def _hash(picture: Tensor) -> str:
-    return hashlib.sha256(picture.contiguous().cpu().numpy().tobytes()).hexdigest()
+def _hash(image: Tensor) -> str:
+    return hashlib.sha256(image.contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
-def _thumbnails(pictures: list[Tensor]) -> Tensor:
-    return torch.stack(
-        [F.adaptive_avg_pool2d(picture.mean(0)[None], THUMBNAIL).flatten() for picture in pictures]
-    )
+def _thumbnails(images: list[Tensor]) -> Tensor:
+    return torch.stack([F.adaptive_avg_pool2d(image.mean(0)[None], THUMBNAIL).flatten() for image in images])
 
 
 def labels_on_objects(probe: Probe) -> Found:
-    """The labels' sides lie where the pictures have edges."""
+    """The labels' sides lie where the images have edges."""
     train = probe.once(_training)
-    labelled = [(p, b[0]) for p, b in zip(train.pictures, train.boxes, strict=True) if len(b)]
+    labelled = [(p, b[0]) for p, b in zip(train.images, train.boxes, strict=True) if len(b)]
     if len(labelled) < FEWEST_FOR_LABELS:
-        raise NotCheckedError(f"needs at least {FEWEST_FOR_LABELS} pictures with a box")
+        raise NotCheckedError(f"needs at least {FEWEST_FOR_LABELS} images with a box")
     labelled = labelled[:MOST_LABELS]
     readings = _other_readings(probe, torch.stack([box for _, box in labelled]))
     boxes = torch.stack(list(readings.values()), dim=1)
-    contrast = torch.stack([_contrast(picture, boxes[i]) for i, (picture, _) in enumerate(labelled)])
+    contrast = torch.stack([_contrast(image, boxes[i]) for i, (image, _) in enumerate(labelled)])
     gain = contrast[:, 1:] - contrast[:, :1]
     scores = gain.mean(0) / (gain.std(0) / len(gain) ** 0.5).clamp(min=1e-9)
     best = int(scores.argmax())
@@ -238,15 +234,15 @@ def labels_on_objects(probe: Probe) -> Found:
         yield Finding(
             "labels-on-objects",
             "warning",
-            f"the pictures' edges fit the labels better {reading}",
+            f"the images' edges fit the labels better {reading}",
             {
-                "pictures": len(gain),
+                "images": len(gain),
                 "standard_errors": float(scores[best]),
                 "contrast_at_labels": float(contrast[:, 0].mean()),
                 "contrast_as_read": float(contrast[:, 1 + best].mean()),
             },
-            "labels that do not cover their object teach another box than the one that is wanted",
-            "draw some labels over their pictures and look; correct how they are read, or pair them anew",
+            "labels that do not cover their object teach another box than the one that is meant",
+            "draw some labels over their images and look; correct how they are read, or pair them anew",
         )
 
 
@@ -260,8 +256,8 @@ def _other_readings(probe: Probe, boxes: Tensor) -> dict[str, Tensor]:
         "with x and y swapped": torch.stack((y1, x1, y2, x2), 1),
         "mirrored from left to right": torch.stack((1 - x2, y1, 1 - x1, y2), 1),
         "mirrored from top to bottom": torch.stack((x1, 1 - y2, x2, 1 - y1), 1),
-        "one picture further on": target.roll(1, 0),
-        "one picture further back": target.roll(-1, 0),
+        "one image further on": target.roll(1, 0),
+        "one image further back": target.roll(-1, 0),
     }
     cxcywh = convert(target, "xyxy", "cxcywh")
     for name, (dx, dy, scale) in MOVES.items():
@@ -272,9 +268,9 @@ def _other_readings(probe: Probe, boxes: Tensor) -> dict[str, Tensor]:
     return readings
 
 
-def _contrast(picture: Tensor, boxes: Tensor) -> Tensor:
+def _contrast(image: Tensor, boxes: Tensor) -> Tensor:
     """How much strips just inside and just outside of boxes (R, 4) differ, averaged over its sides (R,)."""
-    _, height, width = picture.shape
+    _, height, width = image.shape
     x1, y1, x2, y2 = (boxes * boxes.new_tensor([width, height, width, height])).unbind(1)
     across, down = ((0.1 * (high - low)).clamp(min=2.0) for low, high in ((x1, x2), (y1, y2)))
     inner = (
@@ -293,7 +289,7 @@ def _contrast(picture: Tensor, boxes: Tensor) -> Tensor:
     limits = strips.new_tensor([width, height, width, height])
     left, top, right, bottom = torch.minimum(strips.round().clamp(min=0), limits).long().unbind(-1)
     # A table of sums gives the mean of any strip at once.
-    sums = F.pad(picture.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    sums = F.pad(image.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
     total = sums[:, bottom, right] - sums[:, top, right] - sums[:, bottom, left] + sums[:, top, left]
     pixels = (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
     mean = total / pixels.clamp(min=1)

@@ -1,4 +1,4 @@
-"""Checks of the loss by itself: what it pulls outputs to that are free to move, and what each term weighs."""
+"""Checks of the loss by itself: where it moves outputs that are free to move, and what each term weighs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe, floating, replaced
 
 FREE_STEPS, FREE_RATE = 100, 0.12
-"""Of the descent of outputs: steps, and the largest change a step in numbers about 1."""
+"""The descent of outputs: its steps, and the largest change a step of outputs about 1."""
 
 REACHED = 0.9
 """IoU that outputs which are free to move should come to."""
@@ -52,8 +52,8 @@ def _free(probe: Probe, objective: Any, rate: float) -> Any:
 
 
 def _best(probe: Probe, objective: Any) -> Any:
-    """The better of two such descents: one with steps of numbers about 1, one with steps of pixels."""
-    scales = {1.0, max(1.0, *probe.settings.picture_size, float(probe.target.abs().max()))}
+    """The better of two such descents: one with steps for outputs about 1, one with steps of pixels."""
+    scales = {1.0, max(1.0, *probe.settings.image_size, float(probe.target.abs().max()))}
     outputs = [_free(probe, objective, FREE_RATE * scale) for scale in sorted(scales)]
     with torch.no_grad():
         losses = [float(objective(output)) for output in outputs]
@@ -71,7 +71,7 @@ def _loss_optimum(probe: Probe) -> Any:
 
 def _perfect(probe: Probe) -> Any:
     """An output whose boxes are the targets."""
-    width, height = probe.settings.picture_size
+    width, height = probe.settings.image_size
     unit = probe.target.new_tensor([width, height, width, height])
 
     def distance(output: Any) -> Tensor:
@@ -88,7 +88,7 @@ def _iou(probe: Probe, boxes: Tensor) -> float:
 def _readings(probe: Probe, boxes: Tensor) -> dict[str, float]:
     """The IoU of boxes with the targets when they are read in other ways."""
     fmt = probe.settings.fmt
-    width, height = probe.settings.picture_size
+    width, height = probe.settings.image_size
     target = probe.target
     scale = max(float(target.abs().max()), 1.0)
     unit = target.new_tensor([width, height, width, height]) if max(width, height) > 1 else scale
@@ -218,7 +218,7 @@ def loss_towards_target(probe: Probe) -> Found:
             "error" if still > 0.5 else "warning",
             f"{still:.0%} of the predicted boxes get no gradient at all",
             evidence,
-            "a loss of boxes that do not overlap, or a clamp, is flat: these pictures teach nothing",
+            "a loss of boxes that do not overlap, or a clamp, is flat: these images teach nothing",
             "use a loss that sees boxes apart (boxreg.CIoULoss, GIoULoss), on unclamped outputs, "
             "from a good bias",
         )
@@ -242,7 +242,7 @@ def clamp_in_loss(probe: Probe) -> Found:
     same = torch.allclose(probe.predicted, start.reshape(-1, 4))
     if not same:
         raise NotCheckedError("outputs are decoded after the model: how far a clamp would be is not known")
-    width, height = probe.settings.picture_size
+    width, height = probe.settings.image_size
     xyxy = convert(probe.target, probe.settings.fmt, "xyxy")
     beyond = xyxy + xyxy.new_tensor([-2.0 * width, -1.5 * height, 1.5 * width, 2.0 * height])
     leaf = convert(beyond, "xyxy", probe.settings.fmt).view_as(start).requires_grad_()
@@ -257,9 +257,9 @@ def clamp_in_loss(probe: Probe) -> Found:
         yield Finding(
             "clamp-in-loss",
             "error",
-            f"{share:.0%} of the coordinates get no gradient when boxes stick out of the picture",
+            f"{share:.0%} of the coordinates get no gradient when boxes stick out of the image",
             {"share_without_gradient": share},
-            "clamping before the loss has a gradient of exactly 0 outside the picture: such boxes "
+            "clamping before the loss has a gradient of exactly 0 outside the image: such boxes "
             "never come back",
             "compute the loss on unclamped boxes; clamp only for metrics and drawings",
         )
@@ -330,9 +330,11 @@ def lambdas(probe: Probe) -> Found:
     if not declared:
         raise NotCheckedError("needs declared={'lambda_coord': ..., ...}")
     loss = probe.loss(probe.model, probe.criterion, (probe.inputs, probe.targets))
-    if not loss.raw:
-        raise NotCheckedError("needs a criterion that returns raw and weighted terms, as boxreg.BoxLoss does")
-    unknown = [name for name in declared if name not in loss.raw or name not in loss.weighted]
+    if not loss.unweighted:
+        raise NotCheckedError(
+            "needs a criterion that returns unweighted and weighted terms, as boxreg.BoxLoss does"
+        )
+    unknown = [name for name in declared if name not in loss.unweighted or name not in loss.weighted]
     if unknown:
         yield Finding(
             "lambdas",
@@ -343,14 +345,22 @@ def lambdas(probe: Probe) -> Found:
             f"rename or remove lambda_{unknown[0]}; the terms are {', '.join(loss.weighted)}",
         )
     for name in (name for name in declared if name not in unknown):
-        raw, weighted = float(loss.raw[name].detach().sum()), float(loss.weighted[name].detach().sum())
-        if abs(weighted - declared[name] * raw) > 1e-3 * abs(declared[name] * raw) + 1e-9:
-            measured = weighted / raw if raw else float("nan")
+        unweighted, weighted = (
+            float(loss.unweighted[name].detach().sum()),
+            float(loss.weighted[name].detach().sum()),
+        )
+        if abs(weighted - declared[name] * unweighted) > 1e-3 * abs(declared[name] * unweighted) + 1e-9:
+            measured = weighted / unweighted if unweighted else float("nan")
             yield Finding(
                 "lambdas",
                 "error",
                 f"lambda_{name} is declared as {declared[name]:g}, but the term enters with {measured:g}",
-                {"declared": declared[name], "measured": measured, "raw": raw, "weighted": weighted},
+                {
+                    "declared": declared[name],
+                    "measured": measured,
+                    "unweighted": unweighted,
+                    "weighted": weighted,
+                },
                 "the balance that was chosen is not the one that is trained",
                 f"pass lambda_{name}={declared[name]:g} to the loss",
             )

@@ -15,13 +15,13 @@ from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe, floating
 
 PUSH, FAR_PUSH = 8.0, 200.0
-"""What is added to the last layer's numbers: a lively training gets to the first; the second shows bounds."""
+"""What is added to the last layer's outputs: a lively training gets to the first; the second shows bounds."""
 
 TOLERATED = 0.05
-"""Share of boxes or pictures that may be odd before it is a finding."""
+"""Share of boxes or images that may be odd before it is a finding."""
 
 SATURATED = 0.004
-"""Distance to a bound, as a share of the range, at which a sigmoid passes on 1/60 of its largest slope."""
+"""Distance to a bound, as a share of the range, where a sigmoid's derivative is 1/60 of its largest."""
 
 STUCK_SPREAD = 0.35
 """Spread of a trained model's boxes, as a share of the targets', below which they are one box."""
@@ -93,8 +93,7 @@ def output_range(probe: Probe) -> Found:
             evidence,
             "no training reaches them; pixels against fractions, or a squashing too many, are the "
             "usual reasons",
-            "bring targets and outputs to one unit: divide pixels by the picture's size, or scale "
-            "the decoder",
+            "bring targets and outputs to one unit: divide pixels by the image's size, or scale the decoder",
         )
         return
     spans = probe.fractions(far)
@@ -120,19 +119,19 @@ def clamped_outputs(probe: Probe) -> Found:
     for push in (0.0, -PUSH, PUSH):
         output, raw = probe.pushed(push)
         (given,) = floating(output)
-        # Every coordinate counts differently, so that slopes do not cancel.
+        # Every coordinate counts differently, so that gradients do not cancel.
         total = (given * torch.linspace(1.0, 2.0, given.numel(), device=given.device).view_as(given)).sum()
-        slope = torch.autograd.grad(total, raw, allow_unused=True)[0] if total.requires_grad else None
-        share = 1.0 if slope is None else float((slope == 0).float().mean())
+        grad = torch.autograd.grad(total, raw, allow_unused=True)[0] if total.requires_grad else None
+        share = 1.0 if grad is None else float((grad == 0).float().mean())
         if share > worst:
             worst, where = share, push
     if worst > TOLERATED:
         yield Finding(
             "clamped-outputs",
             "error",
-            f"{_percent(worst)} of the last layer's numbers have no effect on the output, not even "
+            f"{_percent(worst)} of the last layer's outputs have no effect on the output, not even "
             "a small one",
-            {"share_without_slope": worst, "pushed_by": where},
+            {"share_without_gradient": worst, "pushed_by": where},
             "a clamp or ReLU before the loss has a gradient of exactly 0 outside its range: what gets there "
             "stays there, and the boxes collapse",
             "compute the loss on unclamped outputs; use a sigmoid or softplus, and clamp only for metrics",
@@ -145,12 +144,12 @@ def saturated_outputs(probe: Probe) -> Found:
         raise NotCheckedError("the model gives more than one box a target")
     far, _ = _reach(probe, FAR_PUSH)
     low, high = far.amin(0), far.amax(0)
-    width, height = probe.settings.picture_size
+    width, height = probe.settings.image_size
     bounded = high - low < 20 * max(width, height)
     inside = (probe.predicted.detach() - low) / (high - low)
-    wanted = (probe.target - low) / (high - low)
+    fraction = (probe.target - low) / (high - low)
     close = ((inside < SATURATED) | (inside > 1 - SATURATED)) & ~(
-        (wanted < SATURATED) | (wanted > 1 - SATURATED)
+        (fraction < SATURATED) | (fraction > 1 - SATURATED)
     )
     share = float(close[:, bounded].float().mean()) if bounded.any() else 0.0
     if share > TOLERATED:
@@ -166,7 +165,7 @@ def saturated_outputs(probe: Probe) -> Found:
 
 
 def _bias_for(probe: Probe, box: Tensor) -> list[float] | None:
-    """The numbers that the last layer should give for a box, if it is decoded in a way that is known."""
+    """What the last layer should give for a box, if it is decoded in a way that is known."""
     raw, boxes = probe.layer.raw.detach(), probe.predicted.detach()
     if raw.numel() != boxes.numel():
         return None
@@ -215,14 +214,14 @@ def untrained_prediction(probe: Probe) -> Found:
             "warning",
             f"the untrained model predicts boxes far from the targets' median ({shown})",
             evidence | ({"untrained_iou": iou} if probe.aligned else {}) | ({"bias": bias} if bias else {}),
-            "until it has found the mean box it learns nothing about pictures, and the weights that were "
+            "until it has found the mean box it learns nothing about images, and the weights that were "
             "used to get there are spent",
             " or ".join(filter(None, [exact, f"use boxreg.BoxHead(features, prior=({shown}))"])),
         )
 
 
 def collapsed_boxes(probe: Probe) -> Found:
-    """A trained model gives different boxes for different pictures."""
+    """A trained model gives different boxes for different images."""
     if not probe.settings.trained:
         raise NotCheckedError("the model is untrained: only its steps can bring it to one box")
     if len(probe.target) < 4:
@@ -232,17 +231,17 @@ def collapsed_boxes(probe: Probe) -> Found:
     with torch.no_grad():
         predicted = probe.boxes_of(probe.model(probe.inputs))
     probe.model.train(was)
-    wanted, given = probe.target.std(0), predicted.std(0)
-    if not wanted.any():
+    target, given = probe.target.std(0), predicted.std(0)
+    if not target.any():
         raise NotCheckedError("the targets of the batch are all the same")
-    ratio = float((given / wanted.clamp(min=1e-6)).median())
+    ratio = float((given / target.clamp(min=1e-6)).median())
     if ratio < STUCK_SPREAD:
         iou = float(box_iou(predicted, probe.target, fmt=probe.settings.fmt).mean())
         constant = probe.target.median(0).values.expand_as(probe.target)
         yield Finding(
             "collapsed-boxes",
             "error",
-            f"the boxes spread {ratio:.2f} times as much as the targets: nearly one box for every picture",
+            f"the boxes spread {ratio:.2f} times as much as the targets: nearly one box for every image",
             {
                 "spread_ratio": ratio,
                 "iou": iou,
@@ -250,9 +249,9 @@ def collapsed_boxes(probe: Probe) -> Found:
                     box_iou(constant, probe.target, fmt=probe.settings.fmt).mean()
                 ),
             },
-            "the mean box is what a model gives that cannot read the picture: too much regularisation, "
+            "the mean box is what a model gives that cannot read the image: too much regularisation, "
             "gradients that vanish, or too few updates",
-            "run boxreg.overfit on 8 pictures; lower dropout and weight decay; see the findings on "
+            "run boxreg.overfit on 8 images; lower dropout and weight decay; see the findings on "
             "the gradient",
         )
 

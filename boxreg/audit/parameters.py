@@ -161,7 +161,7 @@ def weight_decay(probe: Probe) -> Found:
                 "names": _some([row.name for row in rows]),
                 "weight_decay": max(decays[row.parameter] for row in rows),
             },
-            "decay pulls a bias and a norm's scale towards 0, which is no simpler model: boxes are pulled "
+            "decay moves a bias and a norm's scale towards 0, which is no simpler model: boxes are drawn "
             "away from where the bias puts them",
             f"torch.optim.{type(probe.optimizer).__name__}(boxreg.param_groups(model, "
             "weight_decay=...), ...)",
@@ -215,11 +215,11 @@ def parameters_in_groups(probe: Probe) -> Found:
 
 def frozen_parameters(probe: Probe) -> Found:
     """No parameter is frozen by mistake."""
-    held = {parameter for group in probe.optimizer.param_groups for parameter in group["params"]}
+    optimized = {parameter for group in probe.optimizer.param_groups for parameter in group["params"]}
     frozen = {name: p for p, name in probe.names.items() if not p.requires_grad}
     if not frozen:
         return
-    listed = [name for name, parameter in frozen.items() if parameter in held]
+    listed = [name for name, parameter in frozen.items() if parameter in optimized]
     share = sum(p.numel() for p in frozen.values()) / sum(p.numel() for p in probe.names)
     yield Finding(
         "frozen-parameters",

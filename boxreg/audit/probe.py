@@ -31,21 +31,21 @@ class Loss(NamedTuple):
 
     total: Tensor
     weighted: Mapping[str, Tensor]
-    raw: Mapping[str, Tensor]
+    unweighted: Mapping[str, Tensor]
 
 
 def read_loss(value: Any) -> Loss:
     """Understand what a criterion returns.
 
     Raises:
-        TypeError: if it is none of the forms that `boxreg.audit` lists.
+        TypeError: if it is not what `boxreg.audit` lists.
         ValueError: if the total is not a single number.
     """
     weighted: Mapping[str, Tensor] = {}
-    raw: Mapping[str, Tensor] = {}
+    unweighted: Mapping[str, Tensor] = {}
     total = value
     if hasattr(value, "total") and hasattr(value, "weighted"):
-        total, weighted, raw = value.total, value.weighted, getattr(value, "raw", {})
+        total, weighted, unweighted = value.total, value.weighted, getattr(value, "unweighted", {})
     elif isinstance(value, Mapping):
         weighted = {name: term for name, term in value.items() if isinstance(term, Tensor)}
         total = torch.stack([term.sum() for term in weighted.values()]).sum() if weighted else None
@@ -63,7 +63,7 @@ def read_loss(value: Any) -> Loss:
         raise ValueError(
             f"criterion: returned a loss of shape {tuple(total.shape)}, expected a single number"
         )
-    return Loss(total.reshape(()), weighted, raw)
+    return Loss(total.reshape(()), weighted, unweighted)
 
 
 def forward(model: nn.Module, inputs: Any, *more: Any) -> Any:
@@ -131,13 +131,13 @@ class Settings:
     """What is known about the set-up beside the model; None where nobody said."""
 
     fmt: str
-    picture_size: tuple[float, float]
+    image_size: tuple[float, float]
     boxes: Callable[[Any], Tensor] | None
     target_boxes: Callable[[Any], Tensor] | None
     declared: Mapping[str, Any] = field(default_factory=dict)
     schedule: Any = None
     epochs: int | None = None
-    pictures: int | None = None
+    images: int | None = None
     patience: int | None = None
     clip_norm: float | None = None
     ema_decay: float | None = None
@@ -261,15 +261,15 @@ class Probe:
         return len(leaves) == 1 and leaves[0].numel() == self.target.numel()
 
     def fractions(self, boxes: Tensor, fmt: str | None = None) -> Tensor:
-        """Boxes as xyxy in fractions of the picture."""
-        width, height = self.settings.picture_size
+        """Boxes as xyxy in fractions of the image."""
+        width, height = self.settings.image_size
         return convert(boxes, fmt or self.settings.fmt, "xyxy") / boxes.new_tensor(
             [width, height, width, height]
         )
 
     @cached_property
     def batch_size(self) -> int:
-        """Pictures in the batch."""
+        """Images in the batch."""
         first = pytree.tree_leaves(self.inputs)
         if isinstance(self.inputs, list):
             return len(self.inputs)

@@ -24,9 +24,9 @@ LONGEST_PATIENCE = 1 / 3
 
 
 def _steps_per_epoch(probe: Probe) -> int:
-    if probe.settings.pictures is None:
-        raise NotCheckedError("needs pictures, the number of training pictures")
-    return -(-probe.settings.pictures // probe.batch_size)
+    if probe.settings.images is None:
+        raise NotCheckedError("needs images, the number of training images")
+    return -(-probe.settings.images // probe.batch_size)
 
 
 def _updates(probe: Probe) -> int:
@@ -85,7 +85,7 @@ def updates(probe: Probe) -> Found:
             f"{per_epoch} steps an epoch, with batches of {probe.batch_size}",
             evidence,
             "patience, warm-up and validation count epochs, the optimizer counts steps: it gets hardly any",
-            "use batches of 8 to 16, or augment and repeat the pictures",
+            "use batches of 8 to 16, or augment and repeat the images",
         )
     if probe.settings.epochs is not None and _updates(probe) < FEWEST_UPDATES:
         yield Finding(

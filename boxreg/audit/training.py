@@ -21,10 +21,10 @@ RESTRICTED = 3.0
 """Times the limit from which on clipping is no guard against odd steps, but a smaller learning rate."""
 
 DEEP, FADING, FADED = 6, 0.3, 0.01
-"""Layers with weights from which norms are missed, and what may be left of the contrast between pictures."""
+"""Layers with weights from which norms are missed, and what may be left of the contrast between images."""
 
 GAP = 0.15
-"""IoU on pictures trained on above that on others from which they are learnt by heart."""
+"""IoU on images trained on above that on others from which they are learnt by heart."""
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
@@ -45,14 +45,14 @@ def batch_size(probe: Probe) -> Found:
         and not isinstance(module, nn.SyncBatchNorm)
         and module.training
     ]
-    evidence: dict[str, Any] = {"pictures": probe.batch_size, "boxes": boxes, "batch_norms": len(batch_norms)}
+    evidence: dict[str, Any] = {"images": probe.batch_size, "boxes": boxes, "batch_norms": len(batch_norms)}
     if batch_norms and probe.batch_size < SMALL_BATCH:
         yield Finding(
             "batch-size",
             "warning",
             f"BatchNorm on batches of {probe.batch_size}",
             evidence,
-            "statistics of so few pictures are noise, and not those that evaluation uses",
+            "statistics of a few images are noise, and not those that evaluation uses",
             "nn.GroupNorm(8, channels) instead, SyncBatchNorm over several GPUs, or batches of 16",
         )
     elif probe.batch_size < SMALL_BATCH and boxes < SMALL_BATCH:
@@ -61,7 +61,7 @@ def batch_size(probe: Probe) -> Found:
             "warning",
             f"{boxes} boxes a step",
             evidence,
-            "the gradient of so few boxes is mostly noise, and steps of it go back and forth",
+            "the gradient of a few boxes is mostly noise, and steps of it go back and forth",
             "batches of 8 or 16, as long as an epoch keeps 16 steps or more",
         )
 
@@ -76,7 +76,7 @@ def normalisation(probe: Probe) -> Found:
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
-            # What differs between pictures is what the next layer can learn from.
+            # What differs between images is what the next layer can learn from.
             rows = output.detach().flatten(1)
             spreads[name] = float(rows.std(0).mean() / rows.abs().mean().clamp(min=1e-12))
 
@@ -93,10 +93,10 @@ def normalisation(probe: Probe) -> Found:
     yield Finding(
         "normalisation",
         "error" if last < FADED * first else "warning" if last < FADING * first else "info",
-        f"{len(layers)} layers with weights and no normalisation: what tells pictures apart fades "
+        f"{len(layers)} layers with weights and no normalisation: what tells images apart fades "
         f"from {first:.2g} to {last:.2g} of the activations",
         {"layers": len(layers), "first_contrast": first, "last_contrast": last},
-        "without norms every layer passes on less of what differs between pictures, and the boxes "
+        "without norms every layer passes on less of what differs between images, and the boxes "
         "come out alike",
         "a normalisation after each convolution: GroupNorm(8, channels) for batches of up to 8, "
         "else BatchNorm2d",
@@ -104,7 +104,7 @@ def normalisation(probe: Probe) -> Found:
 
 
 def dropout(probe: Probe) -> Found:
-    """Dropout is mild where pictures are few."""
+    """Dropout is mild where images are few."""
     dropped = {
         name: m.p
         for name, m in probe.model.named_modules()
@@ -112,16 +112,16 @@ def dropout(probe: Probe) -> Found:
     }
     if not dropped:
         return
-    if probe.settings.pictures is None:
-        raise NotCheckedError("needs pictures, the number of training pictures")
+    if probe.settings.images is None:
+        raise NotCheckedError("needs images, the number of training images")
     strongest = max(dropped, key=dropped.__getitem__)
-    if dropped[strongest] < STRONG_DROPOUT or probe.settings.pictures >= SMALL_DATA:
+    if dropped[strongest] < STRONG_DROPOUT or probe.settings.images >= SMALL_DATA:
         return
     yield Finding(
         "dropout",
         "warning",
-        f"dropout of {dropped[strongest]:g} in {strongest}, for {probe.settings.pictures} pictures",
-        {"dropout": dropped[strongest], "pictures": probe.settings.pictures},
+        f"dropout of {dropped[strongest]:g} in {strongest}, for {probe.settings.images} images",
+        {"dropout": dropped[strongest], "images": probe.settings.images},
         "a regressor cannot place a box to the pixel while half of what it sees comes and goes: it "
         "settles for "
         "the mean box",
@@ -130,9 +130,9 @@ def dropout(probe: Probe) -> Found:
 
 
 def augmentation(probe: Probe) -> Found:
-    """Pictures vary from epoch to epoch, in size too."""
+    """Images vary from epoch to epoch, in size too."""
     if probe.settings.redraw is None:
-        raise NotCheckedError("needs redraw, a function that draws the same pictures again as training does")
+        raise NotCheckedError("needs redraw, a function that draws the same images again as training does")
     draws = [probe.settings.redraw() for _ in range(2)]
     (first, targets), (second, others) = draws
     same = all(map(torch.equal, floating(first), floating(second))) and floating(first) != []
@@ -142,9 +142,9 @@ def augmentation(probe: Probe) -> Found:
         yield Finding(
             "augmentation",
             "warning",
-            "the same pictures come out the same when they are drawn again",
-            {"pictures": probe.batch_size, "share_unchanged": 1.0},
-            "without augmentation the model learns its few pictures by heart",
+            "the same images come out the same when they are drawn again",
+            {"images": probe.batch_size, "share_unchanged": 1.0},
+            "without augmentation the model learns its few images by heart",
             "flips first, then shifts, scale of 0.8 to 1.2, crops of 0.9 to 1 and colour jitter",
         )
     sizes = [
@@ -157,10 +157,10 @@ def augmentation(probe: Probe) -> Found:
         yield Finding(
             "one-scale",
             "info",
-            "objects and pictures keep their size from epoch to epoch",
+            "objects and images keep their size from epoch to epoch",
             {"share_of_sizes_that_change": changed},
             "a model that never sees an object larger or smaller is sure of sizes that it has seen",
-            "zoom by 0.8 to 1.2, or train on several picture sizes",
+            "zoom by 0.8 to 1.2, or train on several image sizes",
         )
 
 
@@ -236,7 +236,7 @@ def averaged_weights(probe: Probe) -> Found:
 
 
 def train_val_gap(probe: Probe) -> Found:
-    """What was learnt holds for pictures that were not trained on."""
+    """What was learnt holds for images that were not trained on."""
     if probe.settings.val_batch is None:
         raise NotCheckedError("needs val_batch, inputs and targets that were not trained on")
     if not probe.settings.trained:
@@ -257,10 +257,10 @@ def train_val_gap(probe: Probe) -> Found:
         yield Finding(
             "train-val-gap",
             "warning",
-            f"IoU {ious['train']:.2f} on pictures trained on, {ious['val']:.2f} on others",
+            f"IoU {ious['train']:.2f} on images trained on, {ious['val']:.2f} on others",
             {"train_iou": ious["train"], "val_iou": ious["val"]},
-            "the pictures are learnt by heart",
-            "augment more, stop earlier, average the weights; get more pictures",
+            "the images are learnt by heart",
+            "augment more, stop earlier, average the weights; get more images",
         )
 
 

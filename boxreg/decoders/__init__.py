@@ -1,23 +1,23 @@
-"""Decoders: the raw numbers of a network to boxes and back, one class a scheme.
+"""Decoders: the raw outputs of a network to boxes and back, one class a scheme.
 
 | class | centre | size | unit |
 |---|---|---|---|
-| `UnitSquareDecoder` | sigmoid, anywhere in the picture | softplus | fractions |
-| `GridCellDecoder` | sigmoid, in or near a cell | softplus | that of `picture_size` |
+| `UnitSquareDecoder` | sigmoid, anywhere in the image | softplus | fractions |
+| `GridCellDecoder` | sigmoid, in or near a cell | softplus | that of `image_size` |
 | `YOLOv3Decoder` | sigmoid, in a cell | anchor times exp | that of `stride` |
 | `YOLOv5Decoder` | twice a sigmoid, about a cell | anchor times (2 sigmoid)² | that of `stride` |
 | `LTRBDecoder` | distances of the sides from the middle of a cell | | that of `stride` |
 | `DFLDecoder` | the same, as distributions over bins | | that of `stride` |
 | `DeltaDecoder` | shifted from another box | times exp | that of the other box |
 
-Boxes are cxcywh throughout. `decode` turns raw numbers into boxes and `encode` is its inverse, in
+Boxes are cxcywh throughout. `decode` turns raw outputs into boxes and `encode` is its inverse, in
 closed form. Both take the coordinate axis as `dim`, so rows (N, 4) and planes (B, 4, H, W) go in
 as they are. K boxes a cell are planes (B, 4, K, H, W), a view of what a convolution makes.
 
-`decode` never clamps: a box that reaches over the picture's border keeps its value and its gradient.
-`encode` clips, because no finite raw number stands for a size of 0 or a centre on the edge of its range:
+`decode` never clamps: a box that reaches over the image's border keeps its value and its gradient.
+`encode` clips, because no finite raw output stands for a size of 0 or a centre on the edge of its range:
 
-| dtype of the boxes | centre, as a fraction of its range | size, as a fraction of the picture or anchor |
+| dtype of the boxes | centre, as a fraction of its range | size, as a fraction of the image or anchor |
 |---|---|---|
 | float64 | 2.2e-16 from either end | at least 2.2e-308 |
 | float32, bfloat16 | 1.2e-7 from either end | at least 1.2e-38 |

@@ -95,7 +95,7 @@ class YOLOv3Decoder(AnchorDecoder):
 
     Args:
         stride: side of a cell, above 0, in the unit of the boxes: as a rule pixels.
-        anchors: (width, height) of each of the K boxes of a cell, in the unit of the boxes. Raw numbers are
+        anchors: (width, height) of each of the K boxes of a cell, in the unit of the boxes. Raw outputs are
             (B, 4, K, H, W), a view of a convolution's (B, 4 K, H, W); with one anchor (B, 4, H, W) too.
 
     Raises:
@@ -156,7 +156,7 @@ class YOLOv5Decoder(AnchorDecoder):
 
     Args:
         stride: side of a cell, above 0, in the unit of the boxes: as a rule pixels.
-        anchors: (width, height) of each of the K boxes of a cell, in the unit of the boxes. Raw numbers are
+        anchors: (width, height) of each of the K boxes of a cell, in the unit of the boxes. Raw outputs are
             (B, 4, K, H, W), a view of a convolution's (B, 4 K, H, W); with one anchor (B, 4, H, W) too.
 
     Raises:

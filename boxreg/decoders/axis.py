@@ -19,11 +19,11 @@ Settings = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class AxisDecoder(Decoder):
-    """A scheme that reads either axis by itself, a centre and a size from two raw numbers.
+    """A scheme that reads either axis by itself, a centre and a size from two raw outputs.
 
     A scheme states the maths of one axis, on tensors of any one shape: `decode_axis`, `decode_axis_grad` and
     `encode_axis`. The first two are also traced and copied into kernels (see `boxreg.iou`), so that a loss of
-    raw numbers finds its gradient in one pass: they consist of operators, `xp` and the functions of
+    raw outputs finds its gradient in one pass: they consist of operators, `xp` and the functions of
     `boxreg._raw`, without loops. All three get, after the two numbers: if `needs_grid`, the cell's
     index along the axis and the number of cells; if `needs_anchors`, the side of the box's anchor; then the
     `settings` of the axis.
@@ -55,17 +55,17 @@ class AxisDecoder(Decoder):
     @staticmethod
     @abstractmethod
     def decode_axis(first: Any, second: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Two raw numbers of an axis to centre and size."""
+        """Two raw outputs of an axis to centre and size."""
 
     @staticmethod
     @abstractmethod
     def decode_axis_grad(first: Any, second: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
-        """Slopes of `decode_axis`: the centre's at either raw number, then the size's; 0.0 where none."""
+        """Derivatives of `decode_axis`: the centre's by either raw output, then the size's; 0.0 if none."""
 
     @staticmethod
     @abstractmethod
     def encode_axis(centre: Any, size: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Centre and size to two raw numbers that are finite in `dtype`."""
+        """Centre and size to two raw outputs that are finite in `dtype`."""
 
     def _decode(self, raw: tuple[Tensor, ...]) -> Planes:
         return decode_planes(self.scheme, self.settings, self.anchor_sides, raw)
@@ -80,7 +80,7 @@ class AxisDecoder(Decoder):
 
 
 def decode_planes(scheme: str, settings: Settings, anchor_sides: Settings, raw: tuple[Tensor, ...]) -> Planes:
-    """Planes of raw numbers to planes cx, cy, w, h, by a scheme of the table."""
+    """Planes of raw outputs to planes cx, cy, w, h, by a scheme of the table."""
     first_x, first_y, second_x, second_y = raw
     x, y = axis_arguments(scheme, settings, anchor_sides, first_x)
     cx, w = SCHEMES[scheme].decode_axis(first_x, second_x, *x)

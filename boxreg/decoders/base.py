@@ -24,7 +24,7 @@ def _computing_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Decoder(ABC):
-    """How a network's raw numbers stand for boxes.
+    """How a network's raw outputs stand for boxes.
 
     A scheme derives from this class and states both directions on planes, the tensors that are left when
     the coordinate axis is taken away: `_decode` and `_encode`. Checks, layout and dtypes are dealt with
@@ -36,14 +36,14 @@ class Decoder(ABC):
 
     @property
     def channels(self) -> int:
-        """How many raw numbers stand for one box."""
+        """How many raw outputs stand for one box."""
         return 4
 
     @property
     def extent(self) -> tuple[float, float]:
         """Width and height of what a one-cell grid covers, in the unit of the boxes.
 
-        The picture, or a single cell where the scheme knows the size of cells.
+        The image, or a single cell where the scheme knows the size of cells.
         """
         return (1.0, 1.0)
 
@@ -53,33 +53,33 @@ class Decoder(ABC):
         return None
 
     def level(self, rows: int, cols: int) -> Level:
-        """A map of so many cells, with its stride in the unit of the boxes.
+        """A map of `rows` by `cols` cells, with its stride in the unit of the boxes.
 
         Raises:
-            ValueError: if the picture has a size, and cut into these cells gives no squares.
+            ValueError: if the image has a size, and cut into these cells gives no squares.
         """
         width, height = self.extent
         if not math.isclose(width * rows, height * cols):
             raise ValueError(
                 f"level: got {rows} rows and {cols} columns, expected square cells, but {self} cuts a "
-                f"picture of {width} by {height}"
+                f"image of {width} by {height}"
             )
         return Level(rows, cols, width / cols)
 
     def _read(self, raw: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """What `_decode` gets of raw numbers that lie along `dim`."""
+        """What `_decode` gets of raw outputs that lie along `dim`."""
         return raw.unbind(dim)
 
     @abstractmethod
     def _decode(self, raw: tuple[Tensor, ...]) -> Planes:
-        """Planes of raw numbers, float32 or float64, to planes cx, cy, w, h."""
+        """Planes of raw outputs, float32 or float64, to planes cx, cy, w, h."""
 
     @abstractmethod
     def _encode(self, boxes: Planes, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Planes cx, cy, w, h, float32 or float64, to planes of numbers that are finite in `dtype`."""
 
     def decode(self, raw: Tensor, dim: int = -1) -> Tensor:
-        """Turn raw numbers into boxes.
+        """Turn raw outputs into boxes.
 
         Args:
             raw: floating, any shape with `channels` numbers along `dim`.
@@ -98,7 +98,7 @@ class Decoder(ABC):
         return _stack(self._decode(self._read(raw.to(_computing_dtype(raw.dtype)), dim)), raw, dim)
 
     def encode(self, boxes: Tensor, dim: int = -1) -> Tensor:
-        """Turn boxes into the raw numbers that `decode` takes back to them.
+        """Turn boxes into the raw outputs that `decode` takes back to them.
 
         Centres and sizes that the scheme cannot express are clipped (see the table above); there, and
         only there, the gradient is 0.
@@ -109,7 +109,7 @@ class Decoder(ABC):
                 K boxes a cell (B, 4, K, H, W).
 
         Returns:
-            Raw numbers, `channels` along `dim`, in the dtype of `boxes`; finite wherever `boxes` is.
+            Raw outputs, `channels` along `dim`, in the dtype of `boxes`; finite wherever `boxes` is.
 
         Raises:
             TypeError: if `boxes` is not a floating tensor.
@@ -121,7 +121,7 @@ class Decoder(ABC):
         return _stack(self._encode((cx, cy, w, h), boxes.dtype), boxes, dim)
 
     def bias(self, prior: Prior, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The raw numbers that stand for a prior box: what the bias of an untrained head should be.
+        """The raw outputs that stand for a prior box: what the bias of an untrained head should be.
 
         A scheme that reads centres inside a grid's cells takes the prior as the box of a one-cell grid
         (see `extent`): with a centre in the middle of it, every cell starts in its own middle.
@@ -129,7 +129,7 @@ class Decoder(ABC):
         Args:
             prior: one box (cx, cy, w, h) in the unit of the boxes, its centre inside `extent`; or K of them,
                 one for each box of a cell.
-            dtype: dtype wanted.
+            dtype: of the result.
 
         Returns:
             A tensor of shape (channels,), or (channels, K).
@@ -155,7 +155,7 @@ class Decoder(ABC):
             raise ValueError(f"prior: got {prior}, expected what {self} can express; the nearest is {boxes}")
 
     def check_raw(self, name: str, raw: Tensor, dim: int) -> None:
-        """Raise, in the name of an argument, unless `decode` takes such raw numbers."""
+        """Raise, in the name of an argument, unless `decode` takes such raw outputs."""
         check_tensor(name, raw, floating=True)
         if not -raw.ndim <= dim < raw.ndim or raw.shape[dim] != self.channels:
             raise ValueError(
@@ -174,7 +174,7 @@ class Decoder(ABC):
 
 @dataclass(frozen=True)
 class StrideDecoder(Decoder):
-    """A scheme on a grid of squares of a known side: pictures of any size, one decoder a level."""
+    """A scheme on a grid of squares of a known side: images of any size, one decoder a level."""
 
     needs_grid: ClassVar[bool] = True
 
@@ -196,7 +196,7 @@ class StrideDecoder(Decoder):
         return ((8 * self.stride, 8 * self.stride),)
 
     def level(self, rows: int, cols: int) -> Level:
-        """A map of so many cells, with its stride."""
+        """A map of `rows` by `cols` cells, with its stride."""
         return Level(rows, cols, self.stride)
 
 
@@ -220,6 +220,6 @@ def _check_prior(prior: object, extent: tuple[float, float]) -> None:
         raise ValueError(f"prior: got {tuple(prior)}, expected a width and a height above 0")
     if not (0 < cx < extent[0] and 0 < cy < extent[1]):
         raise ValueError(
-            f"prior: got {tuple(prior)}, expected a centre inside the picture: "
+            f"prior: got {tuple(prior)}, expected a centre inside the image: "
             f"0 < cx < {extent[0]} and 0 < cy < {extent[1]}"
         )

@@ -27,7 +27,7 @@ class DeltaDecoder(Decoder):
     corner, the boxes are those of "YOLOX" (Ge et al., 2021, arXiv:2107.08430).
 
     The reference is bound by `about`, which gives a decoder like any other, for `decode`, `encode` and losses
-    of raw numbers:
+    of raw outputs:
 
         boxes = decoder.about(proposals).decode(raw)
         loss = giou_loss(raw, targets, fmt="cxcywh", decoder=decoder.about(proposals))
@@ -76,12 +76,12 @@ class DeltaDecoder(Decoder):
             check_boxes("reference", self.reference, 0)
 
     def about(self, reference: Tensor, dim: int = -1) -> DeltaDecoder:
-        """The decoder of raw numbers that are relative to these boxes.
+        """The decoder of raw outputs that are relative to these boxes.
 
         Args:
             reference: cxcywh, floating, of positive size, four coordinates along `dim`, in the unit of the
-                boxes. Without the coordinates, its shape is that of the raw numbers, or broadcasts to it:
-                anchors (4, A) serve raw numbers (B, 4, A).
+                boxes. Without the coordinates, its shape is that of the raw outputs, or broadcasts to it:
+                anchors (4, A) serve raw outputs (B, 4, A).
             dim: its coordinate axis.
 
         Raises:
@@ -99,7 +99,7 @@ class DeltaDecoder(Decoder):
     def _check_grid(self, name: str, value: Tensor, dim: int) -> None:
         if self.reference is None:
             raise ValueError(
-                "reference: got none, expected the boxes that raw numbers are relative to: use "
+                "reference: got none, expected the boxes that raw outputs are relative to: use "
                 "decoder.about(reference) in place of decoder"
             )
         plane, given = value.select(dim, 0).shape, self.reference.shape[1:]

@@ -21,7 +21,7 @@ class DFLDecoder(StrideDecoder):
 
     `x1 = (col + 0.5 - E(l)) * stride`, `E(l) = sum(i * softmax(l)[i] for i in range(bins))`
 
-    for the logits l of the left side, and likewise for the others; the 4 * bins raw numbers are the bins of
+    for the logits l of the left side, and likewise for the others; the 4 * bins raw outputs are the bins of
     the left side, then of the top, right and bottom. From "Generalized Focal Loss: Learning Qualified and
     Distributed Bounding Boxes for Dense Object Detection" (Li et al., 2020, arXiv:2006.04388); YOLOv8's boxes
     are the same. `dfl_loss` trains the distributions themselves.
@@ -62,11 +62,11 @@ class DFLDecoder(StrideDecoder):
 
     @property
     def channels(self) -> int:
-        """Four sides of so many bins."""
+        """Four sides of `bins` bins."""
         return 4 * self.bins
 
     def logits(self, raw: Tensor, dim: int) -> Tensor:
-        """Raw numbers with the axis of the sides at `dim`, counted from the front, and that of the bins next.
+        """Raw outputs with the axis of the sides at `dim`, counted from the front, and that of the bins next.
 
         As `dfl_loss` takes them: (B, 4 * bins, ...) to (B, 4, bins, ...).
         """

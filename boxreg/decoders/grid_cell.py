@@ -1,4 +1,4 @@
-"""A box a cell, sizes as fractions of the picture."""
+"""A box a cell, sizes as fractions of the image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .axis import AxisDecoder, Settings
 class GridCellDecoder(AxisDecoder):
     """One box a cell of a grid, its centre in or near that cell.
 
-    `cx = (col + stretch * sigmoid(tx) - (stretch - 1) / 2) / W * picture_width`
+    `cx = (col + stretch * sigmoid(tx) - (stretch - 1) / 2) / W * image_width`
 
-    `w = picture_width * softplus(tw)`
+    `w = image_width * softplus(tw)`
 
-    and likewise cy and h from the row, H and picture_height. H and W are read from the tensor: they are
+    and likewise cy and h from the row, H and image_height. H and W are read from the tensor: they are
     its last two axes when the coordinate axis is taken away.
 
     The sigmoid offset inside a cell, stretch 1, is from "YOLO9000: Better, Faster, Stronger" (Redmon and
@@ -35,8 +35,8 @@ class GridCellDecoder(AxisDecoder):
     reaches is clipped to the nearest one that it does.
 
     Args:
-        picture_size: width and height of the picture in the unit of the boxes, both above 0: (1.0, 1.0)
-            for fractions of the picture, its size for pixels.
+        image_size: width and height of the image in the unit of the boxes, both above 0: (1.0, 1.0)
+            for fractions of the image, its size for pixels.
         stretch: width of the range of a centre, in cells, about the middle of its cell; at least 1.
 
     Raises:
@@ -46,7 +46,7 @@ class GridCellDecoder(AxisDecoder):
     Example:
         >>> import torch
         >>> from boxreg.decoders import GridCellDecoder
-        >>> decoder = GridCellDecoder(picture_size=(640.0, 480.0))
+        >>> decoder = GridCellDecoder(image_size=(640.0, 480.0))
         >>> boxes = decoder.decode(torch.zeros(1, 4, 3, 4), dim=1)
         >>> boxes[0, :, 1, 2]  # row 1, column 2, cells of 160 by 160 pixels
         tensor([400.0000, 240.0000, 443.6142, 332.7106])
@@ -54,30 +54,30 @@ class GridCellDecoder(AxisDecoder):
 
     needs_grid: ClassVar[bool] = True
 
-    picture_size: tuple[float, float] = (1.0, 1.0)
+    image_size: tuple[float, float] = (1.0, 1.0)
     stretch: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.picture_size, Sequence) or len(self.picture_size) != 2:
-            raise ValueError(f"picture_size: got {self.picture_size!r}, expected (width, height)")
-        width, height = self.picture_size
-        check_number("picture_size", width)
-        check_number("picture_size", height)
+        if not isinstance(self.image_size, Sequence) or len(self.image_size) != 2:
+            raise ValueError(f"image_size: got {self.image_size!r}, expected (width, height)")
+        width, height = self.image_size
+        check_number("image_size", width)
+        check_number("image_size", height)
         if not (width > 0 and height > 0):
-            raise ValueError(f"picture_size: got {(width, height)}, expected a width and a height above 0")
+            raise ValueError(f"image_size: got {(width, height)}, expected a width and a height above 0")
         check_number("stretch", self.stretch, minimum=1.0)
         # A list would not hash.
-        object.__setattr__(self, "picture_size", (width, height))
+        object.__setattr__(self, "image_size", (width, height))
 
     @property
     def extent(self) -> tuple[float, float]:
-        """Width and height of the picture, in the unit of the boxes."""
-        return self.picture_size
+        """Width and height of the image, in the unit of the boxes."""
+        return self.image_size
 
     @property
     def settings(self) -> Settings:
-        """The picture's side along the axis, and the stretch."""
-        width, height = self.picture_size
+        """The image's side along the axis, and the stretch."""
+        width, height = self.image_size
         return (width, self.stretch), (height, self.stretch)
 
     @staticmethod

@@ -34,7 +34,7 @@ class LTRBDecoder(StrideDecoder, AxisDecoder):
 
     `x1 = (col + 0.5 - f(tl)) * stride`, `x2 = (col + 0.5 + f(tr)) * stride`
 
-    and likewise y1 and y2 from the row, tt and tb; the raw numbers are tl, tt, tr, tb. The points are those
+    and likewise y1 and y2 from the row, tt and tb; the raw outputs are tl, tt, tr, tb. The points are those
     of `points_of`. From "FCOS: Fully Convolutional One-Stage Object Detection" (Tian, Shen, Chen and He,
     2019, arXiv:1904.01355), where f is the exponential, later relu in units of the stride. "TOOD:
     Task-aligned One-stage Object Detection" (Feng et al., 2021, arXiv:2108.07755) has the same boxes. A
@@ -48,7 +48,7 @@ class LTRBDecoder(StrideDecoder, AxisDecoder):
       gradient, it is `(1/16)² / (1/8 - t)`: never 0, with a gradient wherever t may have strayed to.
 
     A box always contains its point. `encode` moves a side that lies beyond the point to it, up to the margin
-    that centres have (see `boxreg.decoders`). The gradient stays positive for raw numbers above -87 (float64:
+    that centres have (see `boxreg.decoders`). The gradient stays positive for raw outputs above -87 (float64:
     -708), of `"relu"` above -1e16.
 
     Args:

@@ -1,4 +1,4 @@
-"""A box anywhere in the picture."""
+"""A box anywhere in the image."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .axis import AxisDecoder
 
 @dataclass(frozen=True)
 class UnitSquareDecoder(AxisDecoder):
-    """A box anywhere in the picture, as fractions of it.
+    """A box anywhere in the image, as fractions of it.
 
     `cx = sigmoid(tx)`, `cy = sigmoid(ty)`, `w = softplus(tw)`, `h = softplus(th)`
 
-    where `softplus(t) = log(1 + exp(t))`. Centres lie inside the picture; sizes are positive and have no
-    upper bound, and grow linearly in the raw number, so that a bad step cannot blow a box up as an
+    where `softplus(t) = log(1 + exp(t))`. Centres lie inside the image; sizes are positive and have no
+    upper bound, and grow linearly in the raw output, so that a bad step cannot blow a box up as an
     exponential would. The gradient stays positive for raw centres within ±88 and raw sizes above -87
     (float64: ±709 and -708).
 

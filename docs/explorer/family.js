@@ -1,5 +1,5 @@
 // The IoU family as the library defines it, for one pair of upright boxes [x1, y1, x2, y2].
-// A row takes the geometry of a pair and gives its overlap and the terms it adds: loss = 1 - overlap + terms.
+// A loss takes the geometry of a pair and gives its overlap and the terms it adds: loss = 1 - overlap + terms.
 // Tests hold values and gradients to the library's.
 
 const ratio = (part, whole, limit) => (whole === 0 ? limit : part / whole);
@@ -42,19 +42,19 @@ const aspect = (g) =>
   (4 / square(Math.PI)) * square(angle(g.x.targetSize, g.y.targetSize) - angle(g.x.size, g.y.size));
 const unlikeness = (omega) => Math.pow(1 - Math.exp(-omega), 4);
 
-// What a row treats as a constant under differentiation, taken where the gradient is asked for.
+// What a loss treats as a constant under differentiation, taken where the gradient is asked for.
 export function constants(g) {
   const v = aspect(g);
   return { alpha: ratio(v, 1 - g.iou + v, 0), diagonal: g.diagonal };
 }
 
-export const ROWS = {
+export const LOSSES = {
   iou: (g) => ({ overlap: g.iou, terms: {} }),
   giou: (g) => ({ overlap: g.iou, terms: { "(C − U) / C": 1 - ratio(g.union, g.enclosing, 1) } }),
   diou: (g) => ({ overlap: g.iou, terms: { "ρ² / c²": ratio(g.distance, g.diagonal, 0) } }),
-  ciou: (g, held) => ({
+  ciou: (g, detached) => ({
     overlap: g.iou,
-    terms: { "ρ² / c²": ratio(g.distance, g.diagonal, 0), "α v": held.alpha * aspect(g) },
+    terms: { "ρ² / c²": ratio(g.distance, g.diagonal, 0), "α v": detached.alpha * aspect(g) },
   }),
   eiou: (g) => ({
     overlap: g.iou,
@@ -75,21 +75,21 @@ export const ROWS = {
       },
     };
   },
-  wiou: (g, held) => ({
+  wiou: (g, detached) => ({
     overlap: g.iou,
-    terms: { "(R − 1)(1 − IoU)": (Math.exp(ratio(g.distance, held.diagonal, 0)) - 1) * (1 - g.iou) },
+    terms: { "(R − 1)(1 − IoU)": (Math.exp(ratio(g.distance, detached.diagonal, 0)) - 1) * (1 - g.iou) },
   }),
-  mpdiou: (g, held, { image_width, image_height }) => {
-    const picture = square(image_width) + square(image_height);
+  mpdiou: (g, detached, { image_width, image_height }) => {
+    const diagonal = square(image_width) + square(image_height);
     return {
       overlap: g.iou,
       terms: {
-        "first corner": (square(g.x.first) + square(g.y.first)) / picture,
-        "second corner": (square(g.x.second) + square(g.y.second)) / picture,
+        "first corner": (square(g.x.first) + square(g.y.first)) / diagonal,
+        "second corner": (square(g.x.second) + square(g.y.second)) / diagonal,
       },
     };
   },
-  shapeiou: (g, held, { scale }) => {
+  shapeiou: (g, detached, { scale }) => {
     const point = g.x.targetSize === 0 && g.y.targetSize === 0;
     const wide = Math.pow(point ? 1 : g.x.targetSize, scale), high = Math.pow(point ? 1 : g.y.targetSize, scale);
     const a = (2 * high) / (wide + high), b = (2 * wide) / (wide + high);
@@ -101,7 +101,7 @@ export const ROWS = {
       },
     };
   },
-  nwd: (g, held, { constant }) => {
+  nwd: (g, detached, { constant }) => {
     const sizes = square(g.x.size - g.x.targetSize) + square(g.y.size - g.y.targetSize);
     return { overlap: Math.exp(-Math.sqrt(g.distance + sizes / 4) / constant), terms: {} };
   },
@@ -112,19 +112,19 @@ export const PARAMETERS = { image_width: 12, image_height: 8, scale: 0, constant
 const total = ({ overlap, terms }) => Object.values(terms).reduce((sum, term) => sum + term, 1 - overlap);
 
 // Loss, overlap, terms, and the gradient at x1, y1, x2, y2 by central differences, which give the mean of both
-// slopes where boxes tie, as the library has it. The two steps cancel what a tie leaves of the first order.
+// gradients where boxes tie, as the library has it. The two steps cancel what a tie leaves of the first order.
 export function evaluate(kind, p, t, parameters = PARAMETERS) {
-  const row = ROWS[kind], g = geometry(p, t), held = constants(g);
+  const loss = LOSSES[kind], g = geometry(p, t), detached = constants(g);
   const step = 1e-6 * Math.max(g.x.span, g.y.span, 1e-9);
   const gradient = p.map((_, i) => {
     const at = (by) => {
       const moved = p.slice();
       moved[i] += by;
-      return total(row(geometry(moved, t), held, parameters));
+      return total(loss(geometry(moved, t), detached, parameters));
     };
-    const slope = (by) => (at(by) - at(-by)) / (2 * by);
-    return 2 * slope(step / 2) - slope(step);
+    const derivative = (by) => (at(by) - at(-by)) / (2 * by);
+    return 2 * derivative(step / 2) - derivative(step);
   });
-  const parts = row(g, held, parameters);
+  const parts = loss(g, detached, parameters);
   return { loss: total(parts), ...parts, gradient };
 }

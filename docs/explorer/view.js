@@ -1,5 +1,5 @@
 // The explorer's page: boxes that are dragged, resized, typed or moved by keys; the rest follows from `state`.
-import { PARAMETERS, ROWS, evaluate, geometry } from "./family.js";
+import { PARAMETERS, LOSSES, evaluate, geometry } from "./family.js";
 
 const WIDTH = 12, HEIGHT = 8, UNIT = 60, SMALLEST = 0.05;
 const CORNERS = { nw: [0, 1], ne: [2, 1], sw: [0, 3], se: [2, 3] };
@@ -22,7 +22,7 @@ function read(hash) {
     const value = Number(given.get(name));
     if (given.has(name) && allowed(name, value)) parameters[name] = value;
   }
-  const kind = given.get("kind") in ROWS ? given.get("kind") : START.kind;
+  const kind = given.get("kind") in LOSSES ? given.get("kind") : START.kind;
   return { pred: box("pred"), target: box("target"), kind, parameters };
 }
 
@@ -152,7 +152,7 @@ function build() {
       return allowed(name, value);
     });
   }
-  for (const kind of Object.keys(ROWS)) {
+  for (const kind of Object.keys(LOSSES)) {
     const row = find("tbody").insertRow();
     row.dataset.kind = kind;
     const label = row.appendChild(document.createElement("th")).appendChild(document.createElement("label"));
@@ -208,16 +208,16 @@ function write(input, value) {
   }
 }
 
-// On the middle of each side, the way gradient descent moves it; of the strongest slope 1.5 units.
+// On the middle of each side, the way gradient descent moves it; of the strongest derivative 1.5 units.
 function showArrows(gradient) {
   const group = find("#arrows");
   group.replaceChildren();
   const [x1, y1, x2, y2] = state.pred;
   const middles = [[x1, (y1 + y2) / 2], [(x1 + x2) / 2, y1], [x2, (y1 + y2) / 2], [(x1 + x2) / 2, y2]];
   const strongest = Math.max(...gradient.map(Math.abs));
-  gradient.forEach((slope, i) => {
-    if (Math.abs(slope) < 1e-9) return;
-    const length = -1.5 * Math.sign(slope) * Math.sqrt(Math.abs(slope) / strongest);
+  gradient.forEach((derivative, i) => {
+    if (Math.abs(derivative) < 1e-9) return;
+    const length = -1.5 * Math.sign(derivative) * Math.sqrt(Math.abs(derivative) / strongest);
     const [dx, dy] = i % 2 ? [0, length] : [length, 0];
     const [x, y] = middles[i];
     const at = { x1: x * UNIT, y1: y * UNIT, x2: (x + dx) * UNIT, y2: (y + dy) * UNIT };
@@ -235,7 +235,7 @@ function show() {
     const words = Object.entries(terms).map(([name, value]) => `${name} = ${value.toFixed(4)}`);
     row.cells[1].textContent = shown(loss);
     row.cells[2].textContent = [`1 − ${overlap.toFixed(4)}`, ...words].join(" + ");
-    gradient.forEach((slope, i) => (row.cells[3 + i].textContent = shown(slope)));
+    gradient.forEach((derivative, i) => (row.cells[3 + i].textContent = shown(derivative)));
     row.classList.toggle("chosen", kind === state.kind);
     row.querySelector("input").checked = kind === state.kind;
     if (kind === state.kind) {

@@ -33,12 +33,12 @@ def results() -> list[tuple[Path, Common, dict[str, Result]]]:
 
 def ablation(notes: str) -> str:
     """The rows that serve some of the recommendations, `"quick 1; point 3"`, with their differences."""
-    wanted = set(notes.split("; "))
+    asked = set(notes.split("; "))
     rows = [
         (folder, common, one)
         for folder, common, trained in results()
         for one in trained.values()
-        if wanted & set(one.row.notes)
+        if asked & set(one.row.notes)
     ]
     if not rows:
         return ""

@@ -44,7 +44,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Take over tables and pictures."""
+    """Take over tables and figures."""
     for path in sorted([*pages(), *RESULTS.rglob("*.png"), *RESULTS.rglob("*.svg")]):
         files.append(File.generated(config, f"benchmarks/{place(path)}", abs_src_path=str(path)))
     return files

@@ -22,26 +22,26 @@ from .running import run_all, terminable
 if TYPE_CHECKING:
     from boxreg import AuditReport
 
-TABLE, PICTURE, KEPT = "ablation.md", "ablation.png", "runs"
+TABLE, FIGURE, KEPT = "ablation.md", "ablation.png", "runs"
 
 
 def ablate(
     folder: Path, common: Common, side_by_side: int, table_only: bool = False, keep: bool = False
 ) -> dict[str, Any]:
-    """Train every run that the folder does not hold yet, then write its table and its picture.
+    """Train every run that the folder does not hold yet, then write its table and its figure.
 
     Args:
-        folder: of the lines, the table and the picture.
+        folder: of the lines, the table and the figure.
         common: what is the same for all rows.
         side_by_side: runs at a time.
-        table_only: train nothing; make table and picture of what is there.
+        table_only: train nothing; make table and figure of what is there.
         keep: leave the folders of the runs in `runs`.
 
     Raises:
         DataError: if the data is broken; nothing has been trained then.
         UserError: if a row cannot be trained so, or there is nothing to make a table of.
     """
-    from .picture import draw
+    from .figure import draw
     from .table import write_table
 
     rows = chosen(common.rows)
@@ -56,8 +56,8 @@ def ablate(
     if not found:
         raise UserError(f"out: {folder} has no run of these rows with these settings")
     results = results_of(rows, found)
-    write_table(folder / TABLE, results, common, found, PICTURE, _audit_of_baseline(results, common))
-    draw(folder / PICTURE, results, common)
+    write_table(folder / TABLE, results, common, found, FIGURE, _audit_of_baseline(results, common))
+    draw(folder / FIGURE, results, common)
     return {
         "out": str(folder),
         "rows": len(rows),
@@ -65,7 +65,7 @@ def ablate(
         "missing": len(jobs) - len(found),
         "failed": sum("error" in line for line in found.values()),
         "table": str(folder / TABLE),
-        "picture": str(folder / PICTURE),
+        "figure": str(folder / FIGURE),
     }
 
 

@@ -39,7 +39,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
 
 
 def t_quantile(confidence: float, freedom: int) -> float:
-    """The t that |T| stays below with probability `confidence`, for so many degrees of freedom."""
+    """The t that |T| stays below with probability `confidence`, for the given degrees of freedom."""
     low, high = 0.0, math.pi / 2
     for _ in range(100):
         angle = (low + high) / 2

@@ -29,14 +29,14 @@ class Common:
     """What is the same for all rows, and how many seeds each has.
 
     Attributes:
-        seeds: each decides pictures, weights, order and augmentation; rows are compared seed by seed.
+        seeds: each decides images, weights, order and augmentation; rows are compared seed by seed.
         threads: of each run; a thread more or less changes the order of sums, and with it the result.
     """
 
     seeds: int
     epochs: int
     size: int
-    pictures: int | None
+    images: int | None
     width: int
     data: Path | None
     device: Device
@@ -104,8 +104,8 @@ def config_of(row: Row, common: Common) -> TrainConfig:
     tree |= {"device": common.device, "validate_every": 1}
     tree["model"] |= {"width": common.width}
     tree["data"] |= {"size": common.size, "workers": 0, "path": common.data}
-    if common.pictures is not None:
-        tree["data"]["pictures"] = common.pictures
+    if common.images is not None:
+        tree["data"]["images"] = common.images
     config = parse_config(tree, f"row {row.name!r}: ")
     build_task(config)
     return config
@@ -143,7 +143,7 @@ def digest_of(content: Mapping[str, Any]) -> str:
 
 
 def jobs_of(rows: Iterable[Row], common: Common) -> list[Job]:
-    """All runs, one seed of every row after the other: wherever it stops, rows have as many seeds as others.
+    """All runs, the first seed of every row, then the next: a stop leaves rows with nearly equal seed counts.
 
     Raises:
         ConfigError: if a row cannot be trained so.

@@ -17,7 +17,7 @@ RECOMMENDATIONS = {
     "quick 4": "no clamp between the outputs and the loss",
     "quick 5": "less dropout or none, less weight decay",
     "quick 6": "GroupNorm or LayerNorm instead of BatchNorm where batches are small",
-    "quick 7": "learn a few pictures by heart first",
+    "quick 7": "learn a few images by heart first",
     "quick 8": "see that the lambdas are applied, and IoU is that of decoded boxes",
     "quick 9": "no decay on norms and biases; AdamW with beta2 0.99 to 0.999; a learning rate of 2e-2",
     "point 1": "make the optimizer what the configuration says, AdamW",

@@ -65,7 +65,7 @@ class Ended(NamedTuple):
 def run_all(
     jobs: Sequence[Job], side_by_side: int, threads: int, folder: Path, training: Training = train_once
 ) -> Generator[Ended, None, None]:
-    """Train all jobs, so many at a time, in their order; yields each as it ends. Leaving ends all of them.
+    """Train all jobs, `side_by_side` at a time, in their order; yields each as it ends. Leaving ends all.
 
     Args:
         jobs: what to train.

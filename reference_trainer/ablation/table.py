@@ -27,14 +27,14 @@ def write_table(
     results: Mapping[str, Result],
     common: Common,
     lines: Mapping[tuple[str, int], Line],
-    picture: str,
+    figure: str,
     audit: AuditReport | None,
 ) -> None:
-    """Replace the file of the table; `picture` is the name of the picture beside it, `audit` of baseline."""
+    """Replace the file of the table; `figure` is the name of the figure beside it, `audit` of baseline."""
     parts = [
         f"# Ablation, {common.epochs} epochs",
         setting_of(common, results, lines),
-        f"![Mean IoU of every row, and its difference to its base]({picture})",
+        f"![Mean IoU of every row, and its difference to its base]({figure})",
         *(section(title, rows, results) for title, rows in SECTIONS.items()),
         failures(results),
         explained(results, audit) if audit else "",
@@ -49,7 +49,7 @@ def write_table(
 
 def setting_of(common: Common, results: Mapping[str, Result], lines: Mapping[tuple[str, int], Line]) -> str:
     """How all rows were trained, where, and how to read the table."""
-    toys = f"{common.pictures} toy pictures (four fifths to train on)"
+    toys = f"{common.images} toy images (four fifths to train on)"
     machines = {_machine(line["machine"]) for line in lines.values() if "machine" in line}
     share = common.epochs / PRESETS["reference"].epochs
     seeds = {len(result.finals) for result in results.values()}
@@ -60,8 +60,8 @@ def setting_of(common: Common, results: Mapping[str, Result], lines: Mapping[tup
         f"{common.epochs} epochs, width {common.width}, nothing stops early; "
         f"settings in epochs are cut to {100 * min(share, 1):.0f} % of the presets'. "
         "A short run of a small network tells what helps at once, not what helps late. "
-        f"{len(lines)} runs, {counts} seeds a row; a seed decides pictures, weights, order and augmentation, "
-        "and rows are compared seed by seed. IoU is the mean over the validation pictures after the last "
+        f"{len(lines)} runs, {counts} seeds a row; a seed decides images, weights, order and augmentation, "
+        "and rows are compared seed by seed. IoU is the mean over the validation images after the last "
         f"epoch. Intervals are Student's t, {100 * CONFIDENCE:.0f} %: of twenty rows without any effect one "
         f"will look as if it had one. {common.threads} thread a run; {'; '.join(sorted(machines))}."
     )

@@ -22,27 +22,29 @@ from ..errors import UserError
 T = TypeVar("T")
 Command = Callable[[list[str]], int]
 
-# Of its frame; plain ASCII where the terminal cannot show the others.
+# The characters of its frame; plain ASCII where the terminal cannot show the others.
 _FRAME, _RULE = "╭╮╰╯│|+", "─-"
 _SHOWN = 3
 
 
-def read(form: type[T], arguments: list[str], command: str, beside: type[Any] | None = None, **how: Any) -> T:
-    """The arguments of a command as `form` says; `--help` is answered, and ends the process.
+def read(
+    schema: type[T], arguments: list[str], command: str, beside: type[Any] | None = None, **how: Any
+) -> T:
+    """The arguments of a command as `schema` says; `--help` is answered, and ends the process.
 
     Args:
-        form: a dataclass or model, a field an option.
+        schema: a dataclass or model, a field an option.
         arguments: what came.
         command: its name.
-        beside: a form of further options that the command has, read before.
+        beside: a schema of further options that the command has, read before.
         how: passed on to `tyro.cli`.
 
     Raises:
         UserError: what is wrong, and what to type instead.
     """
-    understood, rest = read_known(form, arguments, command, **how)
+    understood, rest = read_known(schema, arguments, command, **how)
     if rest:
-        known = list(dict.fromkeys(option_names(form, **how) + (option_names(beside) if beside else [])))
+        known = list(dict.fromkeys(option_names(schema, **how) + (option_names(beside) if beside else [])))
         unknown = [each for each in rest if each.startswith("--")] or rest
         lines = [_unknown(each.partition("=")[0], known) for each in unknown[:_SHOWN]]
         more = [f"and {len(unknown) - _SHOWN} more"] if len(unknown) > _SHOWN else []
@@ -50,18 +52,18 @@ def read(form: type[T], arguments: list[str], command: str, beside: type[Any] | 
     return understood
 
 
-def read_known(form: type[T], arguments: list[str], command: str, **how: Any) -> tuple[T, list[str]]:
-    """The same, with the arguments that are none of the form's.
+def read_known(schema: type[T], arguments: list[str], command: str, **how: Any) -> tuple[T, list[str]]:
+    """The same, with the arguments that the schema does not have.
 
     Raises:
-        UserError: what is wrong with the form's own.
+        UserError: what is wrong with the schema's own.
     """
     prog = f"reference_trainer {command}"
     framed = io.StringIO()
     try:
         with contextlib.redirect_stderr(framed):
             understood: tuple[T, list[str]] = tyro.cli(
-                form, **{"prog": prog} | how, args=arguments, return_unknown_args=True
+                schema, **{"prog": prog} | how, args=arguments, return_unknown_args=True
             )
     except SystemExit as stopped:
         if stopped.code != 2:
@@ -72,11 +74,11 @@ def read_known(form: type[T], arguments: list[str], command: str, **how: Any) ->
     return understood
 
 
-def option_names(form: type[Any], **how: Any) -> list[str]:
-    """The names of a form's options, as its help shows them."""
+def option_names(schema: type[Any], **how: Any) -> list[str]:
+    """The names of a schema's options, as its help shows them."""
     shown = io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
-        tyro.cli(form, **how | {"add_help": True}, args=["--help"])
+        tyro.cli(schema, **how | {"add_help": True}, args=["--help"])
     lines = (line.strip(f" {_FRAME}") for line in shown.getvalue().splitlines())
     names = (re.findall(r"--[a-z][\w.-]*", line) for line in lines if line.startswith("-"))
     return list(dict.fromkeys(itertools.chain.from_iterable(names)))

@@ -15,7 +15,7 @@ DATA_DESCRIPTION = """\
 usage: reference_trainer data check|write
 
   reference_trainer data check PATH     list all that is wrong with a data set: YOLO, COCO or Pascal VOC
-  reference_trainer data write FOLDER   write the toy pictures as a YOLO folder
+  reference_trainer data write FOLDER   write the toy images as a YOLO folder
 
 data check --help and data write --help list their options.
 """
@@ -23,7 +23,7 @@ data check --help and data write --help list their options.
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """List all that is wrong with a data set; every picture is decoded. Ends with 1 if anything is."""
+    """List all that is wrong with a data set; every image is decoded. Ends with 1 if anything is."""
 
     path: tyro.conf.Positional[Path]
     """YOLO (a folder with data.yaml), COCO (a JSON file or its folder) or Pascal VOC (a folder)."""
@@ -31,18 +31,18 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """Write the toy pictures as a YOLO folder with a data.yaml."""
+    """Write the toy images as a YOLO folder with a data.yaml."""
 
     path: tyro.conf.Positional[Path]
     """Folder to make."""
-    pictures: int = 1200
-    """Pictures to draw: four fifths to train on, the rest to validate."""
+    images: int = 1200
+    """Images to draw: four fifths to train on, the rest to validate."""
     size: int = 128
-    """Side of a picture in pixels."""
+    """Side of an image in pixels."""
     seed: int = 0
-    """Decides the pictures."""
+    """Decides the images."""
     objects: int = 1
-    """Most objects in a picture; above 1, one picture in twenty has none."""
+    """Most objects in an image; above 1, one image in twenty has none."""
 
 
 def check(arguments: list[str]) -> int:
@@ -70,11 +70,11 @@ def write(arguments: list[str]) -> int:
     from ..data.toy import MIN_SIDE
     from ..report import print_result
 
-    for name, least in (("pictures", 5), ("size", MIN_SIDE), ("objects", 1)):
+    for name, least in (("images", 5), ("size", MIN_SIDE), ("objects", 1)):
         if getattr(options, name) < least:
             raise UserError(f"{name}: got {getattr(options, name)}, expected at least {least}")
     try:
-        splits = toy_splits(options.pictures, options.size, options.seed, options.objects)
+        splits = toy_splits(options.images, options.size, options.seed, options.objects)
         write_yolo_folder(splits, options.path)
     except (FileExistsError, ValueError) as error:
         raise UserError(str(error)) from error

@@ -14,10 +14,10 @@ from .arguments import read, read_known
 from .settings import BaseOptions, settings
 
 MOST_OVERFITTED = 8
-"""Pictures that `overfit` may be asked to learn."""
+"""Images that `overfit` may be asked to learn."""
 
 TOYS = 300
-"""Toy pictures that `ablate` trains on."""
+"""Toy images that `ablate` trains on."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class AuditOptions(BaseOptions):
 
 @dataclass(frozen=True)
 class OverfitOptions(BaseOptions):
-    """Learn a few pictures by heart, and say what is to blame if that fails; other options change settings.
+    """Learn a few images by heart, and say what is to blame if that fails; other options change settings.
 
     Ends with 0 if every box came to an IoU of 0.99, with 1 otherwise.
     """
 
-    pictures: int = 8
-    """Pictures to learn, 1 to 8; the first argument says it too."""
+    images: int = 8
+    """Images to learn, 1 to 8; the first argument says it too."""
     seconds: float = 60.0
     """Time after which it has failed."""
 
@@ -49,7 +49,7 @@ class FolderOption:
     """Where an ablation is kept."""
 
     out: Path = Path("ablation")
-    """Folder for its lines, its table and its picture; one that has lines goes on with its own settings."""
+    """Folder for its lines, its table and its figure; one that has lines goes on with its own settings."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class AblateOptions(FolderOption):
     """Train each recommendation added alone to baseline and removed alone from reference.
 
     Rows are compared seed by seed. A run that is there already is not trained again: the same command goes
-    on, and at the end it makes the table and the picture anew.
+    on, and at the end it makes the table and the figure anew.
     """
 
     rows: tuple[str, ...] = ()
@@ -67,13 +67,13 @@ class AblateOptions(FolderOption):
     epochs: int = 12
     """Passes of each run."""
     size: int = 64
-    """Side of the pictures in pixels."""
-    pictures: int | None = None
-    """Toy pictures; 300 if there is no data."""
+    """Side of the images in pixels."""
+    images: int | None = None
+    """Toy images; 300 if there is no data."""
     width: int = 8
     """Channels of the first stage."""
     data: Path | None = None
-    """Your own pictures, with one box each, instead."""
+    """Your own images, with one box each, instead."""
     device: Device = "cpu"
     """Where to train."""
     threads: int = 1
@@ -81,7 +81,7 @@ class AblateOptions(FolderOption):
     jobs: int | None = None
     """Runs side by side; by default as many as the cores allow."""
     table_only: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Train nothing: make table and picture of what is there."""
+    """Train nothing: make table and figure of what is there."""
     keep_runs: tyro.conf.FlagCreatePairsOff[bool] = False
     """Leave each run's folder, with its weights, in OUT/runs."""
 
@@ -109,19 +109,19 @@ def audit(arguments: list[str]) -> int:
 
 
 def overfit(arguments: list[str]) -> int:
-    """The command `overfit`: its first argument may be the number of pictures."""
+    """The command `overfit`: its first argument may be the number of images."""
     # A bare number; the settings that follow are not this command's own.
     if arguments and not arguments[0].startswith("-"):
-        arguments = ["--pictures", *arguments]
+        arguments = ["--images", *arguments]
     options, rest = read_known(OverfitOptions, arguments, "overfit")
-    if not 1 <= options.pictures <= MOST_OVERFITTED:
-        raise UserError(f"PICTURES: got {options.pictures}, expected 1 to {MOST_OVERFITTED}")
+    if not 1 <= options.images <= MOST_OVERFITTED:
+        raise UserError(f"IMAGES: got {options.images}, expected 1 to {MOST_OVERFITTED}")
     config = settings(options, rest, "overfit")
 
     from ..overfit import overfit_config
     from ..report import print_result
 
-    report = overfit_config(config, options.pictures, options.seconds)
+    report = overfit_config(config, options.images, options.seconds)
     print(report)
     print_result(report.as_dict())
     return 0 if report.reached else 1
@@ -148,8 +148,8 @@ def ablate(arguments: list[str]) -> int:
     from ..report import print_result
 
     common = Common(**{field.name: getattr(options, field.name) for field in fields(Common)})
-    if common.data is None and common.pictures is None:
-        common = replace(common, pictures=TOYS)
+    if common.data is None and common.images is None:
+        common = replace(common, images=TOYS)
     side_by_side = options.jobs or max((os.cpu_count() or 1) // options.threads, 1)
     print_result(run(options.out, common, side_by_side, options.table_only, options.keep_runs))
     return 0

@@ -19,12 +19,12 @@ class BaseOptions:
     """Where a training's settings come from, before single options change them."""
 
     preset: Literal["reference", "baseline", "grid", "photos"] | None = None
-    """reference: one box a picture, the whole recipe; baseline: the set-up that got stuck, with its faults;
-    grid: any number of boxes; photos: the same for pictures of your own."""
+    """reference: one box an image, the whole recipe; baseline: the set-up that got stuck, with its faults;
+    grid: any number of boxes; photos: the same for images of your own."""
     config: Path | None = None
     """A configuration file to start from instead, such as the config.yaml of a run."""
     augmentation: Literal["off", "light", "default", "heavy"] | None = None
-    """How strongly training pictures vary: sets all --augment options, before single ones change them."""
+    """How strongly training images vary: sets all --augment options, before single ones change them."""
     task: Task | None = None
     """See TrainConfig; without a preset it decides which."""
     data: Annotated[Path | None, tyro.conf.arg(aliases=["--data.path"])] = None
@@ -83,5 +83,5 @@ def settings(base: BaseOptions, rest: list[str], command: str) -> TrainConfig:
 
 
 def first_here() -> bool:
-    """Whether this is the only process, or the first of those that torchrun starts on this machine."""
+    """Whether this is the only rank, or the first that torchrun starts on this machine."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0

@@ -19,7 +19,7 @@ STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 """Exit codes of a run that a signal stopped."""
 
 LOST = 1
-"""Exit code of a run that could not save all that it should, or that has lost one of its processes."""
+"""Exit code of a run that could not save all that it should, or that has lost one of its ranks."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ResumeOptions:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     epochs: int | None = None
-    """Train for so many epochs in all: a finished run goes on, its learning rate that of a run of so many."""
+    """Epochs to train in all: a finished run goes on, with the learning rate of a run of that length."""
     workers: int | None = None
-    """Processes that augment pictures from here on; they change no result."""
+    """Processes that augment images from here on; they change no result."""
     device: Device | None = None
     """Where to train from here on; by default where the run was."""
 
@@ -82,7 +82,7 @@ def replay(arguments: list[str]) -> int:
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """What is wrong with arguments, all processes that torchrun starts here find; the first one says it."""
+    """All ranks that torchrun starts here find what is wrong with arguments; the first one says it."""
     try:
         yield
     except (UserError, OSError) as error:

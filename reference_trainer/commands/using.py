@@ -14,7 +14,7 @@ from .arguments import read
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Score a run's weights on its validation pictures."""
+    """Score a run's weights on its validation images."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -26,12 +26,12 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Find the boxes in pictures; draw them, and write them as JSON in the pictures' own pixels."""
+    """Find the boxes in images; draw them, and write them as JSON in the images' own pixels."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run, or an ONNX file that export wrote."""
-    pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """Picture files, or folders: their pictures at any depth."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, or folders: their images at any depth."""
     out: Path | None = None
     """Folder for the drawings and predictions.json; by default RUN/predictions, or beside the
     ONNX file."""
@@ -45,7 +45,7 @@ class PredictOptions:
 class ExportOptions:
     """Write a run's network as ONNX and torch.export programs, with its weights and a model card.
 
-    The programs are compared with the network on validation pictures; if one differs by more than 1e-4,
+    The programs are compared with the network on validation images; if one differs by more than 1e-4,
     nothing is written. Takes the extra onnx.
     """
 
@@ -53,7 +53,7 @@ class ExportOptions:
     """Folder of the run."""
     output: Output = "boxes"
     """boxes: decoded, with scores, overlapping ones left in; detections: those that NMS leaves of them, from
-    the confidence on that had the best F1 in validation; raw: the numbers before the decoder."""
+    the confidence on that had the best F1 in validation; raw: the outputs before the decoder."""
     out: Path | None = None
     """Folder for the files; by default RUN/export."""
     data: Path | None = None
@@ -74,13 +74,13 @@ def evaluate(arguments: list[str]) -> int:
 def predict(arguments: list[str]) -> int:
     """The command `predict`."""
     options = read(PredictOptions, arguments, "predict")
-    if not options.pictures:
-        raise UserError("PICTURES: got none, expected at least one picture file")
+    if not options.images:
+        raise UserError("IMAGES: got none, expected at least one image file")
 
     from ..predict import predict_run
     from ..report import print_result
 
-    print_result(predict_run(options.run, options.pictures, options.out, options.device, options.confidence))
+    print_result(predict_run(options.run, options.images, options.out, options.device, options.confidence))
     return 0
 
 

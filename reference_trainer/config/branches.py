@@ -36,7 +36,7 @@ FINEST_STRIDE = 8
 """Pixels per cell of the finest level of the grid task; of each further one twice as many."""
 
 STRIDE, SMALLEST_SIDE = 16, 32
-"""Sides of training pictures are multiples of the first, at least the second."""
+"""Sides of training images are multiples of the first, at least the second."""
 
 LARGEST_FACTOR = 8
 """A scale from here on is meant in pixels."""
@@ -54,22 +54,22 @@ class Settings(BaseModel):
 
 
 class DataConfig(Settings):
-    """Where the pictures come from and how large they are."""
+    """Where the images come from and how large they are."""
 
     path: Annotated[Path | None, tyro.conf.arg(aliases=["--data"], metavar="PATH")] = None
     """YOLO (a folder with data.yaml), COCO (a JSON file or its folder) or Pascal VOC (a folder); without one
-    the toy pictures are generated. One picture in five is validated on if the data does not say which."""
+    the toy images are generated. One image in five is validated on if the data does not say which."""
     on_error: Literal["stop", "skip"] = "stop"
-    """stop: list all that is wrong with the data, train nothing; skip: leave out each bad box or picture."""
+    """stop: list all that is wrong with the data, train nothing; skip: leave out each bad box or image."""
     size: Annotated[int, Field(ge=SMALLEST_SIDE)] = 128
-    """Side of the square that pictures are letterboxed to, in pixels; a multiple of 16."""
+    """Side of the square that images are letterboxed to, in pixels; a multiple of 16."""
     scales: tuple[Positive, ...] = ()
     """Multi-scale training: each step draws one of these sides, in pixels or, below 8, as factors of size
     (then brought to multiples of 16), such as 0.92 1 1.08. Validation keeps to size."""
-    pictures: Annotated[int, Field(ge=5)] = 1200
-    """Toy pictures to generate: four fifths to train on, the rest to validate."""
+    images: Annotated[int, Field(ge=5)] = 1200
+    """Toy images to generate: four fifths to train on, the rest to validate."""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that augment pictures, 0 for none; if not given, the cores beyond 2, up to 4."""
+    """Processes that augment images, 0 for none; if not given, the cores beyond 2, up to 4."""
 
     @field_validator("path")
     @classmethod
@@ -104,18 +104,18 @@ class DataConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _pictures_are_toys(self) -> Self:
+    def _images_are_toys(self) -> Self:
         if self.path is not None:
-            self.refuse_unused("pictures", f"none is generated: they come from {self.path}")
+            self.refuse_unused("images", f"none is generated: they come from {self.path}")
         else:
-            self.refuse_unused("on_error", "generated pictures have no errors")
+            self.refuse_unused("on_error", "generated images have no errors")
         return self
 
 
 class AugmentConfig(Settings):
-    """How strongly training pictures vary; 0 switches an augmentation off.
+    """How strongly training images vary; 0 switches an augmentation off.
 
-    One object of each picture stays whole. Others are cut at the new edges, and removed with their labels
+    One object of each image stays whole. Others are cut at the new edges, and removed with their labels
     if less than a quarter of them is left, or less than 2 pixels either way.
     """
 
@@ -124,7 +124,7 @@ class AugmentConfig(Settings):
     vflip: Share = 0.5
     """Probability of a vertical flip."""
     dflip: Share = 0.5
-    """Probability of a flip along the diagonal, which turns a picture on its side."""
+    """Probability of a flip along the diagonal, which turns an image on its side."""
     translate: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Largest shift, as a share of the side; edge pixels fill what comes free."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -132,7 +132,7 @@ class AugmentConfig(Settings):
     crop: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Smallest share of the side that a random crop keeps; 1 keeps all."""
     rotate: Annotated[float, Field(ge=0, le=45)] = 0.0
-    """Largest angle to rotate by, in degrees; boxes are drawn anew around their rotated corners. A picture
+    """Largest angle to rotate by, in degrees; boxes are drawn anew around their rotated corners. An image
     with an object at its edge stays upright."""
     colour: Share = 0.3
     """Probability of the colour jitter."""
@@ -168,9 +168,9 @@ class ModelConfig(Settings):
     vector, one box: sigmoid for all four; clamp: cut off at 0 and 1, with no gradient beyond; linear: as
     they are."""
     prior: bool = True
-    """Task single. Start the head at the median box of the training pictures; False starts it anywhere."""
+    """Task single. Start the head at the median box of the training images; False starts it anywhere."""
     decoder: Literal["cell", "yolov3", "yolov5", "ltrb", "dfl"] = "cell"
-    """Task grid: what the raw numbers of a cell stand for. cell: centre in or near the cell; yolov3, yolov5:
+    """Task grid: what the raw outputs of a cell stand for. cell: centre in or near the cell; yolov3, yolov5:
     three anchors; ltrb: distances of the sides; dfl: distributions of these."""
     assigner: Assigner | None = None
     """Task grid: which predictions answer for an object. If not given, that of the detectors which have the
@@ -184,7 +184,7 @@ class ModelConfig(Settings):
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     """Channels of the first stage; each of the four stages doubles them."""
     norm: Literal["group", "batch", "layer", "none"] = "group"
-    """Normalisation after each convolution: over eight groups of channels, over the pictures of a batch (of
+    """Normalisation after each convolution: over eight groups of channels, over the images of a batch (of
     all GPUs), over all channels, or none."""
     activation: Literal["silu", "leaky_relu"] = "silu"
     """Activation after each convolution."""
@@ -217,7 +217,7 @@ class ModelConfig(Settings):
     def _dense_is_decoded(self) -> Self:
         if self.head == "dense" and self.output != "boxhead":
             raise ValueError(
-                f"head 'dense' with output {self.output!r}: a cell's numbers are no box of the picture; "
+                f"head 'dense' with output {self.output!r}: a cell's numbers are no box of the image; "
                 "set output to 'boxhead', or head to 'pooled'"
             )
         return self
@@ -227,9 +227,9 @@ class LossConfig(Settings):
     """The terms of the loss and their lambdas."""
 
     overlap: str = "ciou"
-    """A row of boxreg's IoU family: iou, giou, diou, ciou, eiou, siou, wiou, mpdiou, shapeiou, nwd."""
+    """A loss of boxreg's IoU family: iou, giou, diou, ciou, eiou, siou, wiou, mpdiou, shapeiou, nwd."""
     nwd_constant: Positive = 0.3
-    """Overlap nwd: its constant, as a share of the picture's side; the usual size of the objects."""
+    """Overlap nwd: its constant, as a share of the image's side; the usual size of the objects."""
     lambda_coord: NotNegative = 1.0
     """Factor of the centre term."""
     lambda_wh: NotNegative = 1.0

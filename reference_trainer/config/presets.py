@@ -18,7 +18,7 @@ AUGMENTATIONS: dict[str, AugmentConfig] = {
         contrast=0,
         saturation=0,
     ),
-    # What leaves photographs likely: no picture upside down or on its side.
+    # What leaves photographs likely: no image upside down or on its side.
     "light": AugmentConfig(vflip=0, dflip=0, translate=0.05, scale=0.1, crop=0.95),
     "default": AugmentConfig(),
     "heavy": AugmentConfig(

@@ -17,6 +17,9 @@ from .tree import TrainConfig
 
 _SHOWN = 3
 
+_FORMER = {"pictures": "images"}
+"""Keys that were renamed to something that is spelled quite differently."""
+
 
 def load_config(path: Path) -> TrainConfig:
     """Read a configuration that `save_config` wrote, or one written by hand; missing keys keep their default.
@@ -67,7 +70,8 @@ def explain(error: ValidationError) -> Iterator[str]:
             yield f"{where}: {fault['msg']} (got {fault['input']!r})"
             continue
         known = _keys(fault["loc"][:-1])
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+        key = str(fault["loc"][-1])
+        near = difflib.get_close_matches(_FORMER.get(key, key), known, n=1, cutoff=0.5)
         # The list of all of them is long: once is enough.
         hint = (
             f"; did you mean {near[0]!r}?"

@@ -31,21 +31,21 @@ class TrainConfig(Settings):
     """Everything that decides a training run."""
 
     task: Task = "single"
-    """single: the one box of each picture; grid: any number of boxes of several classes."""
+    """single: the one box of each image; grid: any number of boxes of several classes."""
     epochs: Count = 70
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides pictures, weights, order and augmentation."""
+    """Decides images, weights, order and augmentation."""
     device: Device = "auto"
     """Where to train; auto takes CUDA where there is one."""
     out: Path = Path("runs")
     """Folder that the run's own folder is made in."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of forward and backward pass: auto takes bf16 on GPUs that have it, else fp16, and fp32 on the CPU."""
+    """In forward and backward: auto takes bf16 on GPUs that have it, else fp16, and fp32 on the CPU."""
     batch_size: Count = 16
-    """Pictures an optimizer step."""
+    """Images an optimizer step."""
     accumulate: Count = 1
-    """Parts that the pictures of a step are worked on in, one after another, to save memory; the gradient is
+    """Parts that the images of a step are worked on in, one after another, to save memory; the gradient is
     that of all of them. BatchNorm, if there is any, sees a part at a time."""
     clip_norm: Positive | None = 4.0
     """Clip the gradient to this norm; None does not clip."""
@@ -60,7 +60,7 @@ class TrainConfig(Settings):
     validate_every: Count = 3
     """Epochs between validations; the last epoch always validates."""
     save_every: Count | None = None
-    """Save the state of the run after so many optimizer steps too, not only after each epoch."""
+    """Save the state of the run every this many optimizer steps too, not only after each epoch."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -86,7 +86,7 @@ class TrainConfig(Settings):
         if self.model.decoder != "dfl":
             self.loss.refuse_unused("lambda_dfl", f"decoder {self.model.decoder!r} has no distributions")
         if self.data.scales and self.model.decoder == "cell":
-            raise ValueError("data.scales: decoder 'cell' knows one size of pictures; set decoder to another")
+            raise ValueError("data.scales: decoder 'cell' knows one size of images; set decoder to another")
         coarsest = FINEST_STRIDE * 2 ** (self.model.levels - 1)
         for name, sides in (("size", (self.data.size,)), ("scales", self.data.sizes)):
             for side in sides:
@@ -102,7 +102,7 @@ class TrainConfig(Settings):
             self.loss.refuse_unused(name, f"{without} has no objectness; set {instead} or leave it out")
 
     @model_validator(mode="after")
-    def _parts_have_pictures(self) -> Self:
+    def _parts_have_images(self) -> Self:
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"accumulate: got {self.accumulate}, expected at most batch_size, {self.batch_size}"
@@ -119,7 +119,7 @@ class TrainConfig(Settings):
         return self
 
     def patience_epochs(self, steps: int) -> int:
-        """The patience in epochs of so many steps."""
+        """The patience in epochs of the given steps."""
         if self.patience_steps is not None:
             return -(-self.patience_steps // steps)
         return self.patience or PATIENCE

@@ -1,4 +1,4 @@
-"""Augmentation of training pictures, a batch at a time, each picture under a seed of its own."""
+"""Augmentation of training images, a batch at a time, each image under a seed of its own."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torchvision.transforms import v2
 from ..config import AugmentConfig
 
 WINDOW_DRAWS = 7
-"""Random numbers that decide one picture's window: crop, zoom, shift in x and y, three flips."""
+"""Random numbers that decide one image's window: crop, zoom, shift in x and y, three flips."""
 
 BLUR_REACH = 3.0
 """A blur's kernel reaches this many standard deviations to either side."""
 
 LEAST_SHARE, LEAST_SIDE = 0.25, 2.0
-"""An object is removed if less than this share of its box is left, or less than so many pixels either way."""
+"""An object is removed if less than this share of its box is left, or less than these pixels either way."""
 
 
 def rotated(boxes: Tensor, angle: Tensor, side: float) -> Tensor:
@@ -35,10 +35,10 @@ def rotated(boxes: Tensor, angle: Tensor, side: float) -> Tensor:
 
 
 class Window(NamedTuple):
-    """The part of each picture, turned about its middle, that becomes the new picture.
+    """The part of each image, turned about its middle, that becomes the new image.
 
     angle (B, 1), clockwise; start (B, 2) and window (B, 1) in pixels; mirrored (B, 2) for x and y, and after
-    that turned over (B, 1) along the diagonal; side of the picture in pixels.
+    that turned over (B, 1) along the diagonal; side of the image in pixels.
     """
 
     angle: Tensor
@@ -49,7 +49,7 @@ class Window(NamedTuple):
     side: float
 
     def boxes(self, boxes: Tensor, owner: Tensor) -> Tensor:
-        """Boxes (K, 4), xyxy in pixels, of the pictures `owner` (K,), as they lie in the new ones, uncut."""
+        """Boxes (K, 4), xyxy in pixels, of the images `owner` (K,), as they lie in the new ones, uncut."""
         if self.angle.any():
             boxes = rotated(boxes, self.angle[owner], self.side)
         start, scale = self.start[owner], self.side / self.window[owner]
@@ -59,14 +59,14 @@ class Window(NamedTuple):
         low, high = (torch.where(diagonal, end.flip(1), end) for end in (low, high))
         return torch.cat([low, high], dim=1)
 
-    def pictures(self, images: Tensor) -> Tensor:
-        """The new pictures, uint8 (B, 3, S, S), all in one resampling."""
+    def warp(self, images: Tensor) -> Tensor:
+        """The new images, uint8 (B, 3, S, S), all in one resampling."""
         size = images.shape[-1]
-        # Coordinates of grid_sample: -1 and 1 are the picture's edges.
+        # Coordinates of grid_sample: -1 and 1 are the image's edges.
         centres = (2.0 * torch.arange(size) + 1.0) / size - 1.0
-        slope = torch.where(self.mirrored, -1.0, 1.0) * self.window / self.side
+        scale = torch.where(self.mirrored, -1.0, 1.0) * self.window / self.side
         offset = (2.0 * self.start + self.window) / self.side - 1.0
-        x, y = (slope[:, :, None] * centres + offset[:, :, None]).unbind(1)
+        x, y = (scale[:, :, None] * centres + offset[:, :, None]).unbind(1)
         across, down = x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)
         diagonal = self.diagonal[:, :, None]
         x = torch.where(diagonal, across.transpose(1, 2), across)
@@ -82,14 +82,14 @@ class Window(NamedTuple):
 def draw_window(
     kept: Tensor, reach: Tensor, side: float, draws: Tensor, angle: Tensor, config: AugmentConfig
 ) -> Window:
-    """Rotate, flip, zoom, shift and crop, each picture in its own way; one object of each stays whole.
+    """Rotate, flip, zoom, shift and crop, each image in its own way; one object of each stays whole.
 
     Args:
         kept: the box of that object (B, 4), xyxy in pixels.
-        reach: of all objects of a picture together, the box (B, 4), xyxy in pixels.
-        side: of the pictures in pixels.
+        reach: of all objects of an image together, the box (B, 4), xyxy in pixels.
+        side: of the images in pixels.
         draws: (B, WINDOW_DRAWS), uniform in [0, 1).
-        angle: (B, 1), to rotate by; pictures with an object at an edge stay upright.
+        angle: (B, 1), to rotate by; images with an object at an edge stay upright.
         config: the strengths.
     """
     nearest, farthest = reach.chunk(2, dim=1)
@@ -116,10 +116,10 @@ def draw_window(
 
 
 class Augmentation:
-    """What happens to training pictures: for some colour jitter, blur and noise, then all that moves pixels.
+    """What happens to training images: for some colour jitter, blur and noise, then all that moves pixels.
 
     Jitter and blur are torchvision's. Its geometric transforms draw once for a whole batch, take no boxes
-    with edge padding, and picture by picture cost a fifth of a training step on two cores; so rotation,
+    with edge padding, and image by image cost a fifth of a training step on two cores; so rotation,
     flips, zoom, shift and crop are one resampling of the batch, and edge pixels fill what comes free (a
     reflected border would put a second object beside the first). Noise comes after it, which would smooth it.
 
@@ -136,10 +136,10 @@ class Augmentation:
     def __call__(
         self, images: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], seeds: Sequence[int]
     ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
-        """Augment pictures uint8 (B, 3, S, S), each with boxes (K, 4), xyxy in pixels, and labels (K,).
+        """Augment images uint8 (B, 3, S, S), each with boxes (K, 4), xyxy in pixels, and labels (K,).
 
-        What happens to a picture depends on its own seed alone. One of its objects, drawn by lot, stays
-        whole, so that a picture does not lose all it has. The others are cut at the new edges, and removed
+        What happens to an image depends on its own seed alone. One of its objects, drawn by lot, stays
+        whole, so that an image does not lose all it has. The others are cut at the new edges, and removed
         with their labels if less than a quarter is left of them, or less than 2 pixels either way.
         """
         drawn, angles, seen, noises = [], [], [], []
@@ -185,11 +185,11 @@ class Augmentation:
         stays[whole] = True
         left: list[int] = torch.bincount(owner[stays], minlength=len(counts)).tolist()
         boxes, labels = (torch.split(rows[stays], left) for rows in (cut, torch.cat(list(labels))))
-        return window.pictures(images), boxes, labels
+        return window.warp(images), boxes, labels
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
-    """A picture uint8 (3, S, S) under a Gaussian blur; one too weak to change a pixel is left out."""
+    """An image uint8 (3, S, S) under a Gaussian blur; one too weak to change a pixel is left out."""
     if sigma < 0.1:
         return image
     blurred: Tensor = v2.functional.gaussian_blur(image, 2 * math.ceil(BLUR_REACH * sigma) + 1, [sigma])
@@ -197,7 +197,7 @@ def blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def _reach(boxes: Tensor, owner: Tensor, start: Tensor) -> Tensor:
-    """The box (B, 4) around all boxes of a picture and `start` (B, 4); `owner` (K,) says whose each is."""
+    """The box (B, 4) around all boxes of an image and `start` (B, 4); `owner` (K,) says whose each is."""
     rows = owner[:, None].expand(-1, 2)
     low = start[:, :2].scatter_reduce(0, rows, boxes[:, :2], "amin")
     high = start[:, 2:].scatter_reduce(0, rows, boxes[:, 2:], "amax")

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .files import PictureFiles
+from .files import ImageFiles
 from .opening import open_data
 from .sample import DataError
 
 
 def check_data(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Check a data set, every picture to its last byte.
+    """Check a data set, every image to its last byte.
 
     Returns:
         The counts, and lines for people: the problems if there are any, otherwise what is there.
@@ -32,13 +32,13 @@ def check_data(path: Path) -> tuple[dict[str, Any], list[str]]:
         lines += [f"{split}: {sentence}" for sentence in _sentences(files)]
         lines += [f"  {name}: {count} boxes" for name, count in splits[split]["classes"].items()]
     if "val" not in opened.files:
-        lines.append(f"val: {len(opened.splits['val'])} of these pictures, drawn by lot")
+        lines.append(f"val: {len(opened.splits['val'])} of these images, drawn by lot")
     return result, lines
 
 
-def _counts(files: PictureFiles) -> dict[str, Any]:
+def _counts(files: ImageFiles) -> dict[str, Any]:
     return {
-        "pictures": len(files),
+        "images": len(files),
         "boxes": int(files.box_counts.sum()),
         "classes": dict(zip(files.names, files.class_counts, strict=True)),
         "backgrounds": files.backgrounds,
@@ -47,16 +47,16 @@ def _counts(files: PictureFiles) -> dict[str, Any]:
     }
 
 
-def _sentences(files: PictureFiles) -> list[str]:
+def _sentences(files: ImageFiles) -> list[str]:
     sizes = np.quantile(files.sizes, (0, 0.5, 1), axis=0).astype(int)
     low, middle, high = (f"{width} x {height}" for width, height in sizes)
     sentences = [
-        f"{len(files)} pictures of {low} to {high}, median {middle}",
+        f"{len(files)} images of {low} to {high}, median {middle}",
         f"{files.backgrounds} of them without an object",
     ]
     if len(files.box_shares):
         low, middle, high = (f"{share:.1%}" for share in np.quantile(files.box_shares, (0, 0.5, 1)))
-        sizes_of_boxes = f"{low} to {high} of their picture's side, median {middle}"
+        sizes_of_boxes = f"{low} to {high} of their image's side, median {middle}"
         sentences.append(f"{len(files.box_shares)} boxes, {sizes_of_boxes}")
     if files.clipped:
         sentences.append(f"{files.clipped} boxes stick out by up to 1 % and are clipped")

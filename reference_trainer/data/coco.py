@@ -1,4 +1,4 @@
-"""COCO detection data: JSON files with images, annotations and categories, and folders of pictures."""
+"""COCO detection data: JSON files with images, annotations and categories, and folders of image files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from .files import Form, Labels
+from .files import BoxFormat, Labels
 from .folders import SPLITS
 from .json_elements import Element, JsonElements, short
 from .sample import DataError
 
-CORNER_AND_SIZE = Form("xywh", in_pixels=True)
+CORNER_AND_SIZE = BoxFormat("xywh", in_pixels=True)
 LISTS = ("images", "annotations", "categories")
 
 _TRIED = 100
@@ -29,8 +29,8 @@ class CocoFiles:
 
     A folder holds `annotations/*.json` (of several for a split, `instances_*.json`), or JSON files itself, or
     one in each of its folders `train` and `valid`. A file's split is a part of its name or of its folder's
-    name. Pictures are looked for from the JSON file's folder and from the data set's, in the folder that is
-    called as the split is, such as `train2017`, and in `images`; the first one that holds a picture of the
+    name. Images are looked for from the JSON file's folder and from the data set's, in the folder that is
+    called as the split is, such as `train2017`, and in `images`; the first one that holds an image of the
     file is taken for all of them. Crowds (`iscrowd` 1) are regions, not objects: they are left out and
     counted. Classes are matched by name from file to file, in the order of their ids in the file to train on.
 
@@ -38,7 +38,7 @@ class CocoFiles:
         path: the folder, or a JSON file.
 
     Raises:
-        DataError: if it cannot be told which file is which.
+        DataError: if it is not clear which file is which.
     """
 
     kind = "COCO"
@@ -108,12 +108,12 @@ class _Reader:
     """Takes in the elements of a file, in whatever order its lists come."""
 
     def __init__(self, elements: JsonElements) -> None:
-        self.labels = Labels(CORNER_AND_SIZE, lambda picture, number: elements.where(number))
+        self.labels = Labels(CORNER_AND_SIZE, lambda image, number: elements.where(number))
         self.categories: dict[int, str] = {}
         self.images: dict[int, tuple[str, int, int, int]] = {}
         self.known: set[int] = set()
         self.file_names: set[str] = set()
-        # Of each annotation: where it is, its id, picture and category; and its box.
+        # For each annotation where it is, its id, image and category; and its box.
         self.keys, self.boxes = array("q"), array("d")
         self._readers: dict[str, Callable[[int, dict[str, Any]], None]] = {
             "images": self._image,
@@ -158,7 +158,7 @@ class _Reader:
         self.images[identity] = (name, size[0], size[1], number)
 
     def _annotation(self, number: int, value: dict[str, Any]) -> None:
-        # An annotation without an id can be told from the others by its place.
+        # An annotation without an id differs from the others by its place.
         identity = _whole(value, "id") if "id" in value else -1 - number
         crowd = value.get("iscrowd", 0)
         if crowd not in (0, 1):
@@ -174,38 +174,38 @@ class _Reader:
         self.keys.extend(keys)
 
     def finish(self, root: Path, file: Path) -> Labels:
-        """Put the lists together: pictures in the order of their ids, then their boxes."""
+        """Put the lists together: images in the order of their ids, then their boxes."""
         labels = self.labels
         order = sorted(self.categories)
         labels.names = [self.categories[identity] for identity in order]
         label_of = {identity: label for label, identity in enumerate(order)}
-        folder = _picture_folder([name for name, *_ in self.images.values()], root, file)
+        folder = _image_folder([name for name, *_ in self.images.values()], root, file)
         if self.images and folder is None:
-            looked = ", ".join(map(str, _picture_folders(root, file)))
-            labels.add_fatal(f"{file}: its pictures are in none of these folders: {looked}")
-        picture_of = {
-            identity: labels.add_picture(os.path.join(folder or root, name), width, height, number)
+            looked = ", ".join(map(str, _image_folders(root, file)))
+            labels.add_fatal(f"{file}: its images are in none of these folders: {looked}")
+        image_of = {
+            identity: labels.add_image(os.path.join(folder or root, name), width, height, number)
             for identity, (name, width, height, number) in sorted(self.images.items())
         }
         keys = np.array(self.keys, dtype=np.int64).reshape(-1, 4)
         twice = np.ones(len(keys), dtype=np.bool_)
         twice[np.unique(keys[:, 1], return_index=True)[1]] = False
-        for row, (number, identity, image, category) in enumerate(map(np.ndarray.tolist, keys)):
-            picture = picture_of.get(image, -1)
+        for row, (number, identity, image_id, category) in enumerate(map(np.ndarray.tolist, keys)):
+            image = image_of.get(image_id, -1)
             if twice[row]:
-                labels.add_problem(picture, number, f"id: comes twice: {identity}")
+                labels.add_problem(image, number, f"id: comes twice: {identity}")
             elif category not in label_of:
-                labels.add_problem(picture, number, f"category_id: none has it: {category}")
-            elif picture >= 0:
-                labels.add_box(picture, label_of[category], self.boxes[4 * row : 4 * row + 4], number)
-            elif image not in self.known:  # one that is known but bad has been named
-                labels.add_problem(-1, number, f"image_id: no picture has it: {image}")
+                labels.add_problem(image, number, f"category_id: none has it: {category}")
+            elif image >= 0:
+                labels.add_box(image, label_of[category], self.boxes[4 * row : 4 * row + 4], number)
+            elif image_id not in self.known:  # one that is known but bad has been named
+                labels.add_problem(-1, number, f"image_id: no image has it: {image_id}")
         return labels
 
 
 def _read(file: Path, root: Path) -> Labels:
     """Read a JSON file; one that is no COCO file at all is a problem of its own."""
-    nothing = Labels(CORNER_AND_SIZE, lambda picture, number: str(file))
+    nothing = Labels(CORNER_AND_SIZE, lambda image, number: str(file))
     try:
         elements = JsonElements(file)
         reader = _Reader(elements)
@@ -220,9 +220,9 @@ def _read(file: Path, root: Path) -> Labels:
     return nothing if missing else reader.finish(root, file)
 
 
-def _picture_folders(root: Path, file: Path) -> list[Path]:
-    """Where pictures are looked for, the likeliest first."""
-    # instances_train2017.json is about the pictures in train2017.
+def _image_folders(root: Path, file: Path) -> list[Path]:
+    """Where images are looked for, the likeliest first."""
+    # instances_train2017.json is about the images in train2017.
     words = re.split(r"[_.\-]", file.stem)
     below = [Path(word) for word in reversed(words) if word]
     below += [Path("images") / word for word in below] + [Path(), Path("images"), Path("JPEGImages")]
@@ -230,9 +230,9 @@ def _picture_folders(root: Path, file: Path) -> list[Path]:
     return [parent / each for parent in parents for each in below if (parent / each).is_dir()]
 
 
-def _picture_folder(names: Sequence[str], root: Path, file: Path) -> Path | None:
-    """The first folder that holds one of the first pictures."""
-    for folder in _picture_folders(root, file):
+def _image_folder(names: Sequence[str], root: Path, file: Path) -> Path | None:
+    """The first folder that holds one of the first images."""
+    for folder in _image_folders(root, file):
         if any((folder / name).is_file() for name in names[:_TRIED]):
             return folder
     return None

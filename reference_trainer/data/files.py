@@ -1,7 +1,7 @@
-"""Pictures in files with labels of any kind: the checks that all of them pass, and the arrays that hold them.
+"""Images in files with labels of any kind: the checks that all of them pass, and the arrays that hold them.
 
-A reader of a format fills `Labels`; `PictureFiles` checks them against the pictures and is the source of
-samples. Nothing here grows by a Python object for each box or picture: worker processes share arrays, but
+A reader of a format fills `Labels`; `ImageFiles` checks them against the images and is the source of
+samples. Nothing here grows by a Python object for each box or image: worker processes share arrays, but
 would copy objects as they count references.
 """
 
@@ -20,17 +20,17 @@ from torch import Tensor
 
 from boxreg import convert
 
-from .sample import Counts, DataError, Picture, decode_picture, measure_picture
+from .sample import AnnotatedImage, Counts, DataError, decode_image, measure_image
 from .shares import shared_out
 
 MARGIN = 0.01
-"""A box may stick out of its picture by this share of the side, and is clipped."""
+"""A box may stick out of its image by this share of the side, and is clipped."""
 
-# Below this, sticking out of the picture is the rounding of a label written with few digits.
+# Below this, sticking out of the image is the rounding of a label written with few digits.
 _ROUNDING = 1e-6
 
 NO_FILE = ""
-"""Instead of a picture's path: there is no such file, and the reader has said so."""
+"""Instead of an image's path: there is no such file, and the reader has said so."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -72,7 +72,7 @@ class Paths(Sequence[Path]):
         self._ends.extend(before + end for end in paths._ends[1:])
 
 
-class Form(NamedTuple):
+class BoxFormat(NamedTuple):
     """What the four numbers of a box mean: boxreg's format, the unit, and what the first pixel is called."""
 
     fmt: str
@@ -81,32 +81,32 @@ class Form(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something wrong; problems sort by picture (-1: the data set's), then by place in its label file."""
+    """Something wrong; problems sort by image (-1: the data set's), then by place in its label file."""
 
-    picture: int
+    image: int
     place: int
     text: str
 
 
 class Labels:
-    """What label files say of the pictures of a split, before anybody has looked at the pictures.
+    """What label files say of the images of a split, before anybody has looked at the images.
 
     Args:
-        form: of the boxes' numbers.
-        locate: where something was said, as `file:line`, for a picture's number and a place: a line, or
+        box_format: of the boxes.
+        locate: where something was said, as `file:line`, for an image's number and a place: a line, or
             whatever the reader gave when it added the box.
 
     Attributes:
         names: the classes' names; the reader sets them.
-        files: of the pictures.
+        files: of the images.
         problems: found so far.
         fatal: whether one of them is of a kind that leaving something out does not mend.
-        dropped: numbers of pictures that cannot be used.
+        dropped: numbers of images that cannot be used.
         left_out: how many boxes are not meant to be learned: VOC's difficult objects, COCO's crowds.
     """
 
-    def __init__(self, form: Form, locate: Callable[[int, int], str]) -> None:
-        self.form, self.locate = form, locate
+    def __init__(self, box_format: BoxFormat, locate: Callable[[int, int], str]) -> None:
+        self.box_format, self.locate = box_format, locate
         self.names: list[str] = []
         self.files = Paths()
         self.problems: list[Problem] = []
@@ -117,24 +117,24 @@ class Labels:
         self._owner, self._label, self._place = array("q"), array("q"), array("q")
         self._numbers = array("d")
 
-    def add_picture(self, file: str | Path, width: int = 0, height: int = 0, place: int = 0) -> int:
-        """Add a picture, with the size that is said of it (0: nothing) and where; returns its number."""
+    def add_image(self, file: str | Path, width: int = 0, height: int = 0, place: int = 0) -> int:
+        """Add an image, with the size that is said of it (0: nothing) and where; returns its number."""
         self.files.append(file)
         self._said.extend((width, height, place))
         return len(self.files) - 1
 
-    def add_box(self, picture: int, label: int, numbers: Sequence[float], place: int) -> None:
-        """Add an object of a picture: four numbers in the labels' form."""
-        self._owner.append(picture)
+    def add_box(self, image: int, label: int, numbers: Sequence[float], place: int) -> None:
+        """Add an object of an image: four numbers in the labels' format."""
+        self._owner.append(image)
         self._label.append(label)
         self._place.append(place)
         self._numbers.extend(numbers)
 
-    def add_problem(self, picture: int, place: int, what: str, *, drop: bool = False) -> None:
-        """Add what is wrong at a place; with `drop` the picture cannot be used."""
-        self.problems.append(Problem(picture, place, f"{self.locate(picture, place)}: {what}"))
+    def add_problem(self, image: int, place: int, what: str, *, drop: bool = False) -> None:
+        """Add what is wrong at a place; with `drop` the image cannot be used."""
+        self.problems.append(Problem(image, place, f"{self.locate(image, place)}: {what}"))
         if drop:
-            self.dropped.add(picture)
+            self.dropped.add(image)
 
     def add_fatal(self, text: str) -> None:
         """Add what is wrong with the data set as a whole."""
@@ -142,14 +142,14 @@ class Labels:
         self.fatal = True
 
     def take(self, other: Labels) -> None:
-        """Add what another one holds, its pictures behind those that are here."""
+        """Add what another one holds, its images behind those that are here."""
         shift = len(self.files)
         self.files.extend(other.files)
         self.problems += [
-            problem._replace(picture=problem.picture + shift) if problem.picture >= 0 else problem
+            problem._replace(image=problem.image + shift) if problem.image >= 0 else problem
             for problem in other.problems
         ]
-        self.dropped |= {picture + shift for picture in other.dropped}
+        self.dropped |= {image + shift for image in other.dropped}
         self.fatal |= other.fatal
         self.left_out += other.left_out
         self._said += other._said
@@ -173,7 +173,7 @@ class Labels:
         return np.array(self._said, dtype=np.int64).reshape(-1, 3)
 
     def rows(self) -> Rows:
-        """All boxes, those of a picture together and in the order of their places."""
+        """All boxes, those of an image together and in the order of their places."""
         owner, place = np.array(self._owner, dtype=np.int64), np.array(self._place, dtype=np.int64)
         order = np.lexsort((place, owner))
         numbers = np.array(self._numbers, dtype=np.float64).reshape(-1, 4)
@@ -181,7 +181,7 @@ class Labels:
 
 
 class Rows(NamedTuple):
-    """Boxes as arrays: the picture's number, the label, the place (K,), and the numbers (K, 4)."""
+    """Boxes as arrays: the image's number, the label, the place (K,), and the numbers (K, 4)."""
 
     owner: npt.NDArray[np.int64]
     label: npt.NDArray[np.int64]
@@ -190,40 +190,40 @@ class Rows(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """Corners (K, 4) as fractions of the picture and inside it, which boxes are good, which were clipped."""
+    """Corners (K, 4) as fractions of the image and inside it, which boxes are good, which were clipped."""
 
     corners: Doubles
     good: npt.NDArray[np.bool_]
     clipped: npt.NDArray[np.bool_]
 
 
-class PictureFiles:
-    """Pictures in files, with any number of boxes. Pictures are decoded when asked for, boxes are kept.
+class ImageFiles:
+    """Images in files, with any number of boxes. Images are decoded when asked for, boxes are kept.
 
     Args:
         labels: what was read of them.
-        skip_bad: leave out each bad box and each bad picture, and keep the list in `problems`, where
+        skip_bad: leave out each bad box and each bad image, and keep the list in `problems`, where
             otherwise a `DataError` lists them.
-        decode: look at all of every picture; otherwise at its header and at its end.
+        decode: look at all of every image; otherwise at its header and at its end.
 
     Attributes:
         names: the classes' names.
-        box_counts: the number of boxes of each picture.
+        box_counts: the number of boxes of each image.
         problems: what was skipped, `file:line: what is wrong: the value`.
-        clipped: how many boxes stuck out of their picture, by up to 1 % of it, and were clipped.
+        clipped: how many boxes stuck out of their image, by up to 1 % of it, and were clipped.
         left_out: how many boxes are not meant to be learned, and were left out.
-        backgrounds: how many pictures have no object.
-        files: of the pictures.
-        sizes: of the pictures (N, 2), width and height.
+        backgrounds: how many images have no object.
+        files: of the images.
+        sizes: of the images (N, 2), width and height.
 
     Raises:
-        DataError: if anything is wrong; with `skip_bad`, if the data set as a whole is, or if no picture is
+        DataError: if anything is wrong; with `skip_bad`, if the data set as a whole is, or if no image is
             left.
     """
 
     def __init__(self, labels: Labels, *, skip_bad: bool = False, decode: bool = True) -> None:
         problems = list(labels.problems)
-        sizes = _look_at_pictures(labels, problems, decode=decode)
+        sizes = _look_at_images(labels, problems, decode=decode)
         rows = labels.rows()
         checked = _check_boxes(labels, rows, sizes, problems)
         problems.sort()
@@ -233,12 +233,12 @@ class PictureFiles:
         if problems and (labels.fatal or not skip_bad):
             raise DataError(*self.problems)
         if not usable.any():
-            raise DataError(*self.problems, "no picture is left")
+            raise DataError(*self.problems, "no image is left")
 
         kept = checked.good & usable[rows.owner]
         counts = np.bincount(rows.owner[kept], minlength=len(usable))
         faulty = np.zeros(len(usable), dtype=np.bool_)
-        faulty[[problem.picture for problem in problems if problem.picture >= 0]] = True
+        faulty[[problem.image for problem in problems if problem.image >= 0]] = True
         pixels = (checked.corners * sizes[rows.owner].repeat(2, axis=0).reshape(-1, 4))[kept]
         self.names = labels.names
         self.box_counts: Counts = counts[usable]
@@ -261,7 +261,7 @@ class PictureFiles:
 
     @property
     def box_shares(self) -> Doubles:
-        """Of each box (K,), the geometric mean of width and height as shares of its picture's."""
+        """The geometric mean of width and height of each box (K,), as shares of its image's."""
         sides = (self._boxes[:, 2:] - self._boxes[:, :2]).double().numpy()
         shares: Doubles = np.sqrt((sides / self.sizes.repeat(self.box_counts, axis=0)).prod(axis=1))
         return shares
@@ -269,26 +269,26 @@ class PictureFiles:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> AnnotatedImage:
         file, (width, height) = self.files[index], self.sizes[index].tolist()
-        image = decode_picture(file)
+        image = decode_image(file)
         if image.shape[1:] != (height, width):
             raise DataError(
                 f"{file}: changed since it was checked: it was {width} x {height} pixels, "
                 f"now it is {image.shape[2]} x {image.shape[1]}"
             )
         boxes, labels = self.boxes(index)
-        return Picture(image, boxes, labels, str(file))
+        return AnnotatedImage(image, boxes, labels, str(file))
 
     def boxes(self, index: int) -> tuple[Tensor, Tensor]:
-        """The boxes, float32 (K, 4) xyxy in pixels, and the labels (K,) of a picture, not decoding it."""
+        """The boxes, float32 (K, 4) xyxy in pixels, and the labels (K,) of an image, not decoding it."""
         index = range(len(self))[index]
         rows = slice(int(self._starts[index]), int(self._starts[index + 1]))
         return self._boxes[rows].clone(), self._labels[rows].clone()
 
 
-def _look_at_pictures(labels: Labels, problems: list[Problem], *, decode: bool) -> npt.NDArray[np.int64]:
-    """Sizes (N, 2), width and height, of the pictures; 0 for those that cannot be used."""
+def _look_at_images(labels: Labels, problems: list[Problem], *, decode: bool) -> npt.NDArray[np.int64]:
+    """Sizes (N, 2), width and height, of the images; 0 for those that cannot be used."""
     sizes = np.zeros((len(labels.files), 2), dtype=np.int64)
     said = labels.said()
 
@@ -299,7 +299,7 @@ def _look_at_pictures(labels: Labels, problems: list[Problem], *, decode: bool) 
             if file == NO_FILE:
                 continue
             try:
-                size = decode_picture(file).shape[:0:-1] if decode else measure_picture(file)
+                size = decode_image(file).shape[:0:-1] if decode else measure_image(file)
             except DataError as error:
                 found += [Problem(number, -1, text) for text in error.problems]
                 continue
@@ -308,7 +308,7 @@ def _look_at_pictures(labels: Labels, problems: list[Problem], *, decode: bool) 
                 where = labels.locate(number, place)
                 turned = ", turned as its EXIF orientation says" if (height, width) == tuple(size) else ""
                 actual = f"{size[0]} x {size[1]}{turned}: {file}"
-                text = f"{where}: size says {width} x {height}, the picture is {actual}"
+                text = f"{where}: size says {width} x {height}, the image is {actual}"
                 found.append(Problem(number, place, text))
                 continue
             sizes[number] = size
@@ -324,27 +324,27 @@ def _check_boxes(
     labels: Labels, rows: Rows, sizes: npt.NDArray[np.int64], problems: list[Problem]
 ) -> Checked:
     """Find the boxes that are not finite, have no area, stick out or come twice; clip the others."""
-    form, numbers = labels.form, rows.numbers
-    corners = convert(torch.from_numpy(numbers), form.fmt, "xyxy").numpy().copy()
-    corners[:, :2] -= form.first_pixel
+    box_format, numbers = labels.box_format, rows.numbers
+    corners = convert(torch.from_numpy(numbers), box_format.fmt, "xyxy").numpy().copy()
+    corners[:, :2] -= box_format.first_pixel
     with np.errstate(invalid="ignore", divide="ignore"):
         flat = (corners[:, 2:] - corners[:, :2] <= 0).any(axis=1)
-        # Of a picture that cannot be read, what is said of its size has to do; a size of 0 is not known.
+        # For an image that cannot be read, take the size that its labels say; a size of 0 is not known.
         said = labels.said()[:, :2]
         size = np.where(sizes > 0, sizes, np.where(said > 0, said, np.nan))[rows.owner]
         scale = np.concatenate([size, size], axis=1)
-        fractions = corners / scale if form.in_pixels else corners
+        fractions = corners / scale if box_format.in_pixels else corners
         outside = np.maximum(-fractions, fractions - 1.0)
         # Where the first pixel is called 1, many tools call it 0 all the same.
-        far = (outside > np.maximum(MARGIN, form.first_pixel / scale)).any(axis=1)
+        far = (outside > np.maximum(MARGIN, box_format.first_pixel / scale)).any(axis=1)
         inside = fractions.clip(0.0, 1.0)
         # In float32, as they are handed out, the corners must still be apart.
         thin = (inside[:, 2:] - inside[:, :2] <= _ROUNDING).any(axis=1)
     wrong = {
         "not finite": ~np.isfinite(numbers).all(axis=1),
         "width and height must be above 0": flat,
-        "sticks out of the picture by": far,
-        "no area inside the picture": thin,
+        "sticks out of the image by": far,
+        "no area inside the image": thin,
     }
     bad = np.zeros(len(numbers), dtype=np.bool_)
     for what, rule in wrong.items():
@@ -361,12 +361,12 @@ def _check_boxes(
 
 
 def _at(labels: Labels, rows: Rows, row: int, what: str) -> Problem:
-    picture, place = int(rows.owner[row]), int(rows.place[row])
-    return Problem(picture, place, f"{labels.locate(picture, place)}: {what}")
+    image, place = int(rows.owner[row]), int(rows.place[row])
+    return Problem(image, place, f"{labels.locate(image, place)}: {what}")
 
 
 def _repeats(rows: Rows, good: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Good rows that say the same of the same picture as an earlier one, with the first that says it."""
+    """Good rows that say the same of the same image as an earlier one, with the first that says it."""
     considered = np.flatnonzero(good)
     # Sorted so that equal rows are neighbours; among equals the sort keeps their order.
     columns = np.column_stack([rows.numbers, rows.label, rows.owner])[considered]

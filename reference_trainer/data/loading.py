@@ -1,4 +1,4 @@
-"""From a source of pictures to batches: squares of one size, augmented under seeds of their own."""
+"""From a source of images to batches: squares of one size, augmented under seeds of their own."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from .. import ranks
 from ..config import DataConfig, TrainConfig
 from .augment import Augmentation
 from .opening import open_data
-from .sample import Counts, DataError, LeftOut, PictureSource, letterbox, one_box_only
+from .sample import Counts, DataError, ImageSource, LeftOut, letterbox, one_box_only
 from .toy import toy_splits
 
 MEMORY_BUDGET = 2**30
-"""Letterboxed pictures are kept in memory up to this many bytes; a larger set is decoded as it is used."""
+"""Letterboxed images are kept in memory up to this many bytes; a larger set is decoded as it is used."""
 
 CORES_OF_A_STEP, MOST_WORKERS = 2, 4
 """On two cores a worker takes more from the step than it saves; beyond them it comes for free."""
 
-PRIOR_PICTURES = 1000
-"""Prior boxes and anchors are found from at most so many pictures."""
+PRIOR_IMAGES = 1000
+"""At most this many images are used to find prior boxes and anchors."""
 
 TOY_OBJECTS = 6
-"""Most objects in a toy picture where there are several."""
+"""Most objects in a toy image where there are several."""
 
 
 VALIDATED_AT_ONCE = 64
-"""Pictures of a batch to validate on."""
+"""Images of a batch to validate on."""
 
 
 class Sample(NamedTuple):
-    """A square picture uint8 (3, S, S) with boxes (K, 4), xyxy in its pixels, and labels (K,)."""
+    """A square image uint8 (3, S, S) with boxes (K, 4), xyxy in its pixels, and labels (K,)."""
 
     image: Tensor
     boxes: Tensor
@@ -50,7 +50,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pictures uint8 (B, 3, S, S) and one target box each (B, 4), cxcywh as fractions of the square."""
+    """Images uint8 (B, 3, S, S) and one target box each (B, 4), cxcywh as fractions of the square."""
 
     images: Tensor
     targets: Tensor
@@ -60,12 +60,12 @@ class Batch(NamedTuple):
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
     def none(self) -> Batch:
-        """No picture of it."""
+        """No image of it."""
         return Batch(*(part[:0] for part in self))
 
 
 class ObjectBatch(NamedTuple):
-    """Pictures uint8 (B, 3, S, S), and each one's boxes (K, 4), xyxy in pixels, and labels (K,)."""
+    """Images uint8 (B, 3, S, S), and each one's boxes (K, 4), xyxy in pixels, and labels (K,)."""
 
     images: Tensor
     boxes: list[Tensor]
@@ -77,7 +77,7 @@ class ObjectBatch(NamedTuple):
         return ObjectBatch(self.images.to(device, non_blocking=True), boxes, labels)
 
     def none(self) -> ObjectBatch:
-        """No picture of it."""
+        """No image of it."""
         return ObjectBatch(self.images[:0], [], [])
 
 
@@ -93,17 +93,17 @@ Collate = Callable[[list[Sample]], Batch | ObjectBatch]
 
 
 class Squares(Dataset[Sample]):
-    """The pictures of a source, letterboxed to one size.
+    """The images of a source, letterboxed to one size.
 
     Each is decoded when it is first asked for. A set that fits into the memory budget is kept from then on,
     in memory that forked workers share.
 
     Args:
-        source: the pictures.
+        source: the images.
         size: side of the square in pixels.
     """
 
-    def __init__(self, source: PictureSource, size: int) -> None:
+    def __init__(self, source: ImageSource, size: int) -> None:
         self.source, self.size = source, size
         fits = len(source) * 3 * size * size <= MEMORY_BUDGET
         self.kept = KeptSamples(source.box_counts, size) if fits and len(source) else None
@@ -112,7 +112,7 @@ class Squares(Dataset[Sample]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
-        """A picture with its boxes; what it holds is not to be changed."""
+        """An image with its boxes; what it holds is not to be changed."""
         if self.kept is None:
             return self._load(index)
         if not self.kept.filled[index]:
@@ -124,18 +124,18 @@ class Squares(Dataset[Sample]):
         return self.__dict__ | {"kept": None}
 
     def first_boxes(self) -> Tensor:
-        """The boxes (K, 4) of the first pictures that have any, xyxy in pixels."""
-        first = np.flatnonzero(self.source.box_counts)[:PRIOR_PICTURES]
+        """The boxes (K, 4) of the first images that have any, xyxy in pixels."""
+        first = np.flatnonzero(self.source.box_counts)[:PRIOR_IMAGES]
         return torch.cat([self[int(index)].boxes for index in first])
 
     def prior(self) -> tuple[float, float, float, float]:
-        """The median box (cx, cy, w, h) of the first pictures, as fractions of the square."""
+        """The median box (cx, cy, w, h) of the first images, as fractions of the square."""
         return BoxHead.prior_from(self.first_boxes() / self.size, fmt="xyxy")
 
     def _load(self, index: int) -> Sample:
-        picture = self.source[index]
-        image, boxes, _ = letterbox(picture.image, picture.boxes, self.size)
-        return Sample(image, boxes, picture.labels)
+        loaded = self.source[index]
+        image, boxes, _ = letterbox(loaded.image, loaded.boxes, self.size)
+        return Sample(image, boxes, loaded.labels)
 
 
 class KeptSamples:
@@ -145,7 +145,7 @@ class KeptSamples:
 
     Args:
         box_counts: the number of boxes of each sample.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
     """
 
     def __init__(self, box_counts: Counts, size: int) -> None:
@@ -178,8 +178,8 @@ class TrainingSamples(Dataset[Sample]):
     """Augmented squares; what is drawn depends on (seed, epoch, index) alone, not on workers or order.
 
     Args:
-        squares: the pictures.
-        augmentation: applied to picture and boxes together.
+        squares: the images.
+        augmentation: applied to image and boxes together.
         seed: of the run.
     """
 
@@ -204,7 +204,7 @@ class TrainingSamples(Dataset[Sample]):
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), shuffled by (seed, epoch).
 
-    Of several processes that train together each gets its share of every batch: of the last, perhaps none.
+    Each rank gets its share of every batch; of the last one perhaps nothing.
     Set `epoch` before each pass, and `first` to the batch that it starts with; no more is needed to resume.
     """
 
@@ -239,7 +239,7 @@ def to_batch(samples: list[Sample]) -> Batch:
 
 
 def to_object_batch(samples: list[Sample]) -> ObjectBatch:
-    """Stack the pictures of samples with any number of boxes, and list their boxes and labels."""
+    """Stack the images of samples with any number of boxes, and list their boxes and labels."""
     images, boxes, labels = zip(*samples, strict=True)
     return ObjectBatch(torch.stack(images), list(boxes), list(labels))
 
@@ -247,7 +247,7 @@ def to_object_batch(samples: list[Sample]) -> ObjectBatch:
 def train_loader(
     squares: Squares, config: TrainConfig, collate: Collate = to_batch, pin: bool = False
 ) -> tuple[Batches, EpochBatches]:
-    """Batches of augmented pictures, and the sampler that must be told the epoch.
+    """Batches of augmented images, and the sampler whose epoch must be set.
 
     `pin` keeps batches where a GPU copies them from while it computes.
     """
@@ -276,7 +276,7 @@ def train_loader(
 
 
 def val_loader(squares: Squares, collate: Collate = to_batch, pin: bool = False) -> Batches:
-    """Batches of pictures as they are, in order; of several processes, each gets its share."""
+    """Batches of images as they are, in order; each rank gets its share."""
     return DataLoader(
         squares,
         batch_size=VALIDATED_AT_ONCE,
@@ -289,47 +289,47 @@ def val_loader(squares: Squares, collate: Collate = to_batch, pin: bool = False)
 
 
 class Opened(NamedTuple):
-    """Pictures to train or validate on, what was left out of each split, and what was skipped as bad."""
+    """Images to train or validate on, what was left out of each split, and what was skipped as bad."""
 
-    splits: dict[str, PictureSource]
+    splits: dict[str, ImageSource]
     left_out: dict[str, LeftOut]
     problems: list[str]
 
 
 def open_sources(config: DataConfig, seed: int, splits: Sequence[str] = ("train", "val")) -> Opened:
-    """The splits with one-box pictures only.
+    """The splits with one-box images only.
 
     Raises:
-        DataError: if a folder, a label or a picture is broken, or a split has no one-box picture.
+        DataError: if a folder, a label or an image is broken, or a split has no one-box image.
     """
     opened, problems = _open_all(config, seed, splits, 1)
     chosen = {name: one_box_only(opened[name]) for name in splits}
     empty = [name for name, (subset, _) in chosen.items() if not len(subset)]
     if empty:
-        raise DataError(*(f"{config.path}: {name}: no picture with exactly one box" for name in empty))
-    kept: dict[str, PictureSource] = {name: subset for name, (subset, _) in chosen.items()}
+        raise DataError(*(f"{config.path}: {name}: no image with exactly one box" for name in empty))
+    kept: dict[str, ImageSource] = {name: subset for name, (subset, _) in chosen.items()}
     return Opened(kept, {name: left_out for name, (_, left_out) in chosen.items()}, problems)
 
 
 def open_objects(config: DataConfig, seed: int, splits: Sequence[str] = ("train", "val")) -> Opened:
-    """The splits with all their pictures, those without a box too.
+    """The splits with all their images, those without a box too.
 
     Raises:
-        DataError: if a folder, a label or a picture is broken, or a split has no box.
+        DataError: if a folder, a label or an image is broken, or a split has no box.
     """
     opened, problems = _open_all(config, seed, splits, TOY_OBJECTS)
     empty = [name for name in splits if not opened[name].box_counts.any()]
     if empty:
-        raise DataError(*(f"{config.path}: {name}: no picture has a box" for name in empty))
+        raise DataError(*(f"{config.path}: {name}: no image has a box" for name in empty))
     return Opened({name: opened[name] for name in splits}, {}, problems)
 
 
 def _open_all(
     config: DataConfig, seed: int, splits: Sequence[str], most: int
-) -> tuple[Mapping[str, PictureSource], list[str]]:
-    """All pictures of some splits, toy ones with up to `most` objects, and the problems of those skipped."""
+) -> tuple[Mapping[str, ImageSource], list[str]]:
+    """All images of some splits, toy ones with up to `most` objects, and the problems of those skipped."""
     if config.path is None:
-        return toy_splits(config.pictures, config.size, seed, most), []
+        return toy_splits(config.images, config.size, seed, most), []
     found = open_data(config.path, splits, skip_bad=config.on_error == "skip")
     return found.splits, found.problems
 

@@ -10,17 +10,18 @@ import numpy as np
 
 from ..files import not_there
 from .coco import CocoFiles
-from .files import Labels, PictureFiles, Problem
-from .sample import Counts, DataError, PictureSource, Subset
+from .files import ImageFiles, Labels, Problem
+from .sample import Counts, DataError, ImageSource, Subset
 from .shares import apart
 from .voc import VocFolder
 from .yolo import YoloFolder
 
 DECODED_AT_START = 2000
-"""So many pictures are decoded to check them before a training starts; of more, the headers are read."""
+"""Up to this many images are decoded to check them before a training starts; of more, only the headers are
+read."""
 
 VAL_SHARE = 5
-"""Of a data set that says nothing of validation, one picture in so many is kept for it."""
+"""A data set without a validation split gives it one image in this many."""
 
 ADVICE = "data.on_error 'skip' leaves out what is bad and trains on the rest."
 
@@ -28,7 +29,7 @@ _SEED = 0
 
 
 class DataSet(Protocol):
-    """A data set of some kind, before its pictures have been looked at.
+    """A data set of some kind, before its images have been looked at.
 
     Attributes:
         kind: its name.
@@ -47,7 +48,7 @@ KINDS: tuple[type[YoloFolder] | type[CocoFiles] | type[VocFolder], ...] = (YoloF
 
 
 class FaultyDataError(DataError):
-    """Problems of a data set that can be used without the boxes and pictures that have them."""
+    """Problems of a data set that can be used without the boxes and images that have them."""
 
     def __str__(self) -> str:
         return f"{super().__str__()}\n{ADVICE}"
@@ -58,13 +59,13 @@ class OpenedData(NamedTuple):
 
     Attributes:
         kind: YOLO, COCO or VOC.
-        splits: the pictures of train, val or both.
-        files: the same before one picture in five was set aside, each with its counts and problems.
+        splits: the images of train, val or both.
+        files: the same before one image in five was set aside, each with its counts and problems.
     """
 
     kind: str
-    splits: dict[str, PictureSource]
-    files: dict[str, PictureFiles]
+    splits: dict[str, ImageSource]
+    files: dict[str, ImageFiles]
 
     @property
     def problems(self) -> list[str]:
@@ -81,14 +82,14 @@ def open_data(
 ) -> OpenedData:
     """Open a data set of any kind and check it; the problems of all splits come in one error.
 
-    A data set without pictures to validate on keeps one in five of those to train on for it, drawn by lot.
-    The lot does not depend on a run: whichever run's weights are scored, they have not seen these pictures.
+    A data set without images to validate on keeps one in five of those to train on for it, drawn by lot.
+    The lot does not depend on a run: whichever run's weights are scored, they have not seen these images.
 
     Args:
         path: a folder, a data.yaml or a COCO JSON file.
-        splits: which are wanted.
+        splits: which to open.
         skip_bad: leave out what is bad, where otherwise a `DataError` lists it.
-        decode: check all of every picture, or headers alone; by default all of a set of up to 2,000.
+        decode: check all of every image, or headers alone; by default all of a set of up to 2,000.
 
     Raises:
         DataError: if it is not clear what is there, or anything is wrong with it.
@@ -98,9 +99,9 @@ def open_data(
     absent = sorted(set(needed) - set(found.splits))
     if absent and not isinstance(found, YoloFolder):
         has = ", ".join(found.splits)
-        raise DataError(*(f"{path}: no pictures for {split}, only for {has}" for split in absent))
+        raise DataError(*(f"{path}: no images for {split}, only for {has}" for split in absent))
     files = apart(lambda: _read(found, needed, skip_bad=skip_bad, decode=decode))
-    opened: dict[str, PictureSource] = dict(files)
+    opened: dict[str, ImageSource] = dict(files)
     if "val" not in found.splits:
         opened = split_off(files["train"], str(path))
     return OpenedData(found.kind, {split: opened[split] for split in splits}, files)
@@ -108,18 +109,18 @@ def open_data(
 
 def _read(
     found: DataSet, splits: Sequence[str], *, skip_bad: bool, decode: bool | None
-) -> dict[str, PictureFiles]:
-    """The checked pictures of some splits; see `open_data`."""
+) -> dict[str, ImageFiles]:
+    """The checked images of some splits; see `open_data`."""
     labels = found.read(splits)
     if len(labels) > 1:
         _find_shared(labels)
     if decode is None:
         decode = sum(len(each.files) for each in labels.values()) <= DECODED_AT_START
-    files: dict[str, PictureFiles] = {}
+    files: dict[str, ImageFiles] = {}
     problems: dict[str, None] = {}
     for split, each in labels.items():
         try:
-            files[split] = PictureFiles(each, skip_bad=skip_bad, decode=decode)
+            files[split] = ImageFiles(each, skip_bad=skip_bad, decode=decode)
         except DataError as error:
             problems.update(dict.fromkeys(error.problems))
     if problems:
@@ -129,7 +130,7 @@ def _read(
 
 
 def task_for(path: Path) -> tuple[Literal["single", "grid"], str]:
-    """The task that a data set is for, and why: single only if every picture has exactly one box.
+    """The task that a data set is for, and why: single only if every image has exactly one box.
 
     Labels alone are read; what is wrong with them is left to `open_data`.
 
@@ -146,9 +147,9 @@ def task_for(path: Path) -> tuple[Literal["single", "grid"], str]:
     counts, names = apart(read)
     several, none = int((counts > 1).sum()), int((counts == 0).sum())
     if several or none:
-        return "grid", f"of {len(counts)} pictures {several} have several boxes, {none} have none"
+        return "grid", f"of {len(counts)} images {several} have several boxes, {none} have none"
     hint = f"; --task grid tells its {len(names)} classes apart" if len(names) > 1 else ""
-    return "single", f"every picture has one box{hint}"
+    return "single", f"every image has one box{hint}"
 
 
 def recognise(path: Path) -> DataSet:
@@ -179,14 +180,14 @@ def recognise(path: Path) -> DataSet:
     return kind(path)
 
 
-def split_off(source: PictureSource, name: str) -> dict[str, PictureSource]:
-    """Set one picture in five aside to validate on, by lot.
+def split_off(source: ImageSource, name: str) -> dict[str, ImageSource]:
+    """Set one image in five aside to validate on, by lot.
 
     Raises:
-        DataError: if there is only one picture.
+        DataError: if there is only one image.
     """
     if len(source) < 2:
-        raise DataError(f"{name}: one picture cannot be both trained and validated on; it has no val split")
+        raise DataError(f"{name}: one image cannot be both trained and validated on; it has no val split")
     order = np.random.default_rng(_SEED).permutation(len(source))
     count = max(len(source) // VAL_SHARE, 1)
     parts: dict[str, Counts] = {"train": np.sort(order[count:]), "val": np.sort(order[:count])}
@@ -194,7 +195,7 @@ def split_off(source: PictureSource, name: str) -> dict[str, PictureSource]:
 
 
 def _find_shared(labels: dict[str, Labels]) -> None:
-    """Pictures that are trained on and validated on as well are a problem of the training split."""
+    """Images that are trained on and validated on as well are a problem of the training split."""
     train, val = labels["train"], labels["val"]
     validated = {str(file) for file in val.files}
     for number, file in enumerate(train.files):

@@ -1,4 +1,4 @@
-"""The one interface that every data set is read by, and what is done to any picture."""
+"""The one interface that every data set is read by, and what is done to any image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 GREY = 114
 
 Counts = npt.NDArray[np.int64]
-"""A number for each picture."""
+"""A number for each image."""
 
 _SHOWN = 20
 _ORIENTATION = 0x0112
@@ -52,8 +52,8 @@ class DataError(UserError):
         return f"{count} problem{'' if count == 1 else 's'} in the data:\n{shown}{rest}"
 
 
-class Picture(NamedTuple):
-    """One picture with its objects.
+class AnnotatedImage(NamedTuple):
+    """One image with its objects.
 
     Attributes:
         image: uint8 (3, H, W), RGB.
@@ -68,8 +68,8 @@ class Picture(NamedTuple):
     source: str
 
 
-class PictureSource(Protocol):
-    """A data set: a sequence of pictures, and what is known of it without decoding one."""
+class ImageSource(Protocol):
+    """A data set: a sequence of images, and what is known of it without decoding one."""
 
     @property
     def names(self) -> list[str]:
@@ -78,28 +78,28 @@ class PictureSource(Protocol):
 
     @property
     def box_counts(self) -> Counts:
-        """The number of boxes of each picture."""
+        """The number of boxes of each image."""
         ...
 
     @property
     def clipped(self) -> int:
-        """How many boxes stuck out of their picture by a little and were clipped to it."""
+        """How many boxes stuck out of their image by a little and were clipped to it."""
         ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> AnnotatedImage: ...
 
 
 class Subset:
-    """Some pictures of a source, in a given order.
+    """Some images of a source, in a given order.
 
     Args:
-        source: the pictures to choose from.
+        source: the images to choose from.
         indices: which of them.
     """
 
-    def __init__(self, source: PictureSource, indices: Sequence[int] | Counts) -> None:
+    def __init__(self, source: ImageSource, indices: Sequence[int] | Counts) -> None:
         self.source = source
         self.indices = np.asarray(indices, dtype=np.int64)
 
@@ -110,7 +110,7 @@ class Subset:
 
     @property
     def box_counts(self) -> Counts:
-        """The number of boxes of each picture."""
+        """The number of boxes of each image."""
         return self.source.box_counts[self.indices]
 
     @property
@@ -121,7 +121,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> AnnotatedImage:
         return self.source[int(self.indices[index])]
 
 
@@ -129,14 +129,14 @@ class Renumbered:
     """A source whose classes get the numbers that `names` gives them; classes of other names follow.
 
     Args:
-        source: the pictures.
+        source: the images.
         names: of the classes, the first numbers.
 
     Raises:
         DataError: if none of the source's classes is among `names`.
     """
 
-    def __init__(self, source: PictureSource, names: Sequence[str]) -> None:
+    def __init__(self, source: ImageSource, names: Sequence[str]) -> None:
         if not set(names) & set(source.names):
             raise DataError(
                 f"no class in common: the data has {', '.join(source.names)}; expected some of "
@@ -148,7 +148,7 @@ class Renumbered:
 
     @property
     def box_counts(self) -> Counts:
-        """The number of boxes of each picture."""
+        """The number of boxes of each image."""
         return self.source.box_counts
 
     @property
@@ -159,23 +159,23 @@ class Renumbered:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Picture:
-        picture = self.source[index]
-        return picture._replace(labels=self._numbers[picture.labels])
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        annotated = self.source[index]
+        return annotated._replace(labels=self._numbers[annotated.labels])
 
 
 class LeftOut(NamedTuple):
-    """How many pictures `one_box_only` left out, and why."""
+    """How many images `one_box_only` left out, and why."""
 
     no_box: int
     several_boxes: int
 
 
-def one_box_only(source: PictureSource) -> tuple[Subset, LeftOut]:
-    """Keep the pictures that hold exactly one box; nothing is decoded.
+def one_box_only(source: ImageSource) -> tuple[Subset, LeftOut]:
+    """Keep the images that hold exactly one box; nothing is decoded.
 
     Returns:
-        The pictures kept, in their order, and the counts of those left out.
+        The images kept, in their order, and the counts of those left out.
     """
     counts = source.box_counts
     kept = np.flatnonzero(counts == 1)
@@ -183,7 +183,7 @@ def one_box_only(source: PictureSource) -> tuple[Subset, LeftOut]:
 
 
 class Letterbox(NamedTuple):
-    """How a picture was fitted into a square: letterboxed = original * scale + (left, top).
+    """How an image was fitted into a square: letterboxed = original * scale + (left, top).
 
     Attributes:
         scale: letterboxed pixels per original pixel, the same in both directions.
@@ -209,9 +209,9 @@ class Letterbox(NamedTuple):
 
 
 def letterbox(image: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor, Letterbox]:
-    """Fit a picture into a square without distorting it, centred, on grey 114.
+    """Fit an image into a square without distorting it, centred, on grey 114.
 
-    The picture is padded to a square first and resized after: only then is one scale exact in both
+    The image is padded to a square first and resized after: only then is one scale exact in both
     directions. Resizing first rounds the shorter side to whole pixels, which moves boxes by up to half
     a pixel.
 
@@ -221,7 +221,7 @@ def letterbox(image: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor, 
         size: side of the square in pixels, at least 2.
 
     Returns:
-        The image (3, size, size), the boxes in its pixels, and the mapping between the two. A picture
+        The image (3, size, size), the boxes in its pixels, and the mapping between the two. An image
         that already is size x size comes back untouched.
 
     Raises:
@@ -244,10 +244,10 @@ def letterbox(image: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor, 
     return resized, box.apply(boxes), box
 
 
-def decode_picture(path: str | Path) -> Tensor:
+def decode_image(path: str | Path) -> Tensor:
     """Read a JPEG, PNG, WebP or BMP file as RGB, turned as its EXIF orientation says.
 
-    Grey, palette, CMYK and 16-bit pictures are converted; an alpha channel is dropped. Pillow decodes:
+    Grey, palette, CMYK and 16-bit images are converted; an alpha channel is dropped. Pillow decodes:
     torchvision's own decoders end the process on a damaged PNG, and are deprecated since 0.29.
 
     Returns:
@@ -269,13 +269,13 @@ def decode_picture(path: str | Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def measure_picture(path: str | Path) -> tuple[int, int]:
-    """Width and height of a picture, from its header: a tenth of the time of decoding it, or less.
+def measure_image(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image, from its header: a tenth of the time of decoding it, or less.
 
     A file that is cut off is found too; other damage is not.
 
     Raises:
-        DataError: if the file cannot be read, is no picture or is cut off.
+        DataError: if the file cannot be read, is no image or is cut off.
     """
     with _naming(path), open(path, "rb", buffering=0) as unbuffered:
         size = _plain_jpeg_size(unbuffered.read(_HEAD))
@@ -288,7 +288,7 @@ def measure_picture(path: str | Path) -> tuple[int, int]:
         turned = exif.get(_ORIENTATION, 1) in _ON_THE_SIDE
         whole = _ends_well(file, str(image.format))
     if not whole:  # or only odd: decoding tells
-        _, height, width = decode_picture(path).shape
+        _, height, width = decode_image(path).shape
         return width, height
     return (height, width) if turned else (width, height)
 
@@ -308,31 +308,31 @@ def _plain_jpeg_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _ends_well(file: BinaryIO | FileIO, form: str) -> bool:
-    """Whether a picture file goes on to where its format says that it ends."""
+def _ends_well(file: BinaryIO | FileIO, kind: str) -> bool:
+    """Whether an image file goes on to where its format says that it ends."""
     length = file.seek(0, SEEK_END)
-    if form in ("JPEG", "PNG"):
+    if kind in ("JPEG", "PNG"):
         file.seek(max(length - 64, 0))
-        return (b"\xff\xd9" if form == "JPEG" else b"IEND") in file.read()
+        return (b"\xff\xd9" if kind == "JPEG" else b"IEND") in file.read()
     file.seek(0)
     head = file.read(8)
-    expected = head[2:6] if form == "BMP" else head[4:8]  # WebP counts from behind its first 8 bytes
-    return length >= int.from_bytes(expected, "little") + (0 if form == "BMP" else 8)
+    expected = head[2:6] if kind == "BMP" else head[4:8]  # WebP counts from behind its first 8 bytes
+    return length >= int.from_bytes(expected, "little") + (0 if kind == "BMP" else 8)
 
 
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """Whatever goes wrong while a picture is read becomes a `DataError` that names it."""
+    """Whatever goes wrong while an image is read becomes a `DataError` that names it."""
     try:
         yield
     except DataError:
         raise
     except UnidentifiedImageError as error:
         content = f"not {', '.join(FORMATS)}" if Path(path).stat().st_size else "0 bytes"
-        raise DataError(f"{path}: broken picture: {content}") from error
+        raise DataError(f"{path}: broken image: {content}") from error
     except OSError as error:
         if error.errno is None:  # Pillow's own
-            raise DataError(f"{path}: broken picture: {error}") from error
+            raise DataError(f"{path}: broken image: {error}") from error
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # Pillow's decoders raise nearly every type there is.
-        raise DataError(f"{path}: broken picture: {str(error) or type(error).__name__}") from error
+        raise DataError(f"{path}: broken image: {str(error) or type(error).__name__}") from error

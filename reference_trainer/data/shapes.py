@@ -1,4 +1,4 @@
-"""The shapes of the toy pictures: how much of each pixel a rectangle, an ellipse or a triangle covers."""
+"""The shapes of the toy images: how much of each pixel a rectangle, an ellipse or a triangle covers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Generated toy pictures: rectangles, ellipses and triangles on a restless background.
+"""Generated toy images: rectangles, ellipses and triangles on a restless background.
 
-A picture is a pure function of (seed, index, side, most objects). Only element-wise arithmetic is used,
+An image is a pure function of (seed, index, side, most objects). Only element-wise arithmetic is used,
 no BLAS, so that the number of threads changes nothing.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .sample import Counts, Picture
+from .sample import AnnotatedImage, Counts
 from .shapes import SHAPES, Array, draw_shape, size_limits
 
 CONTRAST = 0.25
@@ -23,9 +23,9 @@ NOISE = 0.08
 
 MIN_SIDE = 32
 WITHOUT_OBJECT = 0.05
-"""Share of pictures without an object, where there may be several."""
+"""Share of images without an object, where there may be several."""
 MOST_OVERLAP = 0.3
-"""Greatest IoU of two boxes of a picture."""
+"""Greatest IoU of two boxes of an image."""
 LEAST_SHOWN = 0.5
 """Least share of an object that later ones leave to be seen."""
 
@@ -40,12 +40,12 @@ Box = tuple[int, int, int, int]
 
 
 class ToyObject(NamedTuple):
-    """One object of a toy picture.
+    """One object of a toy image.
 
     Attributes:
         label: index into `SHAPES`.
-        left: first column of `coverage` in the picture.
-        top: first row of `coverage` in the picture.
+        left: first column of `coverage` in the image.
+        top: first row of `coverage` in the image.
         coverage: float32 (h, w), how much of each pixel the object covers, in quarters.
         shown: float32 (h, w), how much of each pixel is seen of it under the objects drawn later.
         box: xyxy in whole pixels; the tight box of the pixels with `shown` above 0.
@@ -94,7 +94,7 @@ class ToyObject(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """The parts of a toy picture, colours in 0..1.
+    """The parts of a toy image, colours in 0..1.
 
     Attributes:
         background: float32 (3, side, side), the lines included.
@@ -109,7 +109,7 @@ class Scene(NamedTuple):
     noise: Array
 
     def render(self, *, without: Collection[int] = (), with_noise: bool = True) -> npt.NDArray[np.uint8]:
-        """Draw the picture, uint8 (3, side, side), if asked without some objects or its noise."""
+        """Draw the image, uint8 (3, side, side), if asked without some objects or its noise."""
         image = self.background.copy()
         for number, (each, colour) in enumerate(zip(self.objects, self.colours, strict=True)):
             if number not in without:
@@ -121,8 +121,8 @@ class Scene(NamedTuple):
         return np.rint(image, out=image).astype(np.uint8)
 
 
-class ToyPictures:
-    """Toy pictures, drawn when asked for.
+class ToyImages:
+    """Toy images, drawn when asked for.
 
     With `most` 1, the default, each holds one object. Otherwise one in twenty holds none, and the others 1
     to `most`, each number as often. An object drawn later hides what lies under it.
@@ -135,10 +135,10 @@ class ToyPictures:
     wide around it, its colour differs from what it is drawn over by at least 0.25 in at least one channel.
 
     Args:
-        indices: which pictures; or their number, for the first so many.
-        side: of a picture in pixels, at least 32.
+        indices: which images; or their number, for the first ones.
+        side: of an image in pixels, at least 32.
         seed: of the data set, at least 0.
-        most: objects in a picture, at least 1.
+        most: objects in an image, at least 1.
 
     Raises:
         ValueError: if `side`, `seed`, `most` or an index is too small.
@@ -160,7 +160,7 @@ class ToyPictures:
 
     @cached_property
     def box_counts(self) -> Counts:
-        """The number of objects of each picture."""
+        """The number of objects of each image."""
         if self.most == 1:
             return np.ones(len(self.indices), dtype=np.int64)
         generators = (_generator(self.seed, index, self.most) for index in self.indices)
@@ -174,28 +174,28 @@ class ToyPictures:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> AnnotatedImage:
         number = self.indices[index]
         scene = draw_scene(self.seed, number, self.side, self.most)
-        return Picture(
+        return AnnotatedImage(
             image=torch.from_numpy(scene.render()),
             boxes=torch.tensor([each.box for each in scene.objects], dtype=torch.float32).view(-1, 4),
             labels=torch.tensor([each.label for each in scene.objects], dtype=torch.int64),
-            source=f"toy picture {number} of seed {self.seed}",
+            source=f"toy image {number} of seed {self.seed}",
         )
 
 
-def toy_splits(count: int = 1200, side: int = 128, seed: int = 0, most: int = 1) -> dict[str, ToyPictures]:
-    """The toy task: the first 80 % of `count` pictures to train, the rest to validate."""
+def toy_splits(count: int = 1200, side: int = 128, seed: int = 0, most: int = 1) -> dict[str, ToyImages]:
+    """The toy task: the first 80 % of `count` images to train, the rest to validate."""
     train = count * 4 // 5
     return {
-        "train": ToyPictures(range(train), side, seed, most),
-        "val": ToyPictures(range(train, count), side, seed, most),
+        "train": ToyImages(range(train), side, seed, most),
+        "val": ToyImages(range(train, count), side, seed, most),
     }
 
 
 def draw_scene(seed: int, index: int, side: int, most: int = 1) -> Scene:
-    """Draw everything that picture `index` is made of."""
+    """Draw everything that image `index` is made of."""
     rng = _generator(seed, index, most)
     objects = _arrange(rng, _object_count(rng, most), side)
     while True:
@@ -215,7 +215,7 @@ def _generator(seed: int, index: int, most: int) -> np.random.Generator:
 
 
 def _object_count(rng: np.random.Generator, most: int) -> int:
-    """How many objects a picture holds; the first thing that is drawn."""
+    """How many objects an image holds; the first thing that is drawn."""
     if most == 1:
         return 1
     return 0 if rng.random() < WITHOUT_OBJECT else int(rng.integers(1, most, endpoint=True))
@@ -251,7 +251,7 @@ def _random_object(rng: np.random.Generator, side: int) -> ToyObject:
 
 
 def _iou(one: Box, other: Box) -> float:
-    """Of two boxes in whole pixels; `boxreg.box_iou` would take as long as the drawing."""
+    """The IoU of two boxes in whole pixels; `boxreg.box_iou` would take as long as the drawing."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     shared = max(width, 0) * max(height, 0)

@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file of objects for each picture."""
+"""Pascal VOC: an XML file of objects for each image."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from .files import NO_FILE, Form, Labels, Problem
+from .files import NO_FILE, BoxFormat, Labels, Problem
 from .folders import EXTENSIONS, SPLITS, files_below, read_lines
 from .sample import DataError
 from .shares import shared_out
 from .xml_nodes import XmlError, XmlNode, parse_xml
 
-INCLUSIVE = Form("xyxy", in_pixels=True, first_pixel=1)
+INCLUSIVE = BoxFormat("xyxy", in_pixels=True, first_pixel=1)
 """xmin to xmax and ymin to ymax, both included, counted from 1: the left edge lies at xmin - 1."""
 
 _TRIED = 20
 
 
 class VocFolder:
-    """A folder in the form of Pascal VOC: `Annotations/*.xml`, `JPEGImages`, `ImageSets/Main/train.txt`.
+    """A folder in the format of Pascal VOC: `Annotations/*.xml`, `JPEGImages`, `ImageSets/Main/train.txt`.
 
-    Folders of other names are understood, too. An XML file is about the picture of the same name, or else
+    Folders of other names are understood, too. An XML file is about the image of the same name, or else
     about the one that its `filename` says, wherever below the folder it lies; of several, the one in the
     same folder is taken, then the one that lies in the most folders of the same names, then one in
-    `JPEGImages`, then one in `images`. `ImageSets/Main` says which pictures are to train on and which to
+    `JPEGImages`, then one in `images`. `ImageSets/Main` says which images are to train on and which to
     validate, with or without their extension; where there is none, folders called train and valid do.
     Difficult objects, which VOC's own scoring leaves out, are left out and counted. The classes are the names
     that occur, in alphabetical order. Coordinates are whole pixels from 1 on, both ends included; a
@@ -59,10 +59,10 @@ class VocFolder:
 
     def read(self, splits: Sequence[str]) -> dict[str, Labels]:
         """The labels of some splits."""
-        pictures = self._pictures()
+        images = self._images()
         # All files are read even so: a class has the same number whichever split is asked for.
         classes: dict[str, int] = {}
-        read = {split: _read_split(xmls, pictures, classes) for split, xmls in self._xmls.items()}
+        read = {split: _read_split(xmls, images, classes) for split, xmls in self._xmls.items()}
         names = sorted(classes)
         for labels in read.values():
             labels.renumber([names.index(name) for name in classes], names)
@@ -111,8 +111,8 @@ class VocFolder:
         found.pop("test", None)
         return dict(found)
 
-    def _pictures(self) -> dict[str, list[str]]:
-        """Picture files by their name without extension, the likelier ones first."""
+    def _images(self) -> dict[str, list[str]]:
+        """Image files by their name without extension, the likelier ones first."""
         found = defaultdict(list)
         for file in files_below(self.root, EXTENSIONS):
             found[os.path.splitext(os.path.basename(file))[0]].append(file)
@@ -136,26 +136,26 @@ def _unlikeliness(file: str) -> tuple[bool, bool, str]:
     return "jpegimages" not in folders, "images" not in folders, file
 
 
-def _read_split(xmls: Sequence[str], pictures: dict[str, list[str]], classes: dict[str, int]) -> Labels:
-    labels = Labels(INCLUSIVE, lambda picture, line: f"{xmls[picture]}:{line}")
-    for found in shared_out(lambda part: _read_part(xmls[part.start : part.stop], pictures), len(xmls)):
+def _read_split(xmls: Sequence[str], images: dict[str, list[str]], classes: dict[str, int]) -> Labels:
+    labels = Labels(INCLUSIVE, lambda image, line: f"{xmls[image]}:{line}")
+    for found in shared_out(lambda part: _read_part(xmls[part.start : part.stop], images), len(xmls)):
         found.renumber([classes.setdefault(name, len(classes)) for name in found.names], [])
         labels.take(found)
     taken: dict[str, str] = {}
     for number, xml in enumerate(xmls):
-        picture = labels.files.name(number)
-        if picture in taken:
+        image = labels.files.name(number)
+        if image in taken:
             line = parse_xml(Path(xml).read_bytes()).line
-            what = f"is about the same picture as {taken[picture]}: {picture}"
+            what = f"is about the same image as {taken[image]}: {image}"
             labels.add_problem(number, line, what, drop=True)
-        elif picture != NO_FILE:
-            taken[picture] = xml
+        elif image != NO_FILE:
+            taken[image] = xml
     return labels
 
 
-def _read_part(xmls: Sequence[str], pictures: dict[str, list[str]]) -> Labels:
+def _read_part(xmls: Sequence[str], images: dict[str, list[str]]) -> Labels:
     """What some XML files say; the classes are numbered as they come."""
-    labels = Labels(INCLUSIVE, lambda picture, line: f"{xmls[picture]}:{line}")
+    labels = Labels(INCLUSIVE, lambda image, line: f"{xmls[image]}:{line}")
     classes: dict[str, int] = {}
     for number, xml in enumerate(xmls):
         annotation = XmlNode("", 1)
@@ -167,10 +167,10 @@ def _read_part(xmls: Sequence[str], pictures: dict[str, list[str]]) -> Labels:
             labels.add_problem(number, 1, f"cannot be read: {error.strerror}", drop=True)
         except XmlError as error:
             labels.add_problem(number, error.line, str(error), drop=True)
-        picture = _picture_of(xml, annotation, pictures)
-        if picture is None:
-            labels.add_problem(number, annotation.line, "no picture of this name", drop=True)
-        _add_picture(picture or NO_FILE, annotation, labels)
+        image = _image_of(xml, annotation, images)
+        if image is None:
+            labels.add_problem(number, annotation.line, "no image of this name", drop=True)
+        _add_image(image or NO_FILE, annotation, labels)
         for each in annotation.all("object"):
             try:
                 _add_object(each, number, labels, classes)
@@ -180,22 +180,22 @@ def _read_part(xmls: Sequence[str], pictures: dict[str, list[str]]) -> Labels:
     return labels
 
 
-def _picture_of(xml: str, annotation: XmlNode, pictures: dict[str, list[str]]) -> str | None:
-    """The picture that an XML file is about; None where there is none."""
+def _image_of(xml: str, annotation: XmlNode, images: dict[str, list[str]]) -> str | None:
+    """The image that an XML file is about; None where there is none."""
     folder, name = os.path.split(xml)
     around = set(Path(folder).parts)
     said = annotation.all("filename")
     stems = [name] + [os.path.basename(node.text.strip().replace("\\", "/")) for node in said]
     for stem in (os.path.splitext(each)[0] for each in stems):
-        found = pictures.get(stem, [])
+        found = images.get(stem, [])
         if folder in map(os.path.dirname, found):
-            return next(picture for picture in found if os.path.dirname(picture) == folder)
-        if found:  # for train/Annotations the picture in train/images, not in val/images
-            return max(found, key=lambda picture: len(around.intersection(Path(picture).parts)))
+            return next(image for image in found if os.path.dirname(image) == folder)
+        if found:  # for train/Annotations the image in train/images, not in val/images
+            return max(found, key=lambda image: len(around.intersection(Path(image).parts)))
     return None
 
 
-def _add_picture(picture: str, annotation: XmlNode, labels: Labels) -> None:
+def _add_image(image: str, annotation: XmlNode, labels: Labels) -> None:
     number = len(labels.files)
     width = height = 0
     line = annotation.line
@@ -205,11 +205,11 @@ def _add_picture(picture: str, annotation: XmlNode, labels: Labels) -> None:
             width, height = (int(_number(node.only(side))) for side in ("width", "height"))
         except (OverflowError, ValueError) as error:
             labels.add_problem(number, line, str(error), drop=True)
-    # 0 x 0 is what tools write that did not open the picture.
-    labels.add_picture(picture, width, height, line)
+    # 0 x 0 is what tools write that did not open the image.
+    labels.add_image(image, width, height, line)
 
 
-def _add_object(node: XmlNode, picture: int, labels: Labels, classes: dict[str, int]) -> None:
+def _add_object(node: XmlNode, image: int, labels: Labels, classes: dict[str, int]) -> None:
     """Add an object, or count it as left out.
 
     Raises:
@@ -227,7 +227,7 @@ def _add_object(node: XmlNode, picture: int, labels: Labels, classes: dict[str, 
     if difficult == "1":
         labels.left_out += 1
     else:
-        labels.add_box(picture, label, numbers, box.line)
+        labels.add_box(image, label, numbers, box.line)
 
 
 def _number(node: XmlNode) -> float:

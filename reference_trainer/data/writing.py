@@ -1,4 +1,4 @@
-"""Writing pictures of any source as a YOLO folder."""
+"""Writing images of any source as a YOLO folder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from uuid import uuid4
 import yaml
 from PIL import Image
 
-from .sample import PictureSource
+from .sample import ImageSource
 
 
-def write_yolo_folder(sources: Mapping[str, PictureSource], path: str | Path) -> None:
-    """Write pictures as a YOLO folder: images/<split>/*.png, labels/<split>/*.txt and data.yaml.
+def write_yolo_folder(sources: Mapping[str, ImageSource], path: str | Path) -> None:
+    """Write images as a YOLO folder: images/<split>/*.png, labels/<split>/*.txt and data.yaml.
 
     Everything is written to a hidden folder beside `path` that takes its name at the end: an
     interruption leaves no half-written data set.
 
     Args:
-        sources: the pictures of each split, such as "train" and "val".
+        sources: the images of each split, such as "train" and "val".
         path: the folder to make; it may exist if it is empty.
 
     Raises:
@@ -48,16 +48,16 @@ def write_yolo_folder(sources: Mapping[str, PictureSource], path: str | Path) ->
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_split(source: PictureSource, root: Path, split: str) -> None:
+def _write_split(source: ImageSource, root: Path, split: str) -> None:
     images, labels = root / "images" / split, root / "labels" / split
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
     for index in range(len(source)):
-        picture = source[index]
-        height, width = picture.image.shape[-2:]
-        Image.fromarray(picture.image.permute(1, 2, 0).numpy()).save(images / f"{index:06d}.png")
+        annotated = source[index]
+        height, width = annotated.image.shape[-2:]
+        Image.fromarray(annotated.image.permute(1, 2, 0).numpy()).save(images / f"{index:06d}.png")
         lines = []
-        for label, (x1, y1, x2, y2) in zip(picture.labels.tolist(), picture.boxes.tolist(), strict=True):
+        for label, (x1, y1, x2, y2) in zip(annotated.labels.tolist(), annotated.boxes.tolist(), strict=True):
             numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             # 17 digits: what is read back is the same to the last bit but for rounding in float64.
             lines.append(" ".join([str(label), *(format(number, ".17g") for number in numbers)]))

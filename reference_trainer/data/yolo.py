@@ -1,4 +1,4 @@
-"""YOLO folders: a data.yaml, pictures, and one text file of boxes a picture."""
+"""YOLO folders: a data.yaml, images, and one text file of boxes an image."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_yaml
-from .files import Form, Labels, Problem
+from .files import BoxFormat, Labels, Problem
 from .folders import EXTENSIONS, files_below, read_lines
 from .sample import DataError
 from .shares import shared_out
 
-FRACTIONS = Form("cxcywh", in_pixels=False)
+FRACTIONS = BoxFormat("cxcywh", in_pixels=False)
 
 
 class YoloFolder:
     """A YOLO folder, as its data.yaml describes it.
 
-    A label file is found by putting "labels" for the last "images" in a picture's path; where there is
-    none it lies beside the picture. A picture whose label file is empty or missing has no boxes. Paths
+    A label file is found by putting "labels" for the last "images" in an image's path; where there is
+    none it lies beside the image. An image whose label file is empty or missing has no boxes. Paths
     in data.yaml start at its `path`, which itself starts at the folder of data.yaml. A split is named by a
     folder, a .txt list, or several of them.
 
@@ -60,31 +60,31 @@ class YoloFolder:
 
     def _read_split(self, split: str) -> Labels:
         labels = self._no_labels()
-        pictures = self._pictures(split, labels)
+        images = self._images(split, labels)
 
         def read_part(part: range) -> Labels:
             found = self._no_labels()
-            for picture in pictures[part.start : part.stop]:
-                _read_labels(found.add_picture(picture), label_file(picture), found)
+            for image in images[part.start : part.stop]:
+                _read_labels(found.add_image(image), label_file(image), found)
             return found
 
-        for found in shared_out(read_part, len(pictures)):
+        for found in shared_out(read_part, len(images)):
             labels.take(found)
         return labels
 
     def _no_labels(self) -> Labels:
-        labels = Labels(FRACTIONS, lambda picture, line: f"{label_file(labels.files[picture])}:{line}")
+        labels = Labels(FRACTIONS, lambda image, line: f"{label_file(labels.files[image])}:{line}")
         labels.names = self.names
         return labels
 
-    def _pictures(self, split: str, labels: Labels) -> list[str]:
-        """The picture files of a split, in a fixed order."""
+    def _images(self, split: str, labels: Labels) -> list[str]:
+        """The image files of a split, in a fixed order."""
         value = self._content.get(split)
         places = value if isinstance(value, list) else [value]
         if not places or not all(isinstance(place, str) and place for place in places):
             labels.add_fatal(f"{self.file}: {split}: expected a folder, a .txt list or several: {value!r}")
             return []
-        pictures: list[str] = []
+        images: list[str] = []
         for place in map(str, places):
             source = self._root / Path(place).expanduser()
             if not source.exists() and place.startswith("../"):
@@ -92,17 +92,17 @@ class YoloFolder:
                 source = self._root / place.removeprefix("../")
             if source.is_dir():
                 found = sorted(files_below(source, EXTENSIONS))
-                _find_labels_without_picture(source, found, labels)
+                _find_labels_without_image(source, found, labels)
             elif source.is_file() and source.suffix == ".txt":
-                found = _pictures_listed(source, labels)
+                found = _images_listed(source, labels)
             else:
                 labels.add_fatal(f"{self.file}: {split}: no such folder or .txt list: {source}")
                 continue
             if not found:
-                expected = f"no pictures ({', '.join(EXTENSIONS)})"
+                expected = f"no images ({', '.join(EXTENSIONS)})"
                 labels.add_fatal(f"{self.file}: {split}: {expected}: {source}")
-            pictures += found
-        return list(dict.fromkeys(pictures))
+            images += found
+        return list(dict.fromkeys(images))
 
 
 def _is_data_yaml(file: Path) -> bool:
@@ -141,8 +141,8 @@ def _read_names(content: dict[str, Any], file: Path, problems: list[str]) -> lis
     return [str(name) for name in names]
 
 
-def _pictures_listed(listing: Path, labels: Labels) -> list[str]:
-    pictures = []
+def _images_listed(listing: Path, labels: Labels) -> list[str]:
+    images = []
     try:
         lines = read_lines(listing)
     except ValueError as error:
@@ -151,19 +151,17 @@ def _pictures_listed(listing: Path, labels: Labels) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        picture = str(listing.parent / line.strip())
-        if os.path.isfile(picture):
-            pictures.append(picture)
+        image = str(listing.parent / line.strip())
+        if os.path.isfile(image):
+            images.append(image)
         else:
-            labels.problems.append(
-                Problem(-1, number, f"{listing}:{number}: no such picture: {line.strip()}")
-            )
-    return pictures
+            labels.problems.append(Problem(-1, number, f"{listing}:{number}: no such image: {line.strip()}"))
+    return images
 
 
-def label_file(picture: str | Path) -> str:
-    """Where the boxes of a picture are looked for."""
-    folder, name = os.path.split(picture)
+def label_file(image: str | Path) -> str:
+    """Where the boxes of an image are looked for."""
+    folder, name = os.path.split(image)
     return os.path.join(_swap_images(folder), f"{os.path.splitext(name)[0]}.txt")
 
 
@@ -176,24 +174,24 @@ def _swap_images(folder: str) -> str:
     return str(Path(*parts[:last], "labels", *parts[last + 1 :]))
 
 
-def _find_labels_without_picture(folder: Path, pictures: Sequence[str], labels: Labels) -> None:
+def _find_labels_without_image(folder: Path, images: Sequence[str], labels: Labels) -> None:
     below = Path(_swap_images(str(folder)))
-    # Beside the pictures there may be text files of any kind.
+    # Beside the images there may be text files of any kind.
     if below == folder or not below.is_dir():
         return
-    expected = {label_file(picture) for picture in pictures}
+    expected = {label_file(image) for image in images}
     for file in sorted(files_below(below, [".txt"])):
         # Labelling tools leave a classes.txt among the labels.
         if file not in expected and os.path.basename(file) != "classes.txt":
-            labels.problems.append(Problem(-1, 0, f"{file}: label file without a picture"))
+            labels.problems.append(Problem(-1, 0, f"{file}: label file without an image"))
 
 
-def _read_labels(picture: int, file: str, labels: Labels) -> None:
+def _read_labels(image: int, file: str, labels: Labels) -> None:
     try:
         lines = read_lines(file) if os.path.exists(file) else []
     except ValueError as error:
-        labels.problems.append(Problem(picture, 0, f"{file}: {error}"))
-        labels.dropped.add(picture)
+        labels.problems.append(Problem(image, 0, f"{file}: {error}"))
+        labels.dropped.add(image)
         return
     for number, line in enumerate(lines, start=1):
         columns = line.split()
@@ -202,13 +200,13 @@ def _read_labels(picture: int, file: str, labels: Labels) -> None:
         try:
             label, numbers = _parse(columns, len(labels.names))
         except ValueError as error:
-            labels.add_problem(picture, number, str(error))
+            labels.add_problem(image, number, str(error))
         else:
-            labels.add_box(picture, label, numbers, number)
+            labels.add_box(image, label, numbers, number)
 
 
 def _parse(columns: Sequence[str], classes: int) -> tuple[int, list[float]]:
-    """Class and numbers of a line, `class x-centre y-centre width height`, as fractions of the picture."""
+    """Class and numbers of a line, `class x-centre y-centre width height`, as fractions of the image."""
     if len(columns) != 5:
         hint = ", a polygon or key points?" if len(columns) > 5 else ""
         raise ValueError(

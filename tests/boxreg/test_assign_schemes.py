@@ -225,9 +225,9 @@ class TestEveryScheme:
         boxes.requires_grad_()
         found = SCHEMES[scheme][0](boxes, targets, LEVELS, scores)
         loss = CIoULoss(dim=1)(boxes, found.boxes, weight=found.positive, normalizer=found.positive.sum())
-        (slopes,) = torch.autograd.grad(loss, boxes)
-        assert torch.equal(slopes.any(1), found.positive)
-        assert_all_finite(loss, slopes)
+        (grads,) = torch.autograd.grad(loss, boxes)
+        assert torch.equal(grads.any(1), found.positive)
+        assert_all_finite(loss, grads)
 
     @settings(max_examples=40, deadline=None)
     @given(data=st.data())
@@ -261,11 +261,11 @@ class TestEveryScheme:
             got = [int((row == n).sum()) for n in range(targets.mask.shape[1])]
             assert all(count == 0 for count, there in zip(got, real[image], strict=True) if not there)
             if isinstance(SCHEMES[scheme][0], ResponsibleCellAssigner):
-                wanted = (real & inside)[image]
+                expected = (real & inside)[image]
                 assert max(got, default=0) <= 1
                 # Each has the boxes of a cell of every level; no fewer than these are free for the last one.
-                if wanted.sum() <= len(LEVELS) * SCHEMES[scheme][1]:
-                    assert got == wanted.int().tolist()
+                if expected.sum() <= len(LEVELS) * SCHEMES[scheme][1]:
+                    assert got == expected.int().tolist()
             if isinstance(assigner := SCHEMES[scheme][0], TaskAlignedAssigner):
                 assert max(got, default=0) <= assigner.topk
                 if real[image].sum() == 1 and (real & inside)[image].any():

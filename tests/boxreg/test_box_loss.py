@@ -48,8 +48,8 @@ class TestBoxLoss:
     )
     def test_distances_by_hand(self, distance: str, coord: list[float], wh: list[float]) -> None:
         terms = BoxLoss(distance=distance, fmt="cxcywh", reduction="none")(self.pred, self.target)
-        torch.testing.assert_close(terms.raw["coord"], torch.tensor(coord).double())
-        torch.testing.assert_close(terms.raw["wh"], torch.tensor(wh).double())
+        torch.testing.assert_close(terms.unweighted["coord"], torch.tensor(coord).double())
+        torch.testing.assert_close(terms.unweighted["wh"], torch.tensor(wh).double())
 
     @pytest.mark.parametrize(
         ("distance", "expected"), [("mse", 1 / 4), ("l1", 1 / 2), ("smooth_l1", 1 / 2 - 1 / 18)]
@@ -59,12 +59,12 @@ class TestBoxLoss:
         terms = BoxLoss(distance=distance, size="sqrt_wh", fmt="cxcywh", reduction="none")(
             self.pred, self.target
         )
-        torch.testing.assert_close(terms.raw["wh"], torch.full((2,), expected).double())
+        torch.testing.assert_close(terms.unweighted["wh"], torch.full((2,), expected).double())
 
     def test_smooth_l1_is_a_parabola_near_zero(self) -> None:
         step = torch.tensor([[1 / 16, 0, 0, 0]], dtype=torch.float64)
         terms = BoxLoss(distance="smooth_l1", fmt="cxcywh")(self.pred[:1] + step, self.pred[:1])
-        torch.testing.assert_close(terms.raw["coord"].item(), 9 / 2 / 256)
+        torch.testing.assert_close(terms.unweighted["coord"].item(), 9 / 2 / 256)
 
     def test_every_distance_and_size_has_a_hand_value(self) -> None:
         assert set(DISTANCES) == {"mse", "l1", "smooth_l1"}
@@ -78,11 +78,11 @@ class TestBoxLoss:
         criterion = BoxLoss(kind, *lambdas.values(), reduction=reduction, **PARAMETERS.get(kind, {}))
         terms = criterion(pred, target)
         for name, factor in lambdas.items():
-            assert torch.equal(terms.weighted[name], factor * terms.raw[name])
+            assert torch.equal(terms.weighted[name], factor * terms.unweighted[name])
         torch.testing.assert_close(terms.total, sum(terms.weighted.values()))
         # A pass that reduces adds up in another order.
         torch.testing.assert_close(
-            terms.raw["iou"], overlap_loss(kind, pred, target, reduction=reduction), rtol=1e-6, atol=0
+            terms.unweighted["iou"], overlap_loss(kind, pred, target, reduction=reduction), rtol=1e-6, atol=0
         )
 
     @every_size
@@ -91,20 +91,20 @@ class TestBoxLoss:
     def test_a_lambda_scales_its_own_gradient_and_no_other(self, term: str, distance: str, size: str) -> None:
         pred, target = pairs("random", torch.float32)
 
-        def slopes(**lambdas: float) -> Tensor:
+        def grads(**lambdas: float) -> Tensor:
             off = {"lambda_coord": 0.0, "lambda_wh": 0.0, "lambda_iou": 0.0}
             criterion = BoxLoss("ciou", **{**off, **lambdas}, distance=distance, size=size)
             leaf = pred.clone().requires_grad_()
             (found,) = torch.autograd.grad(criterion(leaf, target).total, leaf)
             return found
 
-        alone = slopes(**{f"lambda_{term}": 1.0})
+        alone = grads(**{f"lambda_{term}": 1.0})
         assert alone.abs().max().item() > 0
-        assert torch.equal(slopes(**{f"lambda_{term}": 8.0}), 8 * alone)
-        assert torch.equal(slopes(**{f"lambda_{term}": 0.25}), 0.25 * alone)
+        assert torch.equal(grads(**{f"lambda_{term}": 8.0}), 8 * alone)
+        assert torch.equal(grads(**{f"lambda_{term}": 0.25}), 0.25 * alone)
         rest = {f"lambda_{name}": 1.0 for name in ("coord", "wh", "iou") if name != term}
-        together = slopes(**rest, **{f"lambda_{term}": 4.0})
-        torch.testing.assert_close(together - slopes(**rest), 4 * alone, rtol=0, atol=1e-6)
+        together = grads(**rest, **{f"lambda_{term}": 4.0})
+        torch.testing.assert_close(together - grads(**rest), 4 * alone, rtol=0, atol=1e-6)
 
     @every_fmt
     def test_fmt_and_planes_change_nothing(self, fmt: str) -> None:
@@ -112,8 +112,8 @@ class TestBoxLoss:
         expected = BoxLoss(reduction="none")(pred, target)
         planes = [to_planes(convert(side, "xyxy", fmt)) for side in (pred, target)]
         found = BoxLoss(reduction="none", fmt=fmt, dim=1)(*planes)
-        for name, value in expected.raw.items():
-            torch.testing.assert_close(found.raw[name], to_planes(value), rtol=0, atol=1e-14)
+        for name, value in expected.unweighted.items():
+            torch.testing.assert_close(found.unweighted[name], to_planes(value), rtol=0, atol=1e-14)
 
     @every_size
     @every_distance
@@ -137,7 +137,7 @@ class TestBoxLoss:
     def test_any_finite_boxes(self, distance: str, size: str, fmt: str) -> None:
         pred, target = (side.requires_grad_() for side in wild_pairs(3000, torch.float32, seed=17))
         terms = BoxLoss(distance=distance, size=size, fmt=fmt, reduction="none")(pred, target)
-        assert_all_finite(terms.total, *terms.raw.values())
+        assert_all_finite(terms.total, *terms.unweighted.values())
         assert_all_finite(*torch.autograd.grad(terms.total.sum(), (pred, target)))
 
     def test_a_lambda_of_zero_removes_its_term(self) -> None:
@@ -145,9 +145,9 @@ class TestBoxLoss:
         target = torch.tensor([[0.0, 0.0, 1e20, 1e20]])
         terms = BoxLoss("giou", lambda_coord=0, lambda_wh=0)(pred, target)
         torch.testing.assert_close(terms.total, overlap_loss("giou", pred, target, reduction="mean"))
-        (slopes,) = torch.autograd.grad(terms.total, pred)
+        (grads,) = torch.autograd.grad(terms.total, pred)
         (expected,) = torch.autograd.grad(overlap_loss("giou", pred, target, reduction="mean"), pred)
-        assert torch.equal(slopes, expected)
+        assert torch.equal(grads, expected)
 
     @every_distance
     def test_far_coordinates_saturate_where_it_says(self, distance: str) -> None:
@@ -235,6 +235,6 @@ def test_infinity_or_nan_gives_nan_in_that_box_s_terms_alone(bad: float) -> None
     pred = torch.tensor([[0.0, 0.0, bad, 1.0], [0.0, 0.0, 1.0, 1.0]])
     target = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(2, 1)
     terms = BoxLoss(reduction="none")(pred, target)
-    for name, term in terms.raw.items():
+    for name, term in terms.unweighted.items():
         assert term[0].isnan(), name
         assert term[1] == 0, name

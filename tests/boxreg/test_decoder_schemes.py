@@ -1,4 +1,4 @@
-"""Schemes of a pyramid's level: the published formulas, anchors, priors, and losses of their raw numbers."""
+"""Schemes of a pyramid's level: the published formulas, anchors, priors, and losses of their raw outputs."""
 
 from __future__ import annotations
 
@@ -201,7 +201,8 @@ def test_encode_undoes_decode(decoder: Decoder, dtype: torch.dtype, seed: int, s
     raw = (scale * normal(2, 4, *PLANE[1:], seed=seed, dtype=dtype)).clamp(-5, 8)
     boxes = decoder.decode(raw, dim=1).double()
     again = decoder.encode(boxes.to(dtype), dim=1)
-    # dt = db / slope: boxes are rounded in units of where they are, slopes fall as exp(-|t|) or 1 / t^2.
+    # dt = db / derivative: boxes are rounded in units of where they are, the derivative falls as exp(-|t|)
+    # or 1 / t^2.
     place = (boxes.abs().amax() / decoder.extent[0] + COLS) * (2 + raw.abs().amax().exp() + 256 * 64)
     assert ((again - raw).abs() <= 8 * eps(dtype) * place).all()
     assert_close(decoder.decode(again, dim=1), boxes.to(dtype), rtol=1e3 * eps(dtype), atol=1e3 * eps(dtype))
@@ -351,7 +352,7 @@ def test_deltas_prior_is_a_fraction_of_the_reference() -> None:
     assert_close(decoder.about(reference).decode(bias.unsqueeze(0)), expected)
 
 
-# Losses of raw numbers
+# Losses of raw outputs
 
 
 def raw_and_target(decoder: Decoder, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -184,7 +184,7 @@ def test_finite_boxes_encode_to_finite_numbers_with_a_live_gradient(
     assert raw.dtype == dtype
     unclipped = raw.double().clamp(-80, 80).to(dtype).requires_grad_()
     (grad,) = torch.autograd.grad(decoder.decode(unclipped, dim=0).double().sum(), unclipped)
-    # Of a distribution, the lower bins pull the other way.
+    # The lower bins of a distribution have a gradient of the other sign.
     assert (grad.view(4, -1, 3, 7).amax(1) > 0).all()
     assert isinstance(decoder, DFLDecoder) or (grad > 0).all()
 
@@ -200,7 +200,7 @@ def test_the_margins_are_the_documented_ones() -> None:
     for dtype, (margin, smallest) in documented.items():
         low, high = decoder.encode(torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=dtype)).double()[:2].tolist()
         tw = decoder.encode(torch.zeros(4, dtype=dtype))[2].item()
-        # The raw number is rounded to its dtype, bfloat16's at -87 by up to a quarter.
+        # The raw output is rounded to its dtype, bfloat16's at -87 by up to a quarter.
         rounding = 0.05 + 100 * torch.finfo(dtype).eps
         assert high == pytest.approx(-low)
         assert low == pytest.approx(math.log(margin), abs=rounding)
@@ -234,7 +234,7 @@ def test_gradient_is_alive_far_out(decoder: Decoder, dtype: torch.dtype, reach: 
     raw = torch.linspace(-reach, reach, 101, dtype=dtype).expand(4, 1, 101).clone().requires_grad_()
     (grad,) = torch.autograd.grad(decoder.decode(raw, dim=0).sum(), raw)
     assert (grad > 0).all()
-    # Centres: the slope is even in t, so both ends are equally alive. Sizes: it tends to 1.
+    # Centres: the derivative is even in t, so both ends are equally alive. Sizes: it tends to 1.
     assert_close(grad[0], grad[0].flip(-1), rtol=1e-5, atol=0)
     assert_close(grad[2, 0, -1].item(), decoder.extent[0], rtol=1e-6, atol=0)
 
@@ -252,10 +252,10 @@ def test_gradient_at_zero_is_not_lost_to_the_reflection(decoder: Decoder) -> Non
 @each_decoder
 def test_a_box_beyond_the_image_keeps_value_and_gradient(decoder: Decoder) -> None:
     width, height = decoder.extent
-    wanted = torch.tensor([0.99 * width, 0.99 * height, 1.7 * width, 2.5 * height]).view(4, 1, 1)
-    raw = decoder.encode(wanted, dim=0).requires_grad_()
+    given = torch.tensor([0.99 * width, 0.99 * height, 1.7 * width, 2.5 * height]).view(4, 1, 1)
+    raw = decoder.encode(given, dim=0).requires_grad_()
     boxes = decoder.decode(raw, dim=0)
-    assert_close(boxes, wanted)
+    assert_close(boxes, given)
     assert (boxes[0] + boxes[2] / 2 > 1.5 * width).all()
     upstream = torch.tensor([-1.0, 2.0, -3.0, 0.5]).view(4, 1, 1)
     (grad,) = torch.autograd.grad(boxes, raw, upstream)

@@ -97,7 +97,7 @@ def test_untrained_head_predicts_its_priors_in_every_cell(scheme: str, magnitude
         )
         for i in (0, 1)
     )
-    # Of features of 100, weights of 3e-6 make raw numbers off by a thousandth, of anchors up to 119.
+    # With features of 100, weights of 3e-6 make raw outputs off by a thousandth; anchors are up to 119.
     tolerance = 0.2 if magnitude else 1e-4
     assert_close(boxes, torch.stack((x, y, w, h)).expand(2, -1, -1), rtol=0, atol=tolerance)
     counts = torch.tensor([per_cell * level.rows * level.cols for level in levels])
@@ -267,10 +267,10 @@ def test_every_feature_gets_a_gradient_from_the_first_step() -> None:
 def test_autocast_does_not_coarsen_boxes(scheme: str) -> None:
     head = shake(make(scheme, depth=0))
     features = [maps.bfloat16() for maps in make_features()]
-    wanted = head([maps.float() for maps in features])
+    expected = head([maps.float() for maps in features])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = head(features)
-    for part, other in zip(found[:4], wanted[:4], strict=True):
+    for part, other in zip(found[:4], expected[:4], strict=True):
         assert part is None or part.dtype == torch.float32
         assert_close(part, other, rtol=0, atol=0) if part is not None else None
 
@@ -313,10 +313,10 @@ def test_exports_for_any_batch_and_size(scheme: str) -> None:
     exported = torch.export.export(head, (make_features(),), dynamic_shapes=(sizes,)).module()
     other = [torch.randn(3, 16, 9, 6), torch.randn(3, 64, 4, 8)]
     for features in (make_features(), other):
-        found, wanted = exported(features), head(features)
-        assert_close(found.boxes, wanted.boxes, rtol=1e-4, atol=1e-3)
-        assert_close(found.scores, wanted.scores)
-        assert tuple(tuple(level) for level in found.levels) == wanted.levels
+        found, expected = exported(features), head(features)
+        assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
+        assert_close(found.scores, expected.scores)
+        assert tuple(tuple(level) for level in found.levels) == expected.levels
 
 
 def test_copies_and_names() -> None:

@@ -27,7 +27,7 @@ def logits_and_target(count: int = 40, dtype: torch.dtype = torch.float64) -> tu
     return logits.to(dtype), uniform(generator, count, high=BINS - 1).to(dtype)
 
 
-def slopes_of(logits: Tensor, target: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+def gradients_of(logits: Tensor, target: Tensor, **options: object) -> tuple[Tensor, Tensor]:
     """The loss a side, and the gradient at the logits under a random upstream gradient."""
     leaf = logits.clone().requires_grad_()
     loss = dfl_loss(leaf, target, **options)  # type: ignore[arg-type]
@@ -70,11 +70,11 @@ class TestValues:
         torch.testing.assert_close(dfl_loss(logits, target), expected)
 
     def test_last_bin_takes_all_at_the_upper_end(self) -> None:
-        slopes = slopes_of(torch.zeros(1, BINS), torch.tensor([BINS - 1.0]))[1]
+        grads = gradients_of(torch.zeros(1, BINS), torch.tensor([BINS - 1.0]))[1]
         upstream = torch.randn(1, generator=seeded(9))
         share = torch.zeros(1, BINS)
         share[0, -1] = 1.0
-        torch.testing.assert_close(slopes, (1 / BINS - share) * upstream)
+        torch.testing.assert_close(grads, (1 / BINS - share) * upstream)
 
     @pytest.mark.parametrize(("target", "nearest"), [(-0.5, 0.0), (-1e30, 0.0), (7.5, 7.0), (3e38, 7.0)])
     def test_targets_out_of_range_are_clipped(self, target: float, nearest: float) -> None:
@@ -83,22 +83,22 @@ class TestValues:
 
     @pytest.mark.parametrize("target", [0.0, 1.0, 2.25, 3.5, 7.0])
     def test_least_at_the_linear_split(self, target: float) -> None:
-        wanted = torch.tensor([target], dtype=torch.float64)
-        shares = (1 - (torch.arange(BINS) - wanted).abs()).clamp(min=0)[None]
-        best = dfl_loss((shares + 1e-30).log(), wanted)
+        position = torch.tensor([target], dtype=torch.float64)
+        shares = (1 - (torch.arange(BINS) - position).abs()).clamp(min=0)[None]
+        best = dfl_loss((shares + 1e-30).log(), position)
         entropy = -(shares * shares.clamp(min=1e-300).log()).sum()
         torch.testing.assert_close(best, entropy.view(1), rtol=0, atol=1e-12)
-        _, slopes = slopes_of((shares + 1e-30).log(), wanted)
-        torch.testing.assert_close(slopes, torch.zeros_like(slopes), rtol=0, atol=1e-12)
+        _, grads = gradients_of((shares + 1e-30).log(), position)
+        torch.testing.assert_close(grads, torch.zeros_like(grads), rtol=0, atol=1e-12)
         others, _ = logits_and_target()
-        assert (dfl_loss(others, wanted.expand(len(others))) > best).all()
+        assert (dfl_loss(others, position.expand(len(others))) > best).all()
 
     def test_descent_puts_the_expectation_at_the_target(self) -> None:
         logits, target = torch.zeros(2, BINS), torch.tensor([2.3, 6.75])
         for _ in range(4000):
             logits.requires_grad_()
-            (slopes,) = torch.autograd.grad(dfl_loss(logits, target, reduction="sum"), logits)
-            logits = (logits - slopes).detach()
+            (grads,) = torch.autograd.grad(dfl_loss(logits, target, reduction="sum"), logits)
+            logits = (logits - grads).detach()
         torch.testing.assert_close(dfl_integral(logits), target, rtol=0, atol=5e-3)
 
 
@@ -115,9 +115,9 @@ class TestGradient:
     def test_is_softmax_less_shares(self) -> None:
         logits, target = logits_and_target()
         leaf = logits.clone().requires_grad_()
-        (slopes,) = torch.autograd.grad(dfl_loss(leaf, target, reduction="sum"), leaf)
+        (grads,) = torch.autograd.grad(dfl_loss(leaf, target, reduction="sum"), leaf)
         shares = (1 - (torch.arange(BINS) - target[:, None]).abs()).clamp(min=0)
-        torch.testing.assert_close(slopes, logits.softmax(-1) - shares)
+        torch.testing.assert_close(grads, logits.softmax(-1) - shares)
 
 
 class TestIntegral:
@@ -155,14 +155,14 @@ class TestLayouts:
             for side in (rows, target, weight)
         )
         assert planes.shape == (2, 4, BINS, 3, 5)
-        by_row, row_slopes = slopes_of(rows, target, weight=weight)
+        by_row, row_grads = gradients_of(rows, target, weight=weight)
         for dim in (2, -3):
             leaf = planes.clone().requires_grad_()
             by_plane = dfl_loss(leaf, target_planes, weight=weight_planes, dim=dim)
             torch.testing.assert_close(by_plane, by_row.movedim(3, 1))
             upstream = torch.randn(by_row.shape, generator=seeded(9)).movedim(3, 1)
-            (slopes,) = torch.autograd.grad(by_plane, leaf, upstream)
-            torch.testing.assert_close(slopes, row_slopes.movedim((3, 4), (1, 2)))
+            (grads,) = torch.autograd.grad(by_plane, leaf, upstream)
+            torch.testing.assert_close(grads, row_grads.movedim((3, 4), (1, 2)))
 
     def test_module_is_the_function(self) -> None:
         logits, target = logits_and_target(dtype=torch.float32)
@@ -178,13 +178,13 @@ class TestNumerics:
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_non_finite_taints_its_side_alone(self, value: float) -> None:
         logits, target = logits_and_target(10, torch.float32)
-        expected, expected_slopes = slopes_of(logits, target)
+        expected, expected_grads = gradients_of(logits, target)
         logits[3, 2] = value
-        loss, slopes = slopes_of(logits, target)
+        loss, grads = gradients_of(logits, target)
         rest = torch.arange(10) != 3
         assert loss[3].isnan().item()
         assert torch.equal(loss[rest], expected[rest])
-        assert torch.equal(slopes[rest], expected_slopes[rest])
+        assert torch.equal(grads[rest], expected_grads[rest])
 
     def test_nan_target_taints_its_side_alone(self) -> None:
         logits, target = logits_and_target(10, torch.float32)
@@ -196,9 +196,9 @@ class TestNumerics:
     def test_weight_zero_masks_exactly(self, value: float, dtype: torch.dtype) -> None:
         logits, target = logits_and_target(10, torch.float32)
         weight = (torch.arange(10) % 2).to(dtype)
-        expected = slopes_of(logits, target, weight=weight)
+        expected = gradients_of(logits, target, weight=weight)
         logits[::4], target[2::4] = value, value
-        for found, reference in zip(slopes_of(logits, target, weight=weight), expected, strict=True):
+        for found, reference in zip(gradients_of(logits, target, weight=weight), expected, strict=True):
             assert torch.equal(found, reference)
             assert (found[::2] == 0).all()
 
@@ -208,18 +208,18 @@ class TestNumerics:
         target=st.floats(width=32, allow_nan=False, allow_infinity=False),
     )
     def test_any_finite_numbers(self, logits: list[float], target: float) -> None:
-        row, wanted = torch.tensor([logits]), torch.tensor([target])
-        loss, slopes = slopes_of(row, wanted)
-        assert_all_finite(loss, slopes)
+        row, position = torch.tensor([logits]), torch.tensor([target])
+        loss, grads = gradients_of(row, position)
+        assert_all_finite(loss, grads)
         assert (loss >= -4 * eps(torch.float32)).all()
         expectation = dfl_integral(row)
         assert (expectation >= 0).all()
         assert (expectation <= (len(logits) - 1) * (1 + 4 * eps(torch.float32))).all()
 
-    def test_a_far_logit_keeps_its_slope(self) -> None:
-        _, slopes = slopes_of(torch.tensor([[-3e38, 3e38]]), torch.tensor([0.0]))
+    def test_a_far_logit_keeps_its_gradient(self) -> None:
+        _, grads = gradients_of(torch.tensor([[-3e38, 3e38]]), torch.tensor([0.0]))
         upstream = torch.randn(1, generator=seeded(9))
-        torch.testing.assert_close(slopes, torch.tensor([[-1.0, 1.0]]) * upstream)
+        torch.testing.assert_close(grads, torch.tensor([[-1.0, 1.0]]) * upstream)
 
     def test_a_shift_of_all_logits_changes_nothing(self) -> None:
         logits, target = logits_and_target(dtype=torch.float32)
@@ -231,11 +231,11 @@ class TestNumerics:
     @half_dtypes
     def test_half_is_computed_in_float32(self, dtype: torch.dtype) -> None:
         logits, target = (side.to(dtype) for side in logits_and_target())
-        loss, slopes = slopes_of(logits, target)
-        wide_loss, wide_slopes = slopes_of(logits.float(), target.float())
+        loss, grads = gradients_of(logits, target)
+        wide_loss, wide_grads = gradients_of(logits.float(), target.float())
         assert loss.dtype == torch.float32
         assert torch.equal(loss, wide_loss)
-        assert torch.equal(slopes, wide_slopes.to(dtype))
+        assert torch.equal(grads, wide_grads.to(dtype))
 
     def test_mixed_floats_promote(self) -> None:
         logits, target = logits_and_target()

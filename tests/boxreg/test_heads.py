@@ -177,7 +177,7 @@ def test_repr_shows_prior_and_decoder() -> None:
 
 def test_a_decoder_of_ones_own_needs_no_change_here() -> None:
     class TwoNumbersASize(Decoder):
-        """A scheme with six raw numbers a box: each size is a sum of two softplus."""
+        """A scheme with six raw outputs a box: each size is a sum of two softplus."""
 
         @property
         def channels(self) -> int:
@@ -209,11 +209,11 @@ def test_autocast_does_not_coarsen_boxes(decoder: Decoder, projection: Projectio
     head = make(decoder, projection)
     nn.init.normal_(head.projection.weight, std=0.1)
     features = make_features(head).bfloat16()
-    wanted = head(features.float())
+    expected = head(features.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         boxes = head(features)
     assert boxes.dtype == torch.float32
-    assert_close(boxes, wanted, rtol=0, atol=0)
+    assert_close(boxes, expected, rtol=0, atol=0)
 
 
 @each_head
@@ -224,10 +224,10 @@ def test_a_head_in_another_dtype(decoder: Decoder, projection: Projection, dtype
     features = make_features(head).to(dtype)
     boxes = head(features)
     assert boxes.dtype == dtype
-    # The bias is rounded to the dtype, the raw number too, then the box.
+    # The bias is rounded to the dtype, the raw output too, then the box.
     tolerance = 4 * torch.finfo(dtype).eps + 1e-5
-    wanted = expected_boxes(head, features).to(dtype)
-    assert_close(boxes, wanted, rtol=tolerance, atol=tolerance * max(decoder.extent))
+    expected = expected_boxes(head, features).to(dtype)
+    assert_close(boxes, expected, rtol=tolerance, atol=tolerance * max(decoder.extent))
 
 
 @each_head

@@ -162,7 +162,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without torch.distributed")
-def test_two_processes_find_the_gradient_of_one(tmp_path: Path) -> None:
+def test_two_ranks_find_the_gradient_of_one(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     commands = [[sys.executable, "-c", PROCESS, str(rank), str(tmp_path)] for rank in range(2)]
     processes = [

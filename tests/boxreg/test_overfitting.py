@@ -1,4 +1,4 @@
-"""The overfit check: what can learn does, and what cannot is told why."""
+"""The overfit check: what can learn does, and of what cannot it says why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.boxreg.test_audit import PRIOR, Net, Then, draw, fingerprint, sgd
 from tests.cases import KINDS
 
 BUDGET: dict[str, Any] = {"max_steps": 150, "max_seconds": 20.0}
-"""Of an attempt that is to fail."""
+"""The limits of an attempt that is to fail."""
 
 
 class Narrow(nn.Module):

@@ -734,7 +734,7 @@ def test_a_rule_that_matches_nothing_is_an_error_without_a_near_name_too(rule: R
         param_groups(detector(), 0.1, rules=[rule])
 
 
-def test_a_rule_that_matches_only_a_tied_name_is_told_so():
+def test_a_rule_that_matches_only_a_tied_name_says_so():
     model = nn.ModuleDict({"embed": nn.Embedding(5, 4), "head": nn.Linear(4, 5, bias=False)})
     model["head"].weight = model["embed"].weight
     with pytest.raises(ValueError, match=r"'head.weight' is tied to 'embed.weight'"):

@@ -56,14 +56,14 @@ def test_gradient_is_weight_over_normalizer(dtype: torch.dtype, normalizer: Norm
     loss = torch.rand(2, 3, 5, generator=seeded(1), dtype=dtype, requires_grad=True)
     weight = torch.rand(2, 3, 5, generator=seeded(2), dtype=dtype)
     upstream = torch.randn((), generator=seeded(3), dtype=dtype)
-    (slopes,) = torch.autograd.grad(reduce_loss(loss, weight=weight, normalizer=normalizer), loss, upstream)
-    torch.testing.assert_close(slopes, upstream * weight / (30 if normalizer is None else 3))
+    (grads,) = torch.autograd.grad(reduce_loss(loss, weight=weight, normalizer=normalizer), loss, upstream)
+    torch.testing.assert_close(grads, upstream * weight / (30 if normalizer is None else 3))
 
 
 def test_gradient_reaches_the_weight() -> None:
     weight = torch.tensor([1.0, 0.5, 2.0, 1.0], requires_grad=True)
-    (slopes,) = torch.autograd.grad(reduce_loss(torch.tensor(LOSS), "sum", weight=weight), weight)
-    assert torch.equal(slopes, torch.tensor(LOSS))
+    (grads,) = torch.autograd.grad(reduce_loss(torch.tensor(LOSS), "sum", weight=weight), weight)
+    assert torch.equal(grads, torch.tensor(LOSS))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -72,8 +72,8 @@ def test_weight_zero_is_exactly_nothing(reduction: str, bad: float) -> None:
     loss = torch.tensor([bad, 3.0, bad], requires_grad=True)
     reduced = reduce_loss(loss, reduction, weight=torch.tensor([0.0, 1.0, -0.0]))
     torch.testing.assert_close(reduced.sum().item(), 1.0 if reduction == "mean" else 3.0)
-    (slopes,) = torch.autograd.grad(reduced.sum(), loss)
-    assert slopes[::2].tolist() == [0, 0]
+    (grads,) = torch.autograd.grad(reduced.sum(), loss)
+    assert grads[::2].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -13,10 +13,10 @@ from boxreg import functional
 from tests.cases import WAITING, Recorder, eps, seeded, to_planes, uniform
 from tests.rotated_cases import (
     COUNT,
-    FORMS,
     MODULES,
+    VARIANTS,
     boxes,
-    every_form,
+    every_variant,
     exchanged,
     least,
     loss_of,
@@ -61,9 +61,9 @@ def reference_distance(name: str, pred: Tensor, target: Tensor) -> Tensor:
     return squared / (pred[:, 2:4].prod(-1) * target[:, 2:4].prod(-1)).sqrt()
 
 
-def reference(form: str, pred: Tensor, target: Tensor) -> Tensor:
+def reference(variant: str, pred: Tensor, target: Tensor) -> Tensor:
     """The slow oracle, from covariance matrices in float64; for positive sides."""
-    name, settings = FORMS[form]
+    name, settings = VARIANTS[variant]
     distance = reference_distance(name, pred.double(), target.double())
     if name == "probiou":
         return distance if settings["mode"] == "l2" else (1 - (-distance).exp()).sqrt()
@@ -71,48 +71,48 @@ def reference(form: str, pred: Tensor, target: Tensor) -> Tensor:
     return 1 - 1 / (settings.get("tau", 1.0) + value)  # type: ignore[operator]
 
 
-@every_form
+@every_variant
 class TestReference:
     @smooth
-    def test_value_and_gradient(self, form: str, regime: str) -> None:
+    def test_value_and_gradient(self, variant: str, regime: str) -> None:
         pred, target = pairs(regime)
-        found = value_and_gradients(form, pred, target)
+        found = value_and_gradients(variant, pred, target)
         leaves = pred.clone().requires_grad_(), target.clone().requires_grad_()
-        expected = reference(form, *leaves)
+        expected = reference(variant, *leaves)
         upstream = torch.randn(expected.shape, generator=seeded(9), dtype=torch.float64)
-        slopes = torch.autograd.grad(expected, leaves, upstream)
+        grads = torch.autograd.grad(expected, leaves, upstream)
         # The reference cancels: its error is that of traces up to 1e6, or of a root near 0.
-        for value, oracle in zip(found, (expected.detach(), *slopes), strict=True):
+        for value, oracle in zip(found, (expected.detach(), *grads), strict=True):
             torch.testing.assert_close(value, oracle, rtol=1e-8, atol=1e-8)
 
     @smooth
-    def test_float32(self, form: str, regime: str) -> None:
+    def test_float32(self, variant: str, regime: str) -> None:
         pred, target = pairs(regime, torch.float32)
-        expected = reference(form, pred, target)
+        expected = reference(variant, pred, target)
         # An angle of 3 radians is off by an eps or so, which a slender box feels times its aspect.
         torch.testing.assert_close(
-            loss_of(form, pred, target).double(),
+            loss_of(variant, pred, target).double(),
             expected,
             rtol=2e-3 if regime == "slender" else 1e-5,
             atol=1e-6,
         )
 
     @pytest.mark.parametrize("step", [1e-2, 1e-4, 1e-6])
-    def test_float32_near_identical(self, form: str, step: float) -> None:
+    def test_float32_near_identical(self, variant: str, step: float) -> None:
         target = boxes(seeded(), 256).float()
         pred = target + step * torch.randn(256, 5, generator=seeded(1))
-        expected = loss_of(form, pred.double(), target.double())
+        expected = loss_of(variant, pred.double(), target.double())
         torch.testing.assert_close(
-            loss_of(form, pred, target).double(), expected, rtol=1e-4, atol=4 * eps(torch.float32)
+            loss_of(variant, pred, target).double(), expected, rtol=1e-4, atol=4 * eps(torch.float32)
         )
 
-    def test_gradcheck(self, form: str) -> None:
+    def test_gradcheck(self, variant: str) -> None:
         pred, target = (side[:4].requires_grad_() for side in pairs("random"))
-        assert torch.autograd.gradcheck(lambda p, t: loss_of(form, p, t), (pred, target))
+        assert torch.autograd.gradcheck(lambda p, t: loss_of(variant, p, t), (pred, target))
 
 
 BY_HAND = [
-    # form, pred, target, loss; B = 1.5 d^2 / w^2 for a shift along the width
+    # variant, pred, target, loss; B = 1.5 d^2 / w^2 for a shift along the width
     ("probiou-l2", (1, 0, 4, 2, 0), (0, 0, 4, 2, 0), 1.5 / 16),
     ("probiou-l1", (1, 0, 4, 2, 0), (0, 0, 4, 2, 0), math.sqrt(1 - math.exp(-1.5 / 16))),
     ("probiou-l1", (0, 0, 2, 4, 0), (0, 0, 4, 2, 0), math.sqrt(1 - 0.8)),
@@ -132,96 +132,97 @@ BY_HAND = [
 ]
 
 
-@pytest.mark.parametrize(("form", "pred", "target", "expected"), BY_HAND)
+@pytest.mark.parametrize(("variant", "pred", "target", "expected"), BY_HAND)
 def test_worked_by_hand(
-    form: str, pred: tuple[float, ...], target: tuple[float, ...], expected: float
+    variant: str, pred: tuple[float, ...], target: tuple[float, ...], expected: float
 ) -> None:
     sides = (torch.tensor(side, dtype=torch.float64) for side in (pred, target))
-    assert loss_of(form, *sides).item() == pytest.approx(expected, rel=1e-14)
+    assert loss_of(variant, *sides).item() == pytest.approx(expected, rel=1e-14)
 
 
-@every_form
+@every_variant
 class TestSymmetry:
     @smooth
     @pytest.mark.parametrize("angle", [0.3, math.pi / 2, -2.5])
-    def test_rotating_both_changes_nothing(self, form: str, regime: str, angle: float) -> None:
+    def test_rotating_both_changes_nothing(self, variant: str, regime: str, angle: float) -> None:
         pred, target = pairs(regime)
-        found = loss_of(form, turned(pred, angle), turned(target, angle))
-        torch.testing.assert_close(found, loss_of(form, pred, target), rtol=1e-10, atol=1e-10)
+        found = loss_of(variant, turned(pred, angle), turned(target, angle))
+        torch.testing.assert_close(found, loss_of(variant, pred, target), rtol=1e-10, atol=1e-10)
 
     @smooth
     @pytest.mark.parametrize("turns", [1, -1, 2, 7])
-    def test_half_a_turn_changes_nothing(self, form: str, regime: str, turns: int) -> None:
+    def test_half_a_turn_changes_nothing(self, variant: str, regime: str, turns: int) -> None:
         pred, target = pairs(regime)
         angle = pred.new_tensor([0, 0, 0, 0, turns * math.pi])
-        expected = loss_of(form, pred, target)
+        expected = loss_of(variant, pred, target)
         for changed in ((pred + angle, target), (pred, target + angle)):
-            torch.testing.assert_close(loss_of(form, *changed), expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(loss_of(variant, *changed), expected, rtol=1e-10, atol=1e-10)
 
     @smooth
-    def test_width_and_height_exchange_with_a_quarter_turn(self, form: str, regime: str) -> None:
+    def test_width_and_height_exchange_with_a_quarter_turn(self, variant: str, regime: str) -> None:
         pred, target = pairs(regime)
-        expected = loss_of(form, pred, target)
+        expected = loss_of(variant, pred, target)
         for changed in ((exchanged(pred), target), (pred, exchanged(target))):
-            torch.testing.assert_close(loss_of(form, *changed), expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(loss_of(variant, *changed), expected, rtol=1e-10, atol=1e-10)
 
     @working_dtypes
-    def test_the_same_box_said_otherwise_costs_nothing(self, form: str, dtype: torch.dtype) -> None:
+    def test_the_same_box_said_otherwise_costs_nothing(self, variant: str, dtype: torch.dtype) -> None:
         target = pairs("random", dtype)[1]
         for same in (exchanged(target), target + target.new_tensor([0, 0, 0, 0, math.pi])):
-            loss = loss_of(form, same, target)
+            loss = loss_of(variant, same, target)
             # The angle is rounded once more, which boxes feel times their aspect, 5 at most.
-            torch.testing.assert_close(loss, torch.full_like(loss, least(form)), rtol=0, atol=32 * eps(dtype))
+            expected = torch.full_like(loss, least(variant))
+            torch.testing.assert_close(loss, expected, rtol=0, atol=32 * eps(dtype))
 
-    def test_the_angle_of_a_square_is_free(self, form: str) -> None:
+    def test_the_angle_of_a_square_is_free(self, variant: str) -> None:
         target = with_column(3, 0.5)(with_column(2, 0.5)(boxes(seeded())))
         pred = target + uniform(seeded(1), COUNT, 5) * target.new_tensor([0, 0, 0, 0, 1])
-        loss = loss_of(form, pred, target)
-        torch.testing.assert_close(loss, torch.full_like(loss, least(form)), rtol=0, atol=1e-15)
+        loss = loss_of(variant, pred, target)
+        torch.testing.assert_close(loss, torch.full_like(loss, least(variant)), rtol=0, atol=1e-15)
 
     @smooth
-    def test_order_of_the_boxes(self, form: str, regime: str) -> None:
+    def test_order_of_the_boxes(self, variant: str, regime: str) -> None:
         pred, target = pairs(regime)
-        ahead, back = loss_of(form, pred, target), loss_of(form, target, pred)
-        if form.startswith("kld"):
+        ahead, back = loss_of(variant, pred, target), loss_of(variant, target, pred)
+        if variant.startswith("kld"):
             assert (ahead != back).any()
         else:
             torch.testing.assert_close(ahead, back, rtol=1e-12, atol=1e-12)
 
 
-@every_form
+@every_variant
 class TestLayouts:
     @pytest.mark.parametrize("regime", ["random", "identical", "negative-w", "huge-3e38"])
-    def test_planes_are_rows(self, form: str, regime: str) -> None:
+    def test_planes_are_rows(self, variant: str, regime: str) -> None:
         pred, target = pairs(regime, torch.float32)
         rows, planes = pred.clone().requires_grad_(), to_planes(pred).requires_grad_()
-        by_row = loss_of(form, rows, target)
+        by_row = loss_of(variant, rows, target)
         upstream = torch.randn(by_row.shape, generator=seeded(9))
-        (row_slopes,) = torch.autograd.grad(by_row, rows, upstream)
+        (row_grads,) = torch.autograd.grad(by_row, rows, upstream)
         for dim in (1, -3):
-            by_plane = loss_of(form, planes, to_planes(target), dim=dim)
-            (plane_slopes,) = torch.autograd.grad(by_plane, planes, to_planes(upstream))
+            by_plane = loss_of(variant, planes, to_planes(target), dim=dim)
+            (plane_grads,) = torch.autograd.grad(by_plane, planes, to_planes(upstream))
             # Sines of a strided tensor may be rounded otherwise.
             torch.testing.assert_close(by_plane, to_planes(by_row), rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(plane_slopes, to_planes(row_slopes), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(plane_grads, to_planes(row_grads), rtol=1e-4, atol=1e-4)
 
-    def test_any_shape(self, form: str) -> None:
+    def test_any_shape(self, variant: str) -> None:
         pred, target = pairs("random")
-        expected = loss_of(form, pred, target)
+        expected = loss_of(variant, pred, target)
         torch.testing.assert_close(
-            loss_of(form, pred.view(2, 16, 5), target.view(2, 16, 5)), expected.view(2, 16)
+            loss_of(variant, pred.view(2, 16, 5), target.view(2, 16, 5)), expected.view(2, 16)
         )
-        torch.testing.assert_close(loss_of(form, pred[0], target[0]), expected[0])
+        torch.testing.assert_close(loss_of(variant, pred[0], target[0]), expected[0])
 
     @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-    def test_modules_are_their_functions(self, form: str, reduction: str) -> None:
+    def test_modules_are_their_functions(self, variant: str, reduction: str) -> None:
         pred, target = (to_planes(side) for side in pairs("random", torch.float32))
         weight = uniform(seeded(2), *pred[:, 0].shape).float()
         normalizer = 5.0 if reduction == "mean" else None
-        name, settings = FORMS[form]
+        name, settings = VARIANTS[variant]
         module = MODULES[name](**settings, reduction=reduction, loss_weight=4.0, dim=1)
         expected = 4 * loss_of(
-            form, pred, target, reduction=reduction, weight=weight, normalizer=normalizer, dim=1
+            variant, pred, target, reduction=reduction, weight=weight, normalizer=normalizer, dim=1
         )
         for same in (module, copy.deepcopy(module)):
             assert torch.equal(same(pred, target, weight, normalizer), expected)
@@ -237,9 +238,9 @@ def test_functions_default_to_none_and_modules_to_mean(name: str) -> None:
     torch.testing.assert_close(MODULES[name]()(pred, target), loss.mean())
 
 
-def step(form: str, pred: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def step(variant: str, pred: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """A training step's loss: weight and a tensor as normaliser."""
-    return loss_of(form, pred, target, reduction="mean", weight=weight, normalizer=weight.sum())
+    return loss_of(variant, pred, target, reduction="mean", weight=weight, normalizer=weight.sum())
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,38 +249,38 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("form", "dtype"),
+    ("variant", "dtype"),
     [("probiou-l1", torch.float32), ("kld-log1p", torch.float32), ("gwd-sqrt", torch.float16)],
     ids=str,
 )
-def test_compiles_without_a_graph_break(form: str, dtype: torch.dtype) -> None:
+def test_compiles_without_a_graph_break(variant: str, dtype: torch.dtype) -> None:
     given = inputs(dtype)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda *args: step(form, *args), fullgraph=True, backend="aot_eager")
-    loss, expected = compiled(*given), step(form, *given)
+    compiled = torch.compile(lambda *args: step(variant, *args), fullgraph=True, backend="aot_eager")
+    loss, expected = compiled(*given), step(variant, *given)
     torch.testing.assert_close(loss, expected)
-    found, slopes = (torch.autograd.grad(value, given[0])[0] for value in (loss, expected))
-    torch.testing.assert_close(found, slopes, rtol=1e-4, atol=1e-5)
+    found, grads = (torch.autograd.grad(value, given[0])[0] for value in (loss, expected))
+    torch.testing.assert_close(found, grads, rtol=1e-4, atol=1e-5)
 
 
-@every_form
+@every_variant
 class TestGraphs:
-    def test_vmap(self, form: str) -> None:
+    def test_vmap(self, variant: str) -> None:
         given = [side.detach().double().reshape(4, 8, *side.shape[1:]) for side in inputs()]
-        found = torch.func.vmap(torch.func.grad(lambda *args: step(form, *args)))(*given)
+        found = torch.func.vmap(torch.func.grad(lambda *args: step(variant, *args)))(*given)
         for number in range(4):
             one = [side[number] for side in given]
-            torch.testing.assert_close(found[number], torch.func.grad(lambda *a: step(form, *a))(*one))
+            torch.testing.assert_close(found[number], torch.func.grad(lambda *a: step(variant, *a))(*one))
 
-    def test_no_operator_waits_for_the_device(self, form: str) -> None:
+    def test_no_operator_waits_for_the_device(self, variant: str) -> None:
         with Recorder() as recorder:
-            step(form, *inputs()).backward()
+            step(variant, *inputs()).backward()
         assert not recorder.names & WAITING
 
-    def test_inputs_are_not_written_to(self, form: str) -> None:
+    def test_inputs_are_not_written_to(self, variant: str) -> None:
         given = inputs()
         versions = [side._version for side in given]
-        step(form, *given).backward()
+        step(variant, *given).backward()
         assert [side._version for side in given] == versions
 
 

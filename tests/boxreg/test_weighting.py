@@ -42,7 +42,7 @@ every_weighting = pytest.mark.parametrize("name", WEIGHTINGS)
 
 TARGET = torch.tensor([[0.0, 0, 2, 2]]).expand(3, 4)
 BOXES = torch.tensor([[0.0, 0, 1, 2], [0, 0, 2, 2], [3, 3, 4, 4]])
-"""Of IoU 1/2, 1 and 0."""
+"""Boxes of IoU 1/2, 1 and 0."""
 
 
 @every_weighting

@@ -1,4 +1,4 @@
-"""`YOLOLoss`: its terms by hand, every lambda, what must not leak, and several processes."""
+"""`YOLOLoss`: its terms by hand, every lambda, what must not leak, and several ranks."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def gradients(criterion: YOLOLoss, prediction: DensePrediction, targets: Targets
     prediction, parts = leaves(prediction)
     total = criterion(prediction, targets).total
     found = torch.autograd.grad(total, parts, allow_unused=True)
-    return [
-        torch.zeros_like(part) if slope is None else slope for part, slope in zip(parts, found, strict=True)
-    ]
+    return [torch.zeros_like(part) if grad is None else grad for part, grad in zip(parts, found, strict=True)]
 
 
 def logit(probability: float) -> float:
@@ -94,61 +92,63 @@ class TestByHand:
     def logits(self, *probabilities: float) -> Tensor:
         return torch.tensor([[logit(p) for p in probabilities]], dtype=torch.float64)
 
-    def raw(self, prediction: DensePrediction, **options: object) -> dict[str, float]:
+    def unweighted(self, prediction: DensePrediction, **options: object) -> dict[str, float]:
         criterion = YOLOLoss(ResponsibleCellAssigner(), **options)
-        return {name: term.item() for name, term in criterion(prediction, self.targets).raw.items()}
+        return {name: term.item() for name, term in criterion(prediction, self.targets).unweighted.items()}
 
     @pytest.mark.parametrize(
         ("size", "wh"), [("wh", (4 / 16) ** 2), ("sqrt_wh", (math.sqrt(8 / 16) - math.sqrt(4 / 16)) ** 2)]
     )
     def test_box(self, size: str, wh: float) -> None:
-        raw = self.raw(self.prediction(), overlap="iou", size=size)
-        assert raw["coord"] == pytest.approx((1 / 16) ** 2, rel=1e-12)
-        assert raw["wh"] == pytest.approx(wh, rel=1e-12)
-        assert raw["iou"] == pytest.approx(0.5, rel=1e-12)
+        unweighted = self.unweighted(self.prediction(), overlap="iou", size=size)
+        assert unweighted["coord"] == pytest.approx((1 / 16) ** 2, rel=1e-12)
+        assert unweighted["wh"] == pytest.approx(wh, rel=1e-12)
+        assert unweighted["iou"] == pytest.approx(0.5, rel=1e-12)
 
     @every_score_loss
-    @pytest.mark.parametrize(("target", "wanted"), [("one", 1.0), ("iou", 0.5)])
-    def test_objectness(self, kind: str, target: str, wanted: float) -> None:
-        raw = self.raw(self.prediction(), objectness_loss=kind, objectness_target=target)
-        assert raw["obj"] == pytest.approx(score_loss(kind, 0.8, wanted), rel=1e-12)
-        assert raw["noobj"] == pytest.approx(score_loss(kind, 0.25, 0.0), rel=1e-12)
-        assert set(raw) == {"coord", "wh", "iou", "obj", "noobj"}
+    @pytest.mark.parametrize(("target", "target_score"), [("one", 1.0), ("iou", 0.5)])
+    def test_objectness(self, kind: str, target: str, target_score: float) -> None:
+        unweighted = self.unweighted(self.prediction(), objectness_loss=kind, objectness_target=target)
+        assert unweighted["obj"] == pytest.approx(score_loss(kind, 0.8, target_score), rel=1e-12)
+        assert unweighted["noobj"] == pytest.approx(score_loss(kind, 0.25, 0.0), rel=1e-12)
+        assert set(unweighted) == {"coord", "wh", "iou", "obj", "noobj"}
 
     @every_score_loss
     def test_classes_beside_objectness(self, kind: str) -> None:
         classes = torch.stack((self.logits(0.3, 0.9), self.logits(0.6, 0.2)), 1)
-        raw = self.raw(self.prediction(classes=classes), class_loss=kind)
-        # Those of the positive alone: 0.9 for another class, 0.2 for its own.
+        unweighted = self.unweighted(self.prediction(classes=classes), class_loss=kind)
+        # The scores of the positive alone: 0.9 for another class, 0.2 for its own.
         expected = score_loss(kind, 0.9, 0.0) + score_loss(kind, 0.2, 1.0)
-        assert raw["class"] == pytest.approx(expected, rel=1e-12)
+        assert unweighted["class"] == pytest.approx(expected, rel=1e-12)
 
     @every_score_loss
     def test_classes_alone(self, kind: str) -> None:
         classes = torch.stack((self.logits(0.3, 0.9), self.logits(0.6, 0.2)), 1)
-        raw = self.raw(self.prediction(classes=classes, objectness=None), class_loss=kind)
+        unweighted = self.unweighted(self.prediction(classes=classes, objectness=None), class_loss=kind)
         # The assigner's score is the IoU.
         towards = [(0.3, 0.0), (0.9, 0.0), (0.6, 0.0), (0.2, 0.5)]
-        assert raw["class"] == pytest.approx(sum(score_loss(kind, *pair) for pair in towards), rel=1e-12)
-        assert set(raw) == {"coord", "wh", "iou", "class"}
+        assert unweighted["class"] == pytest.approx(
+            sum(score_loss(kind, *pair) for pair in towards), rel=1e-12
+        )
+        assert set(unweighted) == {"coord", "wh", "iou", "class"}
 
     def test_bins(self) -> None:
         # From (12, 4), in strides of 8, all four sides are at 1/4: between bins 0 and 1.
         chances = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.2, 0.4, 0.4]])
         bins = torch.full((1, 4, 3, 2), NAN, dtype=torch.float64)
         bins[..., 1] = chances.double().log()
-        raw = self.raw(self.prediction(bins=bins))
+        unweighted = self.unweighted(self.prediction(bins=bins))
         expected = [
             -0.75 * math.log(first) - 0.25 * math.log(second) for first, second, _ in chances.tolist()
         ]
-        assert raw["dfl"] == pytest.approx(sum(expected) / 4, rel=1e-6)
+        assert unweighted["dfl"] == pytest.approx(sum(expected) / 4, rel=1e-6)
 
     def test_two_positives_are_averaged(self) -> None:
         more = pad_targets([torch.tensor([[10.0, 2, 14, 6], [0, 0, 8, 8]]).double()])
         terms = YOLOLoss(ResponsibleCellAssigner(), "iou")(self.prediction(), more)
         assert terms.positives == 2
-        assert terms.raw["iou"].item() == pytest.approx(0.25, rel=1e-12)
-        assert terms.raw["noobj"].item() == 0
+        assert terms.unweighted["iou"].item() == pytest.approx(0.25, rel=1e-12)
+        assert terms.unweighted["noobj"].item() == 0
 
 
 def textbook(scheme: str, prediction: DensePrediction, targets: Targets) -> dict[str, float]:
@@ -164,17 +164,17 @@ def textbook(scheme: str, prediction: DensePrediction, targets: Targets) -> dict
         if not found.positive[b, a]:
             sums["noobj"] += score_loss("bce", objectness[b, a].item(), 0.0)
             continue
-        own, wanted = boxes[b, :, a].tolist(), found.boxes[b, :, a].tolist()
-        both = torch.tensor([own, wanted], dtype=torch.float64) / SIZE
+        own, matched = boxes[b, :, a].tolist(), found.boxes[b, :, a].tolist()
+        both = torch.tensor([own, matched], dtype=torch.float64) / SIZE
         (cx, cy, w, h), (tx, ty, tw, th) = convert(both, "xyxy", "cxcywh").tolist()
         sums["coord"] += (cx - tx) ** 2 + (cy - ty) ** 2
         sums["wh"] += (w - tw) ** 2 + (h - th) ** 2
-        sums["iou"] += 1 - ciou(tuple(own), tuple(wanted))
-        sums["obj"] += score_loss("bce", objectness[b, a].item(), iou(tuple(own), tuple(wanted)))
+        sums["iou"] += 1 - ciou(tuple(own), tuple(matched))
+        sums["obj"] += score_loss("bce", objectness[b, a].item(), iou(tuple(own), tuple(matched)))
         for c in range(CLASSES):
             sums["class"] += score_loss("bce", classes[b, c, a].item(), float(c == found.labels[b, a]))
         x, y, stride = points[a]
-        for side, distance in enumerate((x - wanted[0], y - wanted[1], wanted[2] - x, wanted[3] - y)):
+        for side, distance in enumerate((x - matched[0], y - matched[1], matched[2] - x, matched[3] - y)):
             near = min(max(distance / stride, 0.0), BINS - 1)
             below = min(int(near), BINS - 2)
             first, second = chances[b, side, below : below + 2, a].tolist()
@@ -193,9 +193,9 @@ class TestEveryAssigner:
         terms = self.criterion(scheme)(prediction, targets)
         assert terms.positives > 4
         expected = textbook(scheme, prediction, targets)
-        assert set(terms.raw) == set(expected)
+        assert set(terms.unweighted) == set(expected)
         for name, value in expected.items():
-            assert terms.raw[name].item() == pytest.approx(value, rel=1e-10), name
+            assert terms.unweighted[name].item() == pytest.approx(value, rel=1e-10), name
 
     @pytest.mark.parametrize("name", LAMBDAS)
     def test_a_lambda_scales_its_own_term_and_no_other(self, scheme: str, name: str) -> None:
@@ -206,25 +206,25 @@ class TestEveryAssigner:
             criterion = self.criterion(scheme, **off | {f"lambda_{name}": value})
             return criterion(prediction, targets), gradients(criterion, prediction, targets)
 
-        (terms, slopes), (scaled, steeper) = alone(1.0), alone(8.0)
-        assert torch.equal(terms.total, terms.raw[name])
-        assert torch.equal(scaled.total, 8 * terms.raw[name])
-        assert max(slope.abs().max() for slope in slopes) > 0
-        for slope, steep in zip(slopes, steeper, strict=True):
-            assert torch.equal(steep, 8 * slope)
+        (terms, grads), (scaled, steeper) = alone(1.0), alone(8.0)
+        assert torch.equal(terms.total, terms.unweighted[name])
+        assert torch.equal(scaled.total, 8 * terms.unweighted[name])
+        assert max(grad.abs().max() for grad in grads) > 0
+        for grad, scaled_grad in zip(grads, steeper, strict=True):
+            assert torch.equal(scaled_grad, 8 * grad)
         defaults = self.criterion(scheme)
         more = self.criterion(scheme, **{f"lambda_{name}": 3.0})
         least = self.criterion(scheme, **{f"lambda_{name}": 0.0})
         apart = more(prediction, targets).total - least(prediction, targets).total
-        torch.testing.assert_close(apart, 3 * terms.raw[name], rtol=1e-12, atol=1e-12)
-        for term, value in defaults(prediction, targets).raw.items():
-            assert torch.equal(scaled.raw[term], value)
+        torch.testing.assert_close(apart, 3 * terms.unweighted[name], rtol=1e-12, atol=1e-12)
+        for term, value in defaults(prediction, targets).unweighted.items():
+            assert torch.equal(scaled.unweighted[term], value)
 
     def test_total_is_the_sum_of_the_weighted_terms(self, scheme: str) -> None:
         lambdas = {f"lambda_{name}": 0.5 + number for number, name in enumerate(LAMBDAS)}
         terms = self.criterion(scheme, **lambdas)(everything(scheme, 2), batch((3, 5)))
-        assert set(terms.raw) == set(terms.weighted) == set(LAMBDAS)
-        for name, value in terms.raw.items():
+        assert set(terms.unweighted) == set(terms.weighted) == set(LAMBDAS)
+        for name, value in terms.unweighted.items():
             assert torch.equal(terms.weighted[name], lambdas[f"lambda_{name}"] * value)
         torch.testing.assert_close(terms.total, sum(terms.weighted.values()))
 
@@ -234,8 +234,8 @@ class TestEveryAssigner:
         prediction, parts = leaves(everything(scheme, 2))
         terms = self.criterion(scheme)(prediction, targets)
         assert terms.positives == 0
-        assert {name for name, term in terms.raw.items() if term != 0} == {"noobj"}
-        assert all(term.requires_grad for term in terms.raw.values())
+        assert {name for name, term in terms.unweighted.items() if term != 0} == {"noobj"}
+        assert all(term.requires_grad for term in terms.unweighted.values())
         boxes, objectness, classes, bins = torch.autograd.grad(terms.total, parts)
         assert not boxes.any()
         assert not classes.any()
@@ -253,25 +253,25 @@ class TestEveryAssigner:
         )
         criterion = self.criterion(scheme)
         clean, found = criterion(prediction, targets), criterion(prediction, dirty)
-        for name, value in clean.raw.items():
-            assert torch.equal(found.raw[name], value)
+        for name, value in clean.unweighted.items():
+            assert torch.equal(found.unweighted[name], value)
         both = (gradients(criterion, prediction, part) for part in (targets, dirty))
-        for slope, reference in zip(*both, strict=True):
-            assert torch.equal(slope, reference)
-            assert_all_finite(slope)
+        for grad, reference in zip(*both, strict=True):
+            assert torch.equal(grad, reference)
+            assert_all_finite(grad)
 
     def test_what_negatives_say_of_boxes_never_leaks(self, scheme: str) -> None:
         prediction, targets = everything(scheme, 2), batch((3, 5))
         criterion = self.criterion(scheme)
         expected = gradients(criterion, prediction, targets)
         boxes, _, classes, bins, _ = prediction
-        negative = ~expected[0].any(1)  # they pull at no box
+        negative = ~expected[0].any(1)  # they give no box a gradient
         classes.masked_fill_(negative.unsqueeze(1), NAN)
         bins.masked_fill_(negative[:, None, None], NAN)
         boxes.masked_fill_(negative.unsqueeze(1), NAN)
         found = gradients(criterion, prediction, targets)
-        for slope, reference in zip(found, expected, strict=True):
-            assert torch.equal(slope, reference)
+        for grad, reference in zip(found, expected, strict=True):
+            assert torch.equal(grad, reference)
 
     def test_nothing_waits_for_the_device(self, scheme: str) -> None:
         prediction, _ = leaves(everything(scheme, 2))
@@ -302,7 +302,7 @@ def test_compiles_whole() -> None:
     compiled = torch.compile(criterion, fullgraph=True, backend="eager")
     plain = criterion(prediction, targets)
     found = compiled(prediction, targets)
-    torch.testing.assert_close(found.raw, plain.raw, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.unweighted, plain.unweighted, rtol=1e-10, atol=1e-12)
     assert found.positives == plain.positives
 
 
@@ -317,10 +317,10 @@ class TestPredictions:
         whole = everything("anchor-ratio", 2)
         criterion = YOLOLoss(SCHEMES["anchor-ratio"][0])
         terms = criterion(whole._replace(**{lacking: None}), self.targets)
-        assert set(LAMBDAS) - set(terms.raw) == terms_of[lacking]
-        for name, value in criterion(whole, self.targets).raw.items():
-            if name in terms.raw and (lacking, name) != ("objectness", "class"):
-                assert torch.equal(terms.raw[name], value)
+        assert set(LAMBDAS) - set(terms.unweighted) == terms_of[lacking]
+        for name, value in criterion(whole, self.targets).unweighted.items():
+            if name in terms.unweighted and (lacking, name) != ("objectness", "class"):
+                assert torch.equal(terms.unweighted[name], value)
 
     def test_an_assigner_that_looks_at_scores_gets_those_of_a_single_class(self) -> None:
         whole = everything("task-aligned", 2)._replace(classes=None)
@@ -344,7 +344,7 @@ class TestPredictions:
         expected = YOLOLoss(TaskAlignedAssigner())(prediction, self.targets)
         other = self.targets._replace(boxes=convert(self.targets.boxes, "xyxy", fmt))
         found = YOLOLoss(TaskAlignedAssigner(fmt=fmt))(prediction, other)
-        torch.testing.assert_close(found.raw, expected.raw, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.unweighted, expected.unweighted, rtol=1e-9, atol=1e-12)
 
     def test_lambdas_mean_the_same_at_any_size(self) -> None:
         prediction = everything("task-aligned", 2)
@@ -357,7 +357,7 @@ class TestPredictions:
             larger, self.targets._replace(boxes=4 * self.targets.boxes)
         )
         assert expected.positives == found.positives
-        torch.testing.assert_close(found.raw, expected.raw, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found.unweighted, expected.unweighted, rtol=1e-12, atol=0)
 
     @pytest.mark.parametrize("dtype", named(HALF_DTYPES))
     def test_half_is_computed_in_float32(self, dtype: torch.dtype) -> None:
@@ -370,10 +370,10 @@ class TestPredictions:
         criterion = YOLOLoss(SCHEMES["anchor-ratio"][0])
         terms = criterion(half, targets)
         assert terms.total.dtype == torch.float32
-        torch.testing.assert_close(terms.raw, criterion(wide, targets).raw)
-        for part, slope in zip(half[:4], gradients(criterion, half, targets), strict=True):
-            assert slope.dtype == part.dtype
-            assert_all_finite(slope)
+        torch.testing.assert_close(terms.unweighted, criterion(wide, targets).unweighted)
+        for part, grad in zip(half[:4], gradients(criterion, half, targets), strict=True):
+            assert grad.dtype == part.dtype
+            assert_all_finite(grad)
 
     @every_score_loss
     def test_extreme_logits_stay_finite(self, kind: str) -> None:
@@ -407,7 +407,7 @@ class TestPredictions:
         pred = convert(whole.boxes / SIZE, "cxcywh", "xyxy", dim=1).mT[positives.unbind(1)]
         target = (found.boxes / SIZE).mT[positives.unbind(1)]
         expected = overlap_loss(kind, pred, target, reduction="mean", **options)
-        torch.testing.assert_close(terms.raw["iou"], expected, rtol=1e-9, atol=0)
+        torch.testing.assert_close(terms.unweighted["iou"], expected, rtol=1e-9, atol=0)
 
 
 class TestBadArguments:
@@ -489,7 +489,7 @@ def features_of(images: int) -> Tensor:
 
 
 SHARED = ((0, 4, 3), (0, 0, 0))
-"""Objects of images of which one process has the first."""
+"""Objects of images of which one rank has the first."""
 
 PROCESS = """
 import sys
@@ -500,7 +500,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.assign_cases import batch
 from tests.boxreg.test_yolo_loss import SHARED, Detector, features_of
 from boxreg import Targets
-from boxreg.yolo_loss import _of_all_processes as of_all_processes
+from boxreg.yolo_loss import _mean_over_ranks as mean_over_ranks
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -513,16 +513,16 @@ for number, counts in enumerate(SHARED):
     parallel = DistributedDataParallel(model)
     parallel(features, targets).backward()
     torch.save([parameter.grad for parameter in model.parameters()], f"{folder}/{rank}-{number}.pt")
-compiled = torch.compile(of_all_processes, fullgraph=True, backend="aot_eager")
+compiled = torch.compile(mean_over_ranks, fullgraph=True, backend="aot_eager")
 assert compiled(torch.tensor([1.0, 6.0])[rank]) == 3.5
 with FakeTensorMode() as mode:
-    of_all_processes(mode.from_tensor(torch.ones(())))
+    mean_over_ranks(mode.from_tensor(torch.ones(())))
 dist.destroy_process_group()
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without torch.distributed")
-def test_two_processes_find_the_gradient_of_one(tmp_path: Path) -> None:
+def test_two_ranks_find_the_gradient_of_one(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(rank), str(tmp_path)],
@@ -538,6 +538,6 @@ def test_two_processes_find_the_gradient_of_one(tmp_path: Path) -> None:
     for number, counts in enumerate(SHARED):
         model = Detector()
         expected = torch.autograd.grad(model(features_of(3), batch(counts)), tuple(model.parameters()))
-        assert max(slope.abs().max() for slope in expected) > 0
+        assert max(grad.abs().max() for grad in expected) > 0
         for rank in range(2):
             torch.testing.assert_close(torch.load(tmp_path / f"{rank}-{number}.pt"), list(expected))

@@ -31,7 +31,7 @@ MAIN = [
     "api/boxreg.heads/",
 ]
 SCREENSHOTS = os.environ.get("BOXREG_SCREENSHOTS")
-"""A folder for pictures of the main pages, if somebody wants to look at them."""
+"""A folder for screenshots of the main pages, if somebody wants to look at them."""
 
 
 @pytest.fixture

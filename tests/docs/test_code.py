@@ -24,13 +24,13 @@ def name_of(page: Path) -> str:
 
 def missing(code: str) -> list[str]:
     """The packages that a block imports and that are not installed."""
-    wanted = []
+    imported = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            wanted += [alias.name for alias in node.names]
+            imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            wanted.append(str(node.module))
-    return [name for name in wanted if not find_spec(name.partition(".")[0])]
+            imported.append(str(node.module))
+    return [name for name in imported if not find_spec(name.partition(".")[0])]
 
 
 def blocks() -> list[object]:

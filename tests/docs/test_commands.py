@@ -13,7 +13,7 @@ from tests.reference_trainer.runs import call_here
 
 OURS = re.compile(r"reference_trainer (?!ablate)")
 TINY = {
-    "data write": ["--pictures", "20", "--size", "64", "--objects", "3"],
+    "data write": ["--images", "20", "--size", "64", "--objects", "3"],
     "train": [
         "--epochs",
         "1",
@@ -30,7 +30,7 @@ TINY = {
 
 
 def commands() -> list[str]:
-    """Those of the shell's blocks, but for hundreds of runs; the one that writes pictures comes first."""
+    """The commands of shell blocks, but for hundreds of runs; the one that writes images comes first."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / "start.md").read_text(), re.M | re.S)
     lines = [line for block in blocks for line in block.splitlines() if OURS.match(line)]
     return sorted(lines, key=lambda line: "data write" not in line)
@@ -42,7 +42,7 @@ def test_the_commands_run(
     for extra in ("faster_coco_eval", "onnxscript", "onnxruntime"):
         pytest.importorskip(extra)
     monkeypatch.chdir(tmp_path)
-    names = {"PATH": "toys", "PICTURE": "toys/images/val", "PICTURES": "toys/images/val"}
+    names = {"PATH": "toys", "IMAGE": "toys/images/val", "IMAGES": "toys/images/val"}
     done = []
     for line in commands():
         _, *words = shlex.split(line)
@@ -51,7 +51,7 @@ def test_the_commands_run(
             if line.startswith(f"reference_trainer {start}"):
                 arguments += options
         if words[0] == "train" and "--data" not in words:
-            arguments += ["--data.pictures", "20"]
+            arguments += ["--data.images", "20"]
         result = call_here(capsys, *arguments).result
         if words[0] == "train":
             names["RUN"] = result["run"]

@@ -19,10 +19,10 @@ PARAMETERS = {"image_width": 12.0, "image_height": 8.0, "scale": 1.5, "constant"
 
 EVALUATE = """
 import { readFileSync } from "node:fs";
-import { ROWS, evaluate } from "./family.mjs";
+import { LOSSES, evaluate } from "./family.mjs";
 const { pred, target, parameters } = JSON.parse(readFileSync(0));
 const found = {};
-for (const kind of Object.keys(ROWS))
+for (const kind of Object.keys(LOSSES))
   found[kind] = pred.map((p, i) => evaluate(kind, p, target[i], parameters));
 console.log(JSON.stringify(found));
 """
@@ -66,11 +66,11 @@ def test_values_and_gradients(kind: str, computed: dict[str, list[dict[str, obje
     pred, target = some_pairs()
     pred.requires_grad_()
     variant = VARIANTS[kind]
-    wanted = {parameter.name for parameter in (*variant.penalty.parameters, *variant.overlap.parameters)}
-    parameters = {name: PARAMETERS[name] for name in wanted}
+    taken = {parameter.name for parameter in (*variant.penalty.parameters, *variant.overlap.parameters)}
+    parameters = {name: PARAMETERS[name] for name in taken}
     loss = overlap_loss(kind, pred, target, **parameters)
     (gradient,) = torch.autograd.grad(loss.sum(), pred)
     found = torch.tensor([row["loss"] for row in computed[kind]], dtype=torch.float64)
-    slopes = torch.tensor([row["gradient"] for row in computed[kind]], dtype=torch.float64)
+    grads = torch.tensor([row["gradient"] for row in computed[kind]], dtype=torch.float64)
     torch.testing.assert_close(found, loss.detach(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(slopes, gradient, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grads, gradient, rtol=1e-6, atol=1e-6)

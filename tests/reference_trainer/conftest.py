@@ -40,9 +40,9 @@ def learned(folder: Path) -> Done:
 
 @pytest.fixture(scope="session")
 def yolo(folder: Path) -> Path:
-    """The toy pictures of the small run as a YOLO folder."""
+    """The toy images of the small run as a YOLO folder."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         place = str(folder / "toy-folder")
-        assert main(["data", "write", place, "--pictures", "40", "--size", str(SIZE)]) == 0
+        assert main(["data", "write", place, "--images", "40", "--size", str(SIZE)]) == 0
     assert json.loads(out.getvalue()) == {"data": place, "train": 32, "val": 8}
     return folder / "toy-folder"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.reference_trainer.pictures import ramp, save
+from tests.reference_trainer.images import ramp, save
 
 HEIGHT, WIDTH = 20, 30
-"""Of the pictures."""
+"""The size of the images."""
 
 
 def content_of(root: Path) -> dict[str, str]:
@@ -20,7 +20,7 @@ def content_of(root: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def add_picture(file: Path) -> None:
+def add_image(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     save(ramp(HEIGHT, WIDTH), file)
 
@@ -35,8 +35,8 @@ class Coco:
         self.categories: list[Any] = [{"id": 3 * number, "name": name} for number, name in enumerate(names)]
 
     def add(self, name: str, *boxes: Any, folder: str = "images") -> dict[str, Any]:
-        """Add a picture with boxes of the first class; returns its last annotation."""
-        add_picture(self.root / folder / f"{name}.png")
+        """Add an image with boxes of the first class; returns its last annotation."""
+        add_image(self.root / folder / f"{name}.png")
         number = len(self.images) + 1
         self.images.append({"id": number, "file_name": f"{name}.png", "width": WIDTH, "height": HEIGHT})
         for box in boxes:
@@ -79,8 +79,8 @@ def voc_xml(*lines: str, name: str = "a", size: tuple[Any, Any] = (WIDTH, HEIGHT
 
 
 def add_voc(root: Path, name: str, *lines: str, **options: Any) -> Path:
-    """Add a picture and its annotation to a VOC folder; returns the annotation's file."""
-    add_picture(root / "JPEGImages" / f"{name}.png")
+    """Add an image and its annotation to a VOC folder; returns the annotation's file."""
+    add_image(root / "JPEGImages" / f"{name}.png")
     file = root / "Annotations" / f"{name}.xml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(voc_xml(*lines, name=name, **options))

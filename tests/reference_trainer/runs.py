@@ -17,9 +17,9 @@ from reference_trainer.__main__ import main
 ROOT = Path(__file__).parents[2]
 SIZE = 64
 # Two epochs of two steps.
-SMALL = ["--epochs", "2", "--data.pictures", "40", "--data.size", str(SIZE), "--data.workers", "0"]
+SMALL = ["--epochs", "2", "--data.images", "40", "--data.size", str(SIZE), "--data.workers", "0"]
 SMALL += ["--model.width", "8", "--validate-every", "1", "--device", "cpu"]
-LEARN = ["--epochs", "16", "--data.pictures", "300", "--data.size", str(SIZE), "--data.workers", "0"]
+LEARN = ["--epochs", "16", "--data.images", "300", "--data.size", str(SIZE), "--data.workers", "0"]
 LEARN += ["--validate-every", "4", "--device", "cpu"]
 FILES = {"config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints"}
 DRAWINGS = {"curves.png", "train_batch.png", "val_predictions.png"}
@@ -76,6 +76,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 
 def from_a_folder(settings: list[str]) -> list[str]:
-    """The settings without those of generated pictures."""
-    at = settings.index("--data.pictures")
+    """The settings without those of generated images."""
+    at = settings.index("--data.images")
     return settings[:at] + settings[at + 2 :]

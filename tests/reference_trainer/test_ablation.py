@@ -39,9 +39,7 @@ from tests.reference_trainer.fake_training import MACHINE, fake
 from tests.reference_trainer.runs import ROOT, call_here, refused
 
 DEFAULT = AblateOptions()
-COMMON = Common(
-    seeds=2, epochs=12, size=64, pictures=300, width=8, data=None, device="cpu", threads=1, rows=()
-)
+COMMON = Common(seeds=2, epochs=12, size=64, images=300, width=8, data=None, device="cpu", threads=1, rows=())
 BATCHES = ("baseline + batch 16", "batch 8")
 
 
@@ -183,18 +181,18 @@ def test_a_second_call_trains_what_is_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     # Nothing is missing now, and nothing is trained.
     before = (tmp_path / RUNS).read_bytes()
-    table, picture = (tmp_path / "ablation.md").read_bytes(), (tmp_path / "ablation.png").read_bytes()
+    table, figure = (tmp_path / "ablation.md").read_bytes(), (tmp_path / "ablation.png").read_bytes()
     ablation.ablate(tmp_path, common(), 2)
     assert (tmp_path / RUNS).read_bytes() == before
     assert (tmp_path / "ablation.md").read_bytes() == table
-    assert (tmp_path / "ablation.png").read_bytes() == picture
+    assert (tmp_path / "ablation.png").read_bytes() == figure
     # Another setting makes all lines stale.
     with pytest.raises(UserError, match="no run of these rows with these settings"):
         ablation.ablate(tmp_path, common(epochs=3), 2, table_only=True)
 
 
 @pytest.mark.usefixtures("faked")
-def test_a_process_that_dies_is_told_and_tried_again(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_reported_and_tried_again(tmp_path: Path) -> None:
     rows = common(rows=("reference, batch 64",), seeds=1)
     for calls in (1, 2):
         assert ablation.ablate(tmp_path, rows, 1)["failed"] == 1
@@ -285,7 +283,7 @@ def test_differences_are_paired_and_claims_read_from_intervals() -> None:
 
 
 def test_a_real_ablation_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    short = ["--epochs", "1", "--pictures", "20", "--size", "32", "--seeds", "1", "--jobs", "1"]
+    short = ["--epochs", "1", "--images", "20", "--size", "32", "--seeds", "1", "--jobs", "1"]
     done = call_here(capsys, "ablate", "--out", tmp_path, "--rows", "baseline + batch 16", *short)
     assert (done.result["runs"], done.result["missing"], done.result["failed"]) == (2, 0, 0)
     assert {line["steps"] for line in recorded(tmp_path)} == {4, 1}
@@ -293,7 +291,7 @@ def test_a_real_ablation_from_the_command_line(capsys: pytest.CaptureFixture[str
         [ABOUT, RUNS, "ablation.md", "ablation.png"]
     )
     table = (tmp_path / "ablation.md").read_text()
-    assert "20 toy pictures" in table
+    assert "20 toy images" in table
     assert "With one seed there is no interval" in table
     # The folder knows its settings: the same table again, and nothing trained.
     (tmp_path / "ablation.md").unlink()
@@ -304,7 +302,7 @@ def test_a_real_ablation_from_the_command_line(capsys: pytest.CaptureFixture[str
 
 
 def test_a_run_is_the_same_as_in_this_process(tmp_path: Path) -> None:
-    job = jobs_of(chosen(["reference"]), common(epochs=1, pictures=20, size=32, seeds=1))[0]
+    job = jobs_of(chosen(["reference"]), common(epochs=1, images=20, size=32, seeds=1))[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     here = train_once(job.config, tmp_path)

@@ -78,7 +78,7 @@ class TestPresets:
         assert {"weight-decay", "clipping", "augmentation", "learning-rate"} <= set(found)
 
     def test_a_setting_that_is_changed_is_what_is_audited(self, capsys: pytest.CaptureFixture[str]) -> None:
-        code, lines = run_audit(capsys, "--patience", "40", "--data.pictures", "100", *QUICK)
+        code, lines = run_audit(capsys, "--patience", "40", "--data.images", "100", *QUICK)
         assert code == 3
         result = json.loads(lines[-1])
         assert {"patience", "updates"} <= set(result["findings"])
@@ -101,7 +101,7 @@ class TestRuns:
 
 
 class TestOverfit:
-    def test_a_picture_is_learnt(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_image_is_learnt(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["overfit", "1", "--model.width", "8", *QUICK]) == 0
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert result["reached"] is True

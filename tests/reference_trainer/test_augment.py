@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reference_trainer.config import AUGMENTATIONS, AugmentConfig
 from reference_trainer.data.augment import LEAST_SHARE, LEAST_SIDE, Augmentation
-from reference_trainer.data.toy import ToyPictures, draw_scene
+from reference_trainer.data.toy import ToyImages, draw_scene
 
 SIDE = 96
 NO_AUGMENTATION = AUGMENTATIONS["off"]
@@ -58,7 +58,7 @@ def augment(image: Tensor, box: tuple[float, ...], config: AugmentConfig, seed: 
 
 
 def rectangle(box: tuple[int, int, int, int]) -> Tensor:
-    """One bright rectangle on a plain dark picture."""
+    """One bright rectangle on a plain dark image."""
     x1, y1, x2, y2 = box
     image = torch.full((3, SIDE, SIDE), 20, dtype=torch.uint8)
     image[:, y1:y2, x1:x2] = 220
@@ -113,7 +113,7 @@ def test_the_object_stays_whole_and_in_shape(place: str, strength: str) -> None:
         assert short / long == pytest.approx(original_short / original_long, rel=1e-4), f"seed {seed}"
 
 
-def test_the_object_stays_on_its_toy_picture_s_pixels() -> None:
+def test_the_object_stays_on_its_toy_image_s_pixels() -> None:
     for index in range(40):
         scene = draw_scene(5, index, SIDE)
         (each,) = scene.objects
@@ -178,7 +178,7 @@ def test_a_rotated_box_bounds_the_object_s_pixels_and_is_tight(place: str, stren
         width, height = (box[2:] - box[:2]).tolist()
         turned += pixels.sum() < 0.9 * width * height
     at_edge = min(RECTANGLES[place]) <= 0 or max(RECTANGLES[place]) >= SIDE
-    # One at the edge would be smeared beyond it: such pictures stay upright.
+    # One at the edge would be smeared beyond it: such images stay upright.
     least = SEEDS // 2 if strength == "rotate" else 1
     assert (turned == 0) if at_edge else (turned >= least)
 
@@ -227,7 +227,7 @@ def test_stronger_names_move_more() -> None:
     assert changes == sorted(changes)
 
 
-def test_strength_0_leaves_the_picture_as_it_is() -> None:
+def test_strength_0_leaves_the_image_as_it_is() -> None:
     image, box = torch.from_numpy(draw_scene(0, 1, SIDE).render()), (3.25, 10.0, 50.5, 90.75)
     for seed in range(5):
         same = augment(image, box, NO_AUGMENTATION, seed)
@@ -245,9 +245,9 @@ def test_a_seed_decides_everything() -> None:
     assert len({tuple(box.tolist()) for _, box in first}) == 10
 
 
-def test_a_picture_does_not_depend_on_its_batch() -> None:
-    pictures = ToyPictures(8, SIDE, seed=0, most=6)
-    images, boxes, labels, _ = zip(*(pictures[index] for index in range(8)), strict=True)
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    toys = ToyImages(8, SIDE, seed=0, most=6)
+    images, boxes, labels, _ = zip(*(toys[index] for index in range(8)), strict=True)
     augmentation = Augmentation(STRENGTHS["strong"])
     together = augmentation(torch.stack(images), boxes, labels, range(8))
     for index in range(8):
@@ -274,7 +274,7 @@ MANY = {
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("places", MANY)
 def test_the_boxes_of_several_objects_still_bound_their_pixels(places: str, strength: str) -> None:
-    # Each object is drawn alone on a picture of its own; all of them move in the same way.
+    # Each object is drawn alone on an image of its own; all of them move in the same way.
     images = torch.stack([rectangle(box) for box in MANY[places]])
     given, numbers = torch.tensor(MANY[places]).float(), torch.arange(4)
     for seed in range(SEEDS):
@@ -306,7 +306,7 @@ def test_objects_that_leave_or_get_too_small_are_removed_with_their_labels() -> 
     assert 2.1 > min(width_kept) >= LEAST_SIDE > max(width_gone) > 1.9
 
 
-def test_pictures_without_an_object_are_augmented_too() -> None:
+def test_images_without_an_object_are_augmented_too() -> None:
     image = torch.from_numpy(draw_scene(0, 2, SIDE).render())
     none = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
     images, boxes, labels = Augmentation(AugmentConfig())(

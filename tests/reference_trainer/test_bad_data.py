@@ -10,10 +10,10 @@ import pytest
 
 from reference_trainer.data.opening import FaultyDataError, open_data
 from reference_trainer.data.sample import DataError
-from tests.reference_trainer.datasets import Coco, add_picture, add_voc, content_of, voc_object, voc_xml
+from tests.reference_trainer.datasets import Coco, add_image, add_voc, content_of, voc_object, voc_xml
 
 Fault = Callable[[Path, str], str]
-"""Puts one fault into a folder, about pictures of a name; returns the problem, paths relative."""
+"""Puts one fault into a folder, about images of a name; returns the problem, paths relative."""
 
 # --- YOLO: a line of a label file and what is wrong with it.
 YOLO_LINES = {
@@ -31,17 +31,17 @@ YOLO_LINES = {
     "0 .5 .5 inf .2": "not finite: 0.5 0.5 inf 0.2",
     "0 .5 .5 0 .2": "width and height must be above 0: 0.5 0.5 0 0.2",
     "0 .5 .5 .2 -.1": "width and height must be above 0: 0.5 0.5 0.2 -0.1",
-    "0 .05 .5 .2 .2": "sticks out of the picture by 5.0%: 0.05 0.5 0.2 0.2",
-    "0 .5 1.2 .2 .2": "sticks out of the picture by 30.0%: 0.5 1.2 0.2 0.2",
-    "0 15 10 6 8": "sticks out of the picture by 1700.0%: 15 10 6 8",
-    "0 -.005 .5 .01 .2": "no area inside the picture: -0.005 0.5 0.01 0.2",
-    "0 .5 .5 1e-9 .2": "no area inside the picture: 0.5 0.5 1e-09 0.2",
+    "0 .05 .5 .2 .2": "sticks out of the image by 5.0%: 0.05 0.5 0.2 0.2",
+    "0 .5 1.2 .2 .2": "sticks out of the image by 30.0%: 0.5 1.2 0.2 0.2",
+    "0 15 10 6 8": "sticks out of the image by 1700.0%: 15 10 6 8",
+    "0 -.005 .5 .01 .2": "no area inside the image: -0.005 0.5 0.01 0.2",
+    "0 .5 .5 1e-9 .2": "no area inside the image: 0.5 0.5 1e-09 0.2",
 }
 
 
 def yolo_line(line: str) -> Fault:
     def put(root: Path, name: str) -> str:
-        add_picture(root / f"images/train/{name}.png")
+        add_image(root / f"images/train/{name}.png")
         (root / f"labels/train/{name}.txt").write_text(f"0 .5 .5 .2 .4\n\n{line}\n")
         return f"labels/train/{name}.txt:3: {YOLO_LINES[line]}"
 
@@ -49,7 +49,7 @@ def yolo_line(line: str) -> Fault:
 
 
 def yolo_repeat(root: Path, name: str) -> str:
-    add_picture(root / f"images/train/{name}.png")
+    add_image(root / f"images/train/{name}.png")
     (root / f"labels/train/{name}.txt").write_text("0 .5 .5 .2 .4\n1 .5 .5 .2 .4\n0 .50 .5 .2 .4\n")
     label = f"labels/train/{name}.txt"
     return f"{label}:3: repeats the box and class of {label}:1"
@@ -57,17 +57,17 @@ def yolo_repeat(root: Path, name: str) -> str:
 
 def yolo_lonely(root: Path, name: str) -> str:
     (root / f"labels/train/{name}.txt").write_text("")
-    return f"labels/train/{name}.txt: label file without a picture"
+    return f"labels/train/{name}.txt: label file without an image"
 
 
 def yolo_not_text(root: Path, name: str) -> str:
-    add_picture(root / f"images/train/{name}.png")
+    add_image(root / f"images/train/{name}.png")
     (root / f"labels/train/{name}.txt").write_bytes(b"\xff\xfe0")
     return f"labels/train/{name}.txt: cannot be read as text: 'utf-8' codec"
 
 
 def yolo_shared(root: Path, name: str) -> str:
-    add_picture(root / f"images/train/{name}.png")
+    add_image(root / f"images/train/{name}.png")
     (root / "val.txt").write_text((root / "val.txt").read_text() + f"images/train/{name}.png\n")
     return f"images/train/{name}.png: in train and in val"
 
@@ -75,15 +75,15 @@ def yolo_shared(root: Path, name: str) -> str:
 def yolo_unlisted(root: Path, name: str) -> str:
     text = (root / "val.txt").read_text() + f"images/val/{name}.png\n"
     (root / "val.txt").write_text(text)
-    return f"val.txt:{len(text.splitlines())}: no such picture: images/val/{name}.png"
+    return f"val.txt:{len(text.splitlines())}: no such image: images/val/{name}.png"
 
 
-def broken_picture(content: bytes | None, what: str, folder: str, label: Callable[[Path, str], Any]) -> Fault:
-    """A picture with other content, or cut in the middle for None; its label is good."""
+def broken_image(content: bytes | None, what: str, folder: str, label: Callable[[Path, str], Any]) -> Fault:
+    """An image with other content, or cut in the middle for None; its label is good."""
 
     def put(root: Path, name: str) -> str:
         file = root / folder / f"{name}.png"
-        add_picture(file)
+        add_image(file)
         label(root, name)
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2] if content is None else content)
@@ -92,11 +92,11 @@ def broken_picture(content: bytes | None, what: str, folder: str, label: Callabl
     return put
 
 
-def pictures_broken(folder: str, label: Callable[[Path, str], Any]) -> dict[str, Fault]:
+def images_broken(folder: str, label: Callable[[Path, str], Any]) -> dict[str, Fault]:
     return {
-        "picture cut off": broken_picture(None, "broken picture: ", folder, label),
-        "picture of 0 bytes": broken_picture(b"", "broken picture: 0 bytes", folder, label),
-        "picture of text": broken_picture(b"x" * 99, "broken picture: not JPEG", folder, label),
+        "image cut off": broken_image(None, "broken image: ", folder, label),
+        "image of 0 bytes": broken_image(b"", "broken image: 0 bytes", folder, label),
+        "image of text": broken_image(b"x" * 99, "broken image: not JPEG", folder, label),
     }
 
 
@@ -106,8 +106,8 @@ YOLO: dict[str, Fault] = {
     "lonely label": yolo_lonely,
     "label is not text": yolo_not_text,
     "in both splits": yolo_shared,
-    "listed picture is missing": yolo_unlisted,
-    **pictures_broken("images/train", lambda root, name: None),
+    "listed image is missing": yolo_unlisted,
+    **images_broken("images/train", lambda root, name: None),
 }
 
 
@@ -115,7 +115,7 @@ def yolo_folder(root: Path, faults: dict[str, Fault]) -> list[str]:
     """A good YOLO folder with some faults put in; returns the problems to be found."""
     for split in ("train", "val"):
         for name in ("good", "better"):
-            add_picture(root / f"images/{split}/{name}.png")
+            add_image(root / f"images/{split}/{name}.png")
     (root / "labels/train").mkdir(parents=True)
     (root / "labels/train/good.txt").write_text("1 .5 .5 .3 .3\n")
     (root / "val.txt").write_text("images/val/good.png\nimages/val/better.png\n")
@@ -158,7 +158,7 @@ def on(key: str, what: str, **changed: Any) -> CocoFault:
         element.update(changed)
         for gone in [field for field, value in changed.items() if value is ...]:
             del element[gone]
-        if key == "images" and "id" in changed:  # it has no picture now
+        if key == "images" and "id" in changed:  # it has no image now
             coco.annotations.pop()
         return f"{at(coco, key, -1)[0]}: {what}"
 
@@ -179,7 +179,7 @@ def coco_repeat(coco: Coco, name: str) -> str:
     return f"{at(coco, 'annotations', -1)[0]}: repeats the box and class of {HERE}:LINE: {first}"
 
 
-def coco_picture_missing(coco: Coco, name: str) -> str:
+def coco_image_missing(coco: Coco, name: str) -> str:
     coco.add(name, BOX)
     (coco.root / f"images/{name}.png").unlink()
     return f"images/{name}.png: cannot be read: No such file"
@@ -204,32 +204,32 @@ COCO: dict[str, CocoFault] = {
     "infinity": on_box([1, 2, float("inf"), 4], "not finite: 1 2 inf 4"),
     "width 0": on_box([1, 2, 0, 4], "width and height must be above 0: 1 2 0 4"),
     "height below 0": on_box([1, 2, 3, -4], "width and height must be above 0: 1 2 3 -4"),
-    "sticks out": on_box([20, 2, 13, 4], "sticks out of the picture by 10.0%: 20 2 13 4"),
-    "outside": on_box([1, 40, 3, 4], "sticks out of the picture by 120.0%: 1 40 3 4"),
-    "no area": on_box([30, 2, 0.1, 4], "no area inside the picture: 30 2 0.1 4"),
+    "sticks out": on_box([20, 2, 13, 4], "sticks out of the image by 10.0%: 20 2 13 4"),
+    "outside": on_box([1, 40, 3, 4], "sticks out of the image by 120.0%: 1 40 3 4"),
+    "no area": on_box([30, 2, 0.1, 4], "no area inside the image: 30 2 0.1 4"),
     "repeat": coco_repeat,
-    "unknown picture": on("annotations", "image_id: no picture has it: 77", image_id=77),
+    "unknown image": on("annotations", "image_id: no image has it: 77", image_id=77),
     "unknown class": on("annotations", "category_id: none has it: 2", category_id=2),
-    "no picture": on("annotations", "image_id: expected a whole number: None", image_id=...),
+    "no image": on("annotations", "image_id: expected a whole number: None", image_id=...),
     "class by name": on("annotations", "category_id: expected a whole number: 'cat'", category_id="cat"),
     "annotation id twice": on("annotations", "id: comes twice: 100", id=100),
     "crowd": on("annotations", "iscrowd: expected 0 or 1: 'no'", iscrowd="no"),
-    "picture id twice": on("images", "id: comes twice: 1", id=1),
-    "picture id nan": on("images", "id: expected a whole number: nan", id=float("nan")),
+    "image id twice": on("images", "id: comes twice: 1", id=1),
+    "image id nan": on("images", "id: expected a whole number: nan", id=float("nan")),
     "no file name": on("images", "file_name: expected text: None", file_name=...),
     "file name twice": on("images", "file_name: comes twice: 'good.png'", file_name="good.png"),
-    "other size": on("images", "size says 31 x 20, the picture is 30 x 20: ", width=31),
+    "other size": on("images", "size says 31 x 20, the image is 30 x 20: ", width=31),
     "turned size": on(
-        "images", "size says 20 x 30, the picture is 30 x 20, turned as its EXIF", width=20, height=30
+        "images", "size says 20 x 30, the image is 30 x 20, turned as its EXIF", width=20, height=30
     ),
     "size of text": on("images", "width: expected a whole number: 'wide'", width="wide"),
     "class id twice": on("categories", "id: comes twice: 0", id=0),
     "class name twice": on("categories", "name: comes twice: 'dog'", name="dog"),
     "no class name": on("categories", "name: expected text: None", name=...),
     "no object": no_object("annotations"),
-    "picture is missing": coco_picture_missing,
-    "picture of 0 bytes": coco_broken(b"", "broken picture: 0 bytes"),
-    "picture of text": coco_broken(b"x" * 99, "broken picture: not JPEG"),
+    "image is missing": coco_image_missing,
+    "image of 0 bytes": coco_broken(b"", "broken image: 0 bytes"),
+    "image of text": coco_broken(b"x" * 99, "broken image: not JPEG"),
 }
 
 
@@ -272,16 +272,16 @@ def voc_repeat(root: Path, name: str) -> str:
     return f"{file}:5: repeats the box and class of {file}:3"
 
 
-def voc_no_picture(root: Path, name: str) -> str:
+def voc_no_image(root: Path, name: str) -> str:
     add_voc(root, name)
     (root / f"JPEGImages/{name}.png").unlink()
-    return f"Annotations/{name}.xml:1: no picture of this name"
+    return f"Annotations/{name}.xml:1: no image of this name"
 
 
-def voc_same_picture(root: Path, name: str) -> str:
+def voc_same_image(root: Path, name: str) -> str:
     add_voc(root, name)
     (root / f"Annotations/{name}x.xml").write_text(voc_xml(name=name))
-    return f"Annotations/{name}x.xml:1: is about the same picture as "
+    return f"Annotations/{name}x.xml:1: is about the same image as "
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY a "ha">\n<!ENTITY b "&a;&a;">]>\n<annotation>&b;</annotation>'
@@ -308,17 +308,17 @@ VOC: dict[str, Fault] = {
     "infinity": voc(voc_object((1, 2, "1e999", 4)), "not finite: 1 2 inf 4"),
     "inverted": voc(voc_object((9, 2, 3, 4)), "width and height must be above 0: 9 2 3 4"),
     "no height": voc(voc_object((1, 5, 3, 4)), "width and height must be above 0: 1 5 3 4"),
-    "sticks out": voc(voc_object((20, 2, 33, 4)), "sticks out of the picture by 10.0%: 20 2 33 4"),
-    "outside": voc(voc_object((1, 40, 3, 44)), "sticks out of the picture by 120.0%: 1 40 3 44"),
-    "below 0": voc(voc_object((-5, 2, 3, 4)), "sticks out of the picture by 20.0%: -5 2 3 4"),
+    "sticks out": voc(voc_object((20, 2, 33, 4)), "sticks out of the image by 10.0%: 20 2 33 4"),
+    "outside": voc(voc_object((1, 40, 3, 44)), "sticks out of the image by 120.0%: 1 40 3 44"),
+    "below 0": voc(voc_object((-5, 2, 3, 4)), "sticks out of the image by 20.0%: -5 2 3 4"),
     "repeat": voc_repeat,
     "difficult": voc(voc_object(extra="<difficult>yes</difficult>"), "difficult: expected 0 or 1: yes"),
-    "other size": voc("", "size says 31 x 20, the picture is 30 x 20: ", 2, size=(31, 20)),
-    "turned size": voc("", "size says 20 x 30, the picture is 30 x 20, turned as", 2, size=(20, 30)),
+    "other size": voc("", "size says 31 x 20, the image is 30 x 20: ", 2, size=(31, 20)),
+    "turned size": voc("", "size says 20 x 30, the image is 30 x 20, turned as", 2, size=(20, 30)),
     "size of text": voc("", "width: not a number: 'wide'", 2, size=("wide", 20)),
-    "no picture": voc_no_picture,
-    "same picture twice": voc_same_picture,
-    **pictures_broken("JPEGImages", add_voc),
+    "no image": voc_no_image,
+    "same image twice": voc_same_image,
+    **images_broken("JPEGImages", add_voc),
 }
 
 
@@ -358,10 +358,10 @@ def test_all_kinds_of_bad_data_are_found_in_one_pass(form: str, tmp_path: Path) 
     sources = opened.files.values()
     for source in sources:
         for index in range(len(source)):
-            picture = source[index]
-            height, width = picture.image.shape[1:]
-            inside = picture.boxes.clamp(min=0).minimum(picture.boxes.new_tensor([width, height] * 2))
-            assert picture.boxes.equal(inside)
+            annotated = source[index]
+            height, width = annotated.image.shape[1:]
+            inside = annotated.boxes.clamp(min=0).minimum(annotated.boxes.new_tensor([width, height] * 2))
+            assert annotated.boxes.equal(inside)
     assert content_of(tmp_path) == before
 
 

@@ -67,10 +67,10 @@ CONTRADICTIONS = {
         ["--task", "grid", "--model.levels", "3", "--data.size", "80"],
         ["size: got 80", "a multiple of 32", "3 levels"],
     ),
-    "toy pictures of a folder": (
-        "data: {path: photographs, pictures: 40}",
-        ["--data", "photographs", "--data.pictures", "40"],
-        ["pictures: got 40", "they come from", "photographs"],
+    "toy images of a folder": (
+        "data: {path: photographs, images: 40}",
+        ["--data", "photographs", "--data.images", "40"],
+        ["images: got 40", "they come from", "photographs"],
     ),
     "jitter without strength": (
         "augment: {brightness: 0, contrast: 0, saturation: 0}",
@@ -112,7 +112,7 @@ CONTRADICTIONS = {
         ["--optimizer.nesterov"],
         ["nesterov: got True", "adamw has none", "set name to 'sgd'"],
     ),
-    "more parts than pictures": (
+    "more parts than images": (
         "batch_size: 4\naccumulate: 5",
         ["--batch-size", "4", "--accumulate", "5"],
         ["accumulate: got 5", "at most batch_size, 4"],
@@ -186,8 +186,8 @@ def test_the_baseline_is_the_set_up_that_got_stuck() -> None:
     assert baseline.patience == 25
     assert baseline.ema_decay == 0
     assert (baseline.schedule.name, baseline.optimizer.lr) == ("steps", 1e-2)
-    # 1,200 pictures: 960 to train on, 240 steps an epoch.
-    assert baseline.data.pictures * 4 // 5 // baseline.batch_size == 240
+    # 1,200 images: 960 to train on, 240 steps an epoch.
+    assert baseline.data.images * 4 // 5 // baseline.batch_size == 240
 
 
 def test_the_baseline_augments_nothing() -> None:
@@ -231,11 +231,12 @@ def test_missing_keys_keep_their_default_and_numbers_may_be_written_as_1e_3(tmp_
     ("text", "message"),
     [
         ("epoch: 3", "epoch: unknown setting; did you mean 'epochs'?"),
-        ("data: {picture: 3}", "data.picture: unknown setting; did you mean 'pictures'?"),
+        ("data: {image: 3}", "data.image: unknown setting; did you mean 'images'?"),
+        ("data: {pictures: 3}", "data.pictures: unknown setting; did you mean 'images'?"),
         ("optimizer: {learning_rate: 3}", "optimizer.learning_rate: unknown setting; "),
         ("zzz: 3", "zzz: unknown setting; known are task, epochs, seed, "),
     ],
-    ids=["top", "branch", "far from any", "nothing near"],
+    ids=["top", "branch", "renamed", "far from any", "nothing near"],
 )
 def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tmp_path: Path) -> None:
     file = written(tmp_path, text)
@@ -246,7 +247,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
 
 @pytest.mark.parametrize(
     ("option", "suggestion"),
-    [("--epochz", "--epochs"), ("--data.picturs", "--data.pictures"), ("--optimizer.lrr", "--optimizer.lr")],
+    [("--epochz", "--epochs"), ("--data.pictures", "--data.images"), ("--optimizer.lrr", "--optimizer.lr")],
 )
 def test_an_unknown_option_is_refused_with_a_suggestion(
     option: str, suggestion: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -328,12 +329,12 @@ def test_settings_do_not_change_later() -> None:
 
 
 def test_options_change_what_the_preset_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["--preset", "baseline", "--epochs", "3", "--seed", "5", "--data", "pictures"]
+    arguments = ["--preset", "baseline", "--epochs", "3", "--seed", "5", "--data", "images"]
     config = trained_with([*arguments, "--optimizer.lr", "0.5", "--clip-norm", "None"], monkeypatch)
     expected = PRESETS["baseline"].model_dump()
     expected |= {"epochs": 3, "seed": 5, "clip_norm": None}
     # Made absolute: a run is evaluated from other folders too.
-    expected["data"]["path"], expected["optimizer"]["lr"] = Path("pictures").resolve(), 0.5
+    expected["data"]["path"], expected["optimizer"]["lr"] = Path("images").resolve(), 0.5
     assert config.model_dump() == expected
 
 

@@ -30,7 +30,7 @@ Boxes = list[list[float]]
 
 
 def dense(boxes: Boxes, classes: list[list[float]], objectness: list[float] | None = None) -> DensePrediction:
-    """One picture of boxes xyxy, each with its class probabilities."""
+    """One image of boxes xyxy, each with its class probabilities."""
     planes = convert(torch.tensor(boxes), "xyxy", "cxcywh").T.unsqueeze(0)
     return DensePrediction(
         planes,
@@ -71,7 +71,7 @@ class TestDetect:
             (found,) = detect(prediction, (40, 40), confidence=score)
             assert min(found.scores.tolist()) == score
 
-    def test_boxes_end_with_the_picture(self) -> None:
+    def test_boxes_end_with_the_image(self) -> None:
         boxes = [[-5.0, -5, 10, 10], [30, 10, 50, 70], [41, 0, 60, 10], [-9, 0, 0, 10]]
         (found,) = detect(dense(boxes, [[0.9], [0.8], [0.7], [0.6]]), (40, 60))
         assert rounded(found) == [([0, 0, 10, 10], 0.9, 0), ([30, 10, 40, 60], 0.8, 0)]
@@ -95,7 +95,7 @@ class TestDetect:
         (found,) = detect(dense([[0.0, 0, 10, 10]], [[0.5]]), (40, 40), confidence=0.6)
         assert [tuple(part.shape) for part in found] == [(0, 4), (0,), (0,)]
 
-    def test_a_picture_is_its_own(self) -> None:
+    def test_an_image_is_its_own(self) -> None:
         generator = seeded(3)
         centres = 640 * torch.rand(6, 2, 500, generator=generator)
         boxes = torch.cat((centres, 20 + 60 * torch.rand(6, 2, 500, generator=generator)), 1)
@@ -116,10 +116,10 @@ def found(boxes: Boxes, scores: list[float], labels: list[int]) -> Detections:
 
 
 def scored(
-    pictures: Sequence[tuple[Detections, Boxes, list[int]]], names: Sequence[str] = NAMES
+    images: Sequence[tuple[Detections, Boxes, list[int]]], names: Sequence[str] = NAMES
 ) -> DetectionScores:
     metrics = DetectionMetrics(names)
-    for number, (detections, boxes, labels) in enumerate(pictures):
+    for number, (detections, boxes, labels) in enumerate(images):
         objects = torch.tensor(boxes).view(-1, 4)
         metrics.update([number], [detections], [objects], [torch.tensor(labels).long()])
     return metrics.compute()
@@ -143,15 +143,15 @@ class TestScoresByHand:
         assert scores.classes["cat"] == ClassScores(0.0, 0.0)
         assert scores.classes["dog"] == ClassScores(None, None)
 
-    @pytest.mark.parametrize("pictures", [[], [(NOTHING, [], [])], [(found([LEFT], [0.9], [0]), [], [])]])
-    def test_no_object_to_find(self, pictures: list[tuple[Detections, Boxes, list[int]]]) -> None:
-        scores = scored(pictures)
+    @pytest.mark.parametrize("images", [[], [(NOTHING, [], [])], [(found([LEFT], [0.9], [0]), [], [])]])
+    def test_no_object_to_find(self, images: list[tuple[Detections, Boxes, list[int]]]) -> None:
+        scores = scored(images)
         assert scores[:7] == (0.0,) * 7
         assert set(scores.classes.values()) == {ClassScores(None, None)}
 
-    def test_empty_pictures_change_nothing(self) -> None:
-        picture = (found([LEFT], [0.9], [0]), [LEFT], [0])
-        assert scored([picture, (NOTHING, [], []), (NOTHING, [], [])]) == scored([picture])
+    def test_empty_images_change_nothing(self) -> None:
+        image = (found([LEFT], [0.9], [0]), [LEFT], [0])
+        assert scored([image, (NOTHING, [], []), (NOTHING, [], [])]) == scored([image])
 
     def test_one_false_positive(self) -> None:
         # Less confident than the true one: the precision at all recalls is 1.
@@ -162,7 +162,7 @@ class TestScoresByHand:
         assert above.ap50 == above.ap == above.precision == pytest.approx(0.5)
         assert (above.recall, above.f1, above.confidence) == (1, pytest.approx(2 / 3), pytest.approx(0.4))
 
-    def test_a_false_positive_on_an_empty_picture(self) -> None:
+    def test_a_false_positive_on_an_empty_image(self) -> None:
         scores = scored([(found([LEFT], [0.4], [0]), [LEFT], [0]), (found([LEFT], [0.9], [0]), [], [])])
         assert scores.ap50 == pytest.approx(0.5)
 
@@ -171,7 +171,7 @@ class TestScoresByHand:
 
     def test_an_overlap_of_seven_tenths(self) -> None:
         scores = scored([(found([[0.0, 0, 7, 10]], [0.9], [0]), [LEFT], [0])])
-        # Of ten bounds it passes .5, .55, .6, .65 and .7.
+        # It passes five of ten bounds: .5, .55, .6, .65 and .7.
         assert scores.ap50 == 1
         assert scores.ap == pytest.approx(0.5)
         assert scores.mean_iou == pytest.approx(0.7)
@@ -203,10 +203,10 @@ def test_equal_scores_are_taken_together() -> None:
     )
 
 
-def random_set(pictures: int, seed: int = 0) -> list[tuple[Detections, Tensor, Tensor]]:
-    """Objects, most of them found more or less well, and what is not there; some pictures are empty."""
+def random_set(images: int, seed: int = 0) -> list[tuple[Detections, Tensor, Tensor]]:
+    """Objects, most of them found more or less well, and what is not there; some images are empty."""
     generator, made = seeded(seed), []
-    for number in range(pictures):
+    for number in range(images):
         count = number % 5
         corner = 100 * torch.rand(count, 2, generator=generator)
         objects = torch.cat((corner, corner + 5 + 40 * torch.rand(count, 2, generator=generator)), 1)
@@ -225,15 +225,15 @@ def random_set(pictures: int, seed: int = 0) -> list[tuple[Detections, Tensor, T
 
 def test_pycocotools_says_the_same() -> None:
     coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
-    pictures = random_set(60)
+    images = random_set(60)
     metrics = DetectionMetrics(NAMES)
-    for number, (detections, objects, labels) in enumerate(pictures):
+    for number, (detections, objects, labels) in enumerate(images):
         metrics.update([number], [detections], [objects], [labels])
     scores = metrics.compute()
 
     annotations: list[dict[str, object]] = []
     results: list[dict[str, object]] = []
-    for number, (detections, objects, labels) in enumerate(pictures):
+    for number, (detections, objects, labels) in enumerate(images):
         for box, label in zip(objects.double(), labels, strict=True):
             x1, y1, x2, y2 = box.tolist()
             entry = {"image_id": number, "category_id": int(label), "bbox": [x1, y1, x2 - x1, y2 - y1]}
@@ -246,7 +246,7 @@ def test_pycocotools_says_the_same() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         known = coco.COCO()
         known.dataset = {
-            "images": [{"id": number} for number in range(len(pictures))],
+            "images": [{"id": number} for number in range(len(images))],
             "annotations": annotations,
             "categories": [{"id": label, "name": name} for label, name in enumerate(NAMES)],
         }
@@ -261,7 +261,7 @@ def test_pycocotools_says_the_same() -> None:
     for label, name in enumerate(NAMES):
         precision = evaluation.eval["precision"][:, :, label, 0, -1]
         assert scores.classes[name] == pytest.approx((precision[0].mean(), precision.mean()), rel=1e-12)
-    # The matches at an IoU of 0.5, as pycocotools lists them picture by picture.
+    # The matches at an IoU of 0.5, as pycocotools lists them image by image.
     hits = {
         (entry["image_id"], found_id)
         for entry in evaluation.evalImgs
@@ -279,11 +279,11 @@ def test_pycocotools_says_the_same() -> None:
 
 class TestAccumulation:
     def scores(self, sizes: Sequence[int], order: Sequence[int] | None = None) -> DetectionScores:
-        pictures, metrics, start = random_set(20, seed=1), DetectionMetrics(NAMES), 0
-        order = range(len(pictures)) if order is None else order
+        images, metrics, start = random_set(20, seed=1), DetectionMetrics(NAMES), 0
+        order = range(len(images)) if order is None else order
         for size in sizes:
             at = order[start : start + size]
-            metrics.update(at, *zip(*(pictures[number] for number in at), strict=True))
+            metrics.update(at, *zip(*(images[number] for number in at), strict=True))
             start += size
         assert start == len(order)
         return metrics.compute()
@@ -293,13 +293,13 @@ class TestAccumulation:
         assert self.scores([1] * 20) == self.scores([7, 7, 6]) == whole
         assert self.scores([3, 17], torch.randperm(20, generator=seeded(5)).tolist()) == whole
 
-    def test_a_picture_counts_once(self) -> None:
+    def test_an_image_counts_once(self) -> None:
         assert self.scores([20, 2], [*range(20), 0, 3]) == self.scores([20])
 
-    def test_processes_put_their_pictures_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ranks_put_their_images_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
         parts = [DetectionMetrics(NAMES) for _ in range(2)]
-        for number, picture in enumerate(random_set(20, seed=1)):
-            parts[number % 2].update([number], *([part] for part in picture))
+        for number, image in enumerate(random_set(20, seed=1)):
+            parts[number % 2].update([number], *([part] for part in image))
         parts[0].gather()  # alone there is nobody to ask
         assert len(parts[0].records) == 10
 

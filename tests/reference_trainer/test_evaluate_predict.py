@@ -10,11 +10,11 @@ from PIL import Image
 
 from boxreg import convert
 from reference_trainer.checkpoint import load_run
-from reference_trainer.data.sample import Letterbox, decode_picture, letterbox
-from reference_trainer.data.toy import ToyPictures
+from reference_trainer.data.sample import Letterbox, decode_image, letterbox
+from reference_trainer.data.toy import ToyImages
 from reference_trainer.model import answer
 from reference_trainer.predict import in_original
-from tests.reference_trainer.pictures import ramp, save
+from tests.reference_trainer.images import ramp, save
 from tests.reference_trainer.runs import (
     SIZE,
     Done,
@@ -26,23 +26,23 @@ from tests.reference_trainer.runs import (
 def test_evaluate_gives_the_score_of_the_run(learned: Done) -> None:
     scored = call("evaluate", learned.folder, "--device", "cpu").result
     assert scored["mean_iou"] == pytest.approx(learned.result["mean_iou"], abs=1e-6)
-    assert scored["pictures"] == 60
+    assert scored["images"] == 60
     for name, value in learned.summary["scores"].items():
         assert scored[name] == pytest.approx(value, abs=1e-6), name
 
 
 def test_evaluate_on_another_folder(learned: Done, yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scored = call_here(capsys, "evaluate", learned.folder, "--data", yolo, "--device", "cpu").result
-    assert (scored["task"], scored["pictures"]) == ("toy-folder", 8)
-    # Pictures that the run was trained on.
+    assert (scored["task"], scored["images"]) == ("toy-folder", 8)
+    # Images that the run was trained on.
     assert scored["mean_iou"] > 0.4
 
 
 @pytest.fixture(scope="module")
 def photos(folder: Path) -> list[Path]:
-    """Pictures of several sizes, of which two share a name."""
+    """Images of several sizes, of which two share a name."""
     (folder / "photos" / "more").mkdir(parents=True)
-    toy = ToyPictures([250, 251, 252], 160)
+    toy = ToyImages([250, 251, 252], 160)
     crops = {
         "wide.png": toy[0].image[:, 30:121],
         "tall.jpg": toy[1].image[:, :, 17:90],
@@ -54,9 +54,9 @@ def photos(folder: Path) -> list[Path]:
     return [folder / "photos" / name for name in crops]
 
 
-def box_by_hand(run: Path, picture: Path) -> list[float]:
-    """Letterbox, predict, and go back to the picture's own pixels."""
-    image = decode_picture(picture)
+def box_by_hand(run: Path, path: Path) -> list[float]:
+    """Letterbox, predict, and go back to the image's own pixels."""
+    image = decode_image(path)
     height, width = image.shape[1:]
     square, _, _ = letterbox(image, torch.zeros(0, 4), SIZE)
     _, model, _ = load_run(run)
@@ -73,7 +73,7 @@ def box_by_hand(run: Path, picture: Path) -> list[float]:
 def test_predict_draws_and_writes_boxes_in_original_pixels(learned: Done, photos: list[Path]) -> None:
     done = call("predict", learned.folder, *photos, "--device", "cpu")
     out = learned.folder / "predictions"
-    assert done.result["pictures"] == 4
+    assert done.result["images"] == 4
     assert done.result["predictions"] == str(out / "predictions.json")
     found = json.loads((out / "predictions.json").read_text())
     assert [one["file_name"] for one in found] == [str(photo) for photo in photos]
@@ -95,7 +95,7 @@ def test_predict_draws_and_writes_boxes_in_original_pixels(learned: Done, photos
     for drawing, (width, height) in zip(drawings, sizes, strict=True):
         with Image.open(drawing) as image:
             assert image.format == "PNG"
-            # As wide and as high as the picture, give or take the title.
+            # As wide and as high as the image, give or take the title.
             assert (image.width > image.height) == (width > height) or width == height
 
 
@@ -120,7 +120,7 @@ def test_predict_writes_where_it_is_told(
     ],
     ids=["wide", "all of the square", "half outside", "tall", "in the grey"],
 )
-def test_a_box_is_brought_back_into_the_picture(
+def test_a_box_is_brought_back_into_the_image(
     fitted: Letterbox, box: tuple[float, ...], expected: list[float]
 ) -> None:
     size = {160: 80, 40: 160}[fitted.width]
@@ -128,23 +128,23 @@ def test_a_box_is_brought_back_into_the_picture(
     assert in_original(square, fitted)[0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_evaluate_needs_no_training_pictures(
+def test_evaluate_needs_no_training_images(
     learned: Done, yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(yolo, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "images" / "train")
     scored = call_here(capsys, "evaluate", learned.folder, "--data", tmp_path / "copy").result
-    assert scored["pictures"] == 8
+    assert scored["images"] == 8
 
 
 def test_odd_shapes_and_names_are_drawn(
     small: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = [tmp_path / name for name in ("wide.png", "tall.png", "a$x^{$ [v1].png")]
-    for picture, (height, width) in zip(pictures, [(3, 900), (900, 3), (20, 30)], strict=True):
-        save(ramp(height, width), picture)
-    done = call_here(capsys, "predict", small.folder, *pictures, "--out", tmp_path / "out")
-    assert done.result["pictures"] == 3
+    files = [tmp_path / name for name in ("wide.png", "tall.png", "a$x^{$ [v1].png")]
+    for file, (height, width) in zip(files, [(3, 900), (900, 3), (20, 30)], strict=True):
+        save(ramp(height, width), file)
+    done = call_here(capsys, "predict", small.folder, *files, "--out", tmp_path / "out")
+    assert done.result["images"] == 3
     drawings = [file for file in (tmp_path / "out").iterdir() if file.suffix == ".png"]
     assert len(drawings) == 3
     for drawing in drawings:

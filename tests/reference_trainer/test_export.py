@@ -14,14 +14,14 @@ from torch import nn
 from reference_trainer import export
 from reference_trainer.checkpoint import CONFIG, WEIGHTS, pack_weights
 from reference_trainer.config import PRESETS, TrainConfig, save_config
-from reference_trainer.data.toy import ToyPictures
+from reference_trainer.data.toy import ToyImages
 from reference_trainer.detection import select
 from reference_trainer.export import set_difference
 from reference_trainer.exported import About, Found, Raw
 from reference_trainer.model_card import preset_of
 from reference_trainer.tasks import build_task
 from tests.cases import seeded
-from tests.reference_trainer.pictures import ramp, save
+from tests.reference_trainer.images import ramp, save
 from tests.reference_trainer.runs import Done, call_here, refused
 
 SIZE = 64
@@ -31,7 +31,7 @@ NAMES = ["cat", "dog", "owl"]
 
 def tiny(task: str, **model: Any) -> TrainConfig:
     start = PRESETS["grid" if task == "grid" else "reference"].model_dump()
-    start["data"] |= {"size": SIZE, "pictures": 40}
+    start["data"] |= {"size": SIZE, "images": 40}
     return TrainConfig.model_validate(start | {"model": {"width": 8, **model}})
 
 
@@ -57,8 +57,8 @@ def write_run(folder: Path, config: TrainConfig, confidence: float) -> Path:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    save(ToyPictures([3], 96, most=6)[0].image[:, 20:], folder / "wide.png")
-    save(ToyPictures([4], 160, most=6)[0].image[:, :, 30:120], folder / "tall.png")
+    save(ToyImages([3], 96, most=6)[0].image[:, 20:], folder / "wide.png")
+    save(ToyImages([4], 160, most=6)[0].image[:, :, 30:120], folder / "tall.png")
     save(ramp(40, 200), folder / "ramp.png")
     return folder
 
@@ -128,9 +128,7 @@ class TestFiles:
         ours, theirs = predictions(capsys, run, photos), predictions(capsys, file, photos)
         assert len(ours) == 3
         assert_same(theirs, ours)
-        assert "gives every picture its box" in refused(
-            capsys, "predict", file, photos, "--confidence", "0.3"
-        )
+        assert "gives every image its box" in refused(capsys, "predict", file, photos, "--confidence", "0.3")
         assert "runs on the CPU" in refused(capsys, "predict", file, photos, "--device", "cuda")
 
         import onnx
@@ -196,7 +194,7 @@ class Said(nn.Module):
 
 @pytest.mark.parametrize("classes", [1, 3, 80])
 def test_what_is_found_is_what_is_selected(classes: int) -> None:
-    """In several pictures at once, with boxes that overlap, stick out or lie outside."""
+    """In several images at once, with boxes that overlap, stick out or lie outside."""
     generator = seeded(classes)
     centres = -20 + 160 * torch.rand(3, 2, 400, generator=generator)
     boxes = torch.cat([centres, 5 + 60 * torch.rand(3, 2, 400, generator=generator)], 1)
@@ -249,9 +247,9 @@ def test_raw_numbers_of_a_pooled_head_are_those_before_its_boxes(output: str) ->
 
 def test_differences_between_sets_by_hand() -> None:
     def answers(*rows: tuple[float, float, int, int]) -> tuple[torch.Tensor, ...]:
-        left, scores, labels, pictures = zip(*rows, strict=True) if rows else ((), (), (), ())
+        left, scores, labels, image_indices = zip(*rows, strict=True) if rows else ((), (), (), ())
         boxes = torch.tensor([[x, 0.0, x + 10, 10.0] for x in left]).view(-1, 4)
-        return boxes, torch.tensor(scores), torch.tensor(labels), torch.tensor(pictures)
+        return boxes, torch.tensor(scores), torch.tensor(labels), torch.tensor(image_indices)
 
     def difference(*found: tuple[float, float, int, int]) -> float:
         return set_difference(answers(*found), answers((0, 0.9, 0, 0), (50, 0.5, 1, 1)), 100, 0.5)
@@ -260,7 +258,7 @@ def test_differences_between_sets_by_hand() -> None:
     assert difference((50, 0.5, 1, 1), (0.01, 0.9, 0, 0)) == pytest.approx(1e-4, rel=1e-3)
     assert difference((50, 0.5, 1, 1), (0, 0.899, 0, 0)) == pytest.approx(1e-3, rel=1e-3)
     assert difference((50, 0.5, 1, 1), (0, 0.9, 1, 0)) >= 1  # another class
-    assert difference((50, 0.5, 1, 1), (0, 0.9, 0, 1)) >= 1  # another picture
+    assert difference((50, 0.5, 1, 1), (0, 0.9, 0, 1)) >= 1  # another image
     assert difference((0, 0.9, 0, 0)) == 0  # at the confidence: it may be missing
     assert difference((50, 0.5, 1, 1)) > 0.1  # far above
     assert difference() == float("inf")
@@ -271,7 +269,7 @@ def test_differences_between_sets_by_hand() -> None:
 
 def test_the_preset_and_what_was_changed_in_it() -> None:
     assert preset_of(PRESETS["baseline"]) == "`baseline`"
-    assert preset_of(tiny("single")) == "`reference`, data.pictures 40, data.size 64, model.width 8"
+    assert preset_of(tiny("single")) == "`reference`, data.images 40, data.size 64, model.width 8"
 
 
 def test_programs_that_take_one_size_only() -> None:

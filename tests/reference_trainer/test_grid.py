@@ -20,8 +20,8 @@ from reference_trainer.checkpoint import load_run, saved_scores
 from reference_trainer.config import PRESETS, ModelConfig, TrainConfig
 from reference_trainer.data.loading import ObjectBatch, Squares, to_object_batch
 from reference_trainer.data.opening import task_for
-from reference_trainer.data.sample import DataError, Renumbered, decode_picture
-from reference_trainer.data.toy import ToyPictures
+from reference_trainer.data.sample import DataError, Renumbered, decode_image
+from reference_trainer.data.toy import ToyImages
 from reference_trainer.data.writing import write_yolo_folder
 from reference_trainer.grid import Grid
 from reference_trainer.grid_model import expressible, typical_sizes
@@ -29,13 +29,13 @@ from reference_trainer.learner import Learner
 from reference_trainer.model import prepare_images
 from reference_trainer.tasks import build_task
 from tests.reference_trainer.datasets import voc_object, voc_xml
-from tests.reference_trainer.pictures import ramp, save
+from tests.reference_trainer.images import ramp, save
 from tests.reference_trainer.runs import call_here, refused
 
 SIZE = 64
 TINY = ["--data.size", str(SIZE), "--data.workers", "0", "--model.width", "8", "--device", "cpu"]
 TINY += ["--epochs", "2", "--validate-every", "1", "--batch-size", "8"]
-GENERATED = ["--task", "grid", *TINY, "--data.pictures", "40"]
+GENERATED = ["--task", "grid", *TINY, "--data.images", "40"]
 DECODERS = ["cell", "yolov3", "yolov5", "ltrb", "dfl"]
 
 
@@ -62,7 +62,7 @@ class TestTheNetwork:
     @pytest.mark.parametrize("levels", [1, 3])
     def test_untrained_it_says_what_is_typical(self, decoder: str, levels: int) -> None:
         torch.manual_seed(0)
-        config, squares = tiny(decoder, levels), Squares(ToyPictures(12, SIZE, most=6), SIZE)
+        config, squares = tiny(decoder, levels), Squares(ToyImages(12, SIZE, most=6), SIZE)
         task = Grid(config)
         with torch.no_grad():
             prediction = task.build_model(squares.source.names, squares)(torch.rand(2, 3, SIZE, SIZE))
@@ -82,7 +82,7 @@ class TestTheNetwork:
     @pytest.mark.parametrize("decoder", DECODERS)
     def test_every_decoder_learns(self, decoder: str) -> None:
         torch.manual_seed(0)
-        squares = Squares(ToyPictures(8, SIZE, most=6), SIZE)
+        squares = Squares(ToyImages(8, SIZE, most=6), SIZE)
         task = build_task(tiny(decoder))
         task = build_task(tiny(decoder).model_copy(update={"model": task.model_config(squares)}))
         model = task.build_model(squares.source.names, squares)
@@ -111,7 +111,7 @@ class TestTheNetwork:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run of the grid task, on its toy pictures."""
+    """A short run of the grid task, on its toy images."""
     out = tmp_path_factory.mktemp("grid")
     assert main(["train", *GENERATED, "--model.decoder", "yolov5", "--out", str(out)]) == 0
     return run_folder(out)
@@ -152,15 +152,15 @@ class TestRuns:
     def test_evaluate_maps_classes_by_their_names(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        pictures = {"train": ToyPictures(4, SIZE, 1, 6), "val": ToyPictures(range(4, 24), SIZE, 1, 6)}
-        write_yolo_folder(pictures, tmp_path / "a")
+        images = {"train": ToyImages(4, SIZE, 1, 6), "val": ToyImages(range(4, 24), SIZE, 1, 6)}
+        write_yolo_folder(images, tmp_path / "a")
         shutil.copytree(tmp_path / "a", tmp_path / "b")
         file = tmp_path / "b" / "data.yaml"
         file.write_text(
             file.read_text().split("names:")[0] + "names: [triangle, big dog, ellipse, rectangle]\n"
         )
         number = {"0": "3", "1": "2", "2": "0"}
-        assert list(pictures["val"].names) == ["rectangle", "ellipse", "triangle"]
+        assert list(images["val"].names) == ["rectangle", "ellipse", "triangle"]
         for labels in (tmp_path / "b" / "labels").rglob("*.txt"):
             lines = [line.split(maxsplit=1) for line in labels.read_text().splitlines()]
             labels.write_text("".join(f"{number[label]} {rest}\n" for label, rest in lines))
@@ -169,11 +169,11 @@ class TestRuns:
         )
         names = [name for name in one if name not in ("task", "seconds")]
         assert {name: one[name] for name in names} == {name: other[name] for name in names}
-        # At the confidence that the run was validated with, not at the best for these pictures.
+        # At the confidence that the run was validated with, not at the best for these images.
         assert one["confidence"] == saved_scores(run)["confidence"]
 
     def test_classes_of_a_run_and_of_data_must_meet(self) -> None:
-        toys = ToyPictures(5, SIZE, most=6)
+        toys = ToyImages(5, SIZE, most=6)
         known = Renumbered(toys, ["triangle", "square"])
         assert known.names == ["triangle", "square", "rectangle", "ellipse"]
         for index in range(5):
@@ -204,21 +204,21 @@ class TestPredict:
     def test_it_writes_coco_results(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        inside = tmp_path / "pictures" / "below"
+        inside = tmp_path / "images" / "below"
         inside.mkdir(parents=True)
-        save(ToyPictures([3], 96, most=6)[0].image[:, 20:], inside / "one.png")
-        save(ToyPictures([4], 160, most=6)[0].image[:, :, 30:120], inside.parent / "two.jpg")
+        save(ToyImages([3], 96, most=6)[0].image[:, 20:], inside / "one.png")
+        save(ToyImages([4], 160, most=6)[0].image[:, :, 30:120], inside.parent / "two.jpg")
         save(ramp(40, 200), tmp_path / "three.png")
         arguments = ["predict", run, inside.parent, tmp_path / "three.png", "--out", tmp_path / "out"]
         done = call_here(capsys, *arguments, "--confidence", "0.01")
         results = json.loads((tmp_path / "out" / "predictions.json").read_text())
-        assert (done.result["pictures"], done.result["boxes"]) == (3, len(results))
+        assert (done.result["images"], done.result["boxes"]) == (3, len(results))
         assert results
         files = [inside / "one.png", inside.parent / "two.jpg", tmp_path / "three.png"]
         names = load_run(run)[2]
         for row in results:
             assert row["file_name"] == str(files[row["image_id"]])
-            height, width = decode_picture(files[row["image_id"]]).shape[1:]
+            height, width = decode_image(files[row["image_id"]]).shape[1:]
             assert (row["width"], row["height"]) == (width, height)
             x, y, w, h = row["bbox"]
             assert min(x, y) >= 0
@@ -249,11 +249,11 @@ class TestPredict:
         rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
         assert all(row["score"] >= round(done.result["confidence"], 4) for row in rows)
 
-    def test_a_folder_without_pictures_is_refused(
+    def test_a_folder_without_images_is_refused(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "empty").mkdir()
-        assert "no picture in this folder" in refused(capsys, "predict", run, tmp_path / "empty")
+        assert "no image in this folder" in refused(capsys, "predict", run, tmp_path / "empty")
 
 
 def test_without_the_evaluator_nothing_is_trained(
@@ -279,7 +279,7 @@ class TestForeignData:
     def test_a_data_set_as_people_have_them(
         self, classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """No splits, sizes of all kinds, names with spaces, pictures without objects, flags."""
+        """No splits, sizes of all kinds, names with spaces, images without objects, flags."""
         names = [f"dog & cat {number}" for number in range(classes)]
         for index in range(25):
             size = (60 + 13 * index, 400 - 11 * index)
@@ -290,25 +290,25 @@ class TestForeignData:
             ]
             if index == 7:
                 objects.append(voc_object((1, 1, 20, 20), "unclear", "<difficult>1</difficult>"))
-            add_voc(tmp_path / "data", f"picture {index}", size, *objects)
+            add_voc(tmp_path / "data", f"image {index}", size, *objects)
         done = call_here(capsys, "train", "--data", tmp_path / "data", *TINY, "--out", tmp_path / "runs")
-        assert "task grid: of 25 pictures" in done.messages
+        assert "task grid: of 25 images" in done.messages
         assert 0 <= done.result["ap"] <= 1
-        assert done.summary["pictures"] == {"train": 20, "val": 5}
+        assert done.summary["images"] == {"train": 20, "val": 5}
         _, _, known = load_run(done.folder)
         assert set(names) <= set(known)
 
-    def test_one_box_a_picture_is_task_single(self, tmp_path: Path) -> None:
+    def test_one_box_an_image_is_task_single(self, tmp_path: Path) -> None:
         box = voc_object((3, 4, 30, 30), "a cat")
         for index in range(4):
             add_voc(tmp_path, str(index), (60, 60), box)
-        assert task_for(tmp_path) == ("single", "every picture has one box")
+        assert task_for(tmp_path) == ("single", "every image has one box")
         add_voc(tmp_path, "4", (60, 60), box, voc_object((9, 9, 50, 50), "dog"))
         add_voc(tmp_path, "5", (60, 60))
-        assert task_for(tmp_path) == ("grid", "of 6 pictures 1 have several boxes, 1 have none")
+        assert task_for(tmp_path) == ("grid", "of 6 images 1 have several boxes, 1 have none")
 
     def test_data_without_a_box_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for index in range(6):
             add_voc(tmp_path / "data", str(index), (60, 60))
         said = refused(capsys, "train", "--data", tmp_path / "data", *TINY, "--out", tmp_path / "runs")
-        assert "no picture has a box" in said
+        assert "no image has a box" in said

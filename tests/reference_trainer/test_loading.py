@@ -30,16 +30,16 @@ from reference_trainer.data.loading import (
     train_loader,
     val_loader,
 )
-from reference_trainer.data.sample import DataError, Picture
-from reference_trainer.data.toy import ToyPictures
+from reference_trainer.data.sample import AnnotatedImage, DataError
+from reference_trainer.data.toy import ToyImages
 from reference_trainer.data.writing import write_yolo_folder
-from tests.reference_trainer.pictures import RACCOONS
+from tests.reference_trainer.images import RACCOONS
 
 SIDE = 32
 
 
 def squares_of(count: int = 12) -> Squares:
-    return Squares(ToyPictures(count, SIDE, seed=3), SIDE)
+    return Squares(ToyImages(count, SIDE, seed=3), SIDE)
 
 
 def samples_of(squares: Squares, seed: int = 0) -> TrainingSamples:
@@ -70,17 +70,17 @@ def test_a_sample_does_not_depend_on_what_came_before() -> None:
 
 
 def test_seed_epoch_and_index_each_make_another_sample() -> None:
-    pictures = squares_of(1)
-    first = samples_of(pictures)[1, 0]
-    assert not same(samples_of(pictures)[2, 0], first)
-    assert not same(samples_of(pictures, seed=1)[1, 0], first)
-    # The same picture twice, under two indices.
-    doubled = Squares(ToyPictures([0, 0], SIDE, seed=3), SIDE)
+    squares = squares_of(1)
+    first = samples_of(squares)[1, 0]
+    assert not same(samples_of(squares)[2, 0], first)
+    assert not same(samples_of(squares, seed=1)[1, 0], first)
+    # The same image twice, under two indices.
+    doubled = Squares(ToyImages([0, 0], SIDE, seed=3), SIDE)
     assert same(doubled[0], doubled[1])
     assert not same(samples_of(doubled)[1, 0], samples_of(doubled)[1, 1])
 
 
-def test_augmentation_leaves_the_pictures_and_the_global_generators_alone() -> None:
+def test_augmentation_leaves_the_images_and_the_global_generators_alone() -> None:
     squares = squares_of()
     before = [[part.clone() for part in squares[index]] for index in range(12)]
 
@@ -173,7 +173,7 @@ def test_targets_are_centres_and_sizes_as_fractions() -> None:
     )
 
 
-def test_validation_keeps_order_and_pictures() -> None:
+def test_validation_keeps_order_and_images() -> None:
     squares = squares_of(70)
     images, targets = zip(*val_loader(squares), strict=True)
     assert [len(part) for part in targets] == [64, 6]
@@ -184,15 +184,15 @@ def test_validation_keeps_order_and_pictures() -> None:
 
 
 class Counted:
-    """A source that counts how often it is asked for a picture."""
+    """A source that counts how often it is asked for an image."""
 
-    def __init__(self, source: ToyPictures) -> None:
+    def __init__(self, source: ToyImages) -> None:
         self.source, self.names, self.box_counts, self.asked = source, source.names, source.box_counts, 0
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> AnnotatedImage:
         self.asked += 1
         return self.source[index]
 
@@ -203,7 +203,7 @@ def test_a_set_above_the_budget_is_decoded_as_it_is_used(
 ) -> None:
     kept = squares_of(4)
     monkeypatch.setattr(loading, "MEMORY_BUDGET", 4 * 3 * SIDE * SIDE + spare)
-    source = Counted(ToyPictures(4, SIDE, seed=3))
+    source = Counted(ToyImages(4, SIDE, seed=3))
     squares = Squares(source, SIDE)
     counts = [source.asked]
     for _ in range(2):
@@ -224,8 +224,8 @@ def test_a_worker_reads_a_set_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_pictures_with_any_number_of_boxes_make_batches_of_lists(workers: int) -> None:
-    squares = Squares(ToyPictures(40, SIDE, seed=3, most=6), SIDE)
+def test_images_with_any_number_of_boxes_make_batches_of_lists(workers: int) -> None:
+    squares = Squares(ToyImages(40, SIDE, seed=3, most=6), SIDE)
     config = TrainConfig(batch_size=16, data=DataConfig(size=SIDE, workers=workers))
     loader, sampler = train_loader(squares, config, collate=to_object_batch)
     sampler.epoch = 1
@@ -257,22 +257,22 @@ def test_what_a_worker_has_decoded_is_kept_for_all(tmp_path: Path) -> None:
     assert same(copied[4], squares[4])
 
 
-def test_the_prior_is_the_median_box_of_the_letterboxed_pictures() -> None:
+def test_the_prior_is_the_median_box_of_the_letterboxed_images() -> None:
     squares = squares_of(9)
     (targets,) = [batch.targets for batch in DataLoader(squares, batch_size=9, collate_fn=to_batch)]
     torch.testing.assert_close(torch.tensor(squares.prior()), targets.median(0).values)
 
 
 def test_toy_sources_are_the_first_four_fifths_and_the_rest() -> None:
-    sources, left_out, _ = open_sources(DataConfig(pictures=10, size=SIDE), seed=4)
+    sources, left_out, _ = open_sources(DataConfig(images=10, size=SIDE), seed=4)
     assert {name: len(source) for name, source in sources.items()} == {"train": 8, "val": 2}
     assert [tuple(left) for left in left_out.values()] == [(0, 0), (0, 0)]
-    expected = ToyPictures(10, SIDE, seed=4)[9]
+    expected = ToyImages(10, SIDE, seed=4)[9]
     torch.testing.assert_close(sources["val"][1].image, expected.image, rtol=0, atol=0)
 
 
-def test_pictures_without_one_box_are_left_out_and_counted(tmp_path: Path) -> None:
-    write_yolo_folder({"train": ToyPictures(4, SIDE), "val": ToyPictures(1, SIDE)}, tmp_path / "d")
+def test_images_without_one_box_are_left_out_and_counted(tmp_path: Path) -> None:
+    write_yolo_folder({"train": ToyImages(4, SIDE), "val": ToyImages(1, SIDE)}, tmp_path / "d")
     labels = tmp_path / "d" / "labels" / "train"
     (labels / "000000.txt").write_text("")
     (labels / "000001.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.3 0.2\n")
@@ -282,8 +282,8 @@ def test_pictures_without_one_box_are_left_out_and_counted(tmp_path: Path) -> No
     assert tuple(left_out["val"]) == (0, 0)
 
 
-def test_a_split_without_any_one_box_picture_is_an_error(tmp_path: Path) -> None:
-    write_yolo_folder({"train": ToyPictures(1, SIDE), "val": ToyPictures(1, SIDE)}, tmp_path / "d")
+def test_a_split_without_any_one_box_image_is_an_error(tmp_path: Path) -> None:
+    write_yolo_folder({"train": ToyImages(1, SIDE), "val": ToyImages(1, SIDE)}, tmp_path / "d")
     (tmp_path / "d" / "labels" / "val" / "000000.txt").write_text("")
     with pytest.raises(DataError, match="val"):
         open_sources(DataConfig(path=tmp_path / "d", size=SIDE), seed=0)
@@ -298,7 +298,7 @@ def test_the_task_is_named_after_its_folder(path: str | None, name: str) -> None
 
 
 @pytest.mark.skipif(not RACCOONS.is_dir(), reason="the raccoon photographs are not there")
-def test_the_raccoons_are_146_and_38_one_box_pictures() -> None:
+def test_the_raccoons_are_146_and_38_one_box_images() -> None:
     sources, left_out, _ = open_sources(DataConfig(path=RACCOONS), seed=0)
     assert {name: len(source) for name, source in sources.items()} == {"train": 146, "val": 38}
     assert {name: tuple(left) for name, left in left_out.items()} == {"train": (0, 14), "val": (0, 2)}

@@ -38,12 +38,12 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_replays(
     said = refused(capsys, "train", *settings)
     run = run_folder(tmp_path)
     state = torch.load(run / "nonfinite.pt", weights_only=True)
-    culprit = state["pictures"][2]
+    culprit = state["images"][2]
     assert f"not finite at step {POISONED}, in epoch 2" in said
     # No cell is near a centre that is no number: only what should find nothing has a say.
     assert "noobj (nan)" in said
     assert f"  {culprit}: boxes [[nan, " in said
-    assert all(other not in said for other in set(state["pictures"]) - {culprit})
+    assert all(other not in said for other in set(state["images"]) - {culprit})
     assert f"see it again: reference_trainer replay {run}" in said
     # Nothing of that step was learned: the weights are those that the step before left.
     assert newest_state(run).state["step"] == STEPS
@@ -53,7 +53,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_replays(
     assert main(["replay", str(run)]) == 1
     *lines, result = capsys.readouterr().out.splitlines()
     assert "noobj (nan)" in lines[1]
-    assert json.loads(result)["pictures"] == [culprit]
+    assert json.loads(result)["images"] == [culprit]
     assert json.loads(result)["finite"] is False
     # What was drawn by chance is over: without it the run goes on.
     monkeypatch.undo()

@@ -25,7 +25,7 @@ def uniform(*shape: int, seed: int, low: float, high: float) -> Tensor:
 
 
 def prediction_of(head: str) -> tuple[Prediction, list[Tensor]]:
-    """A prediction for three pictures and its leaves."""
+    """A prediction for three images and its leaves."""
     shape = (3, 4) if head == "pooled" else (3, 4, 5, 6)
     boxes = uniform(*shape, seed=1, low=0.2, high=0.7).requires_grad_()
     if head == "pooled":
@@ -96,11 +96,11 @@ def test_a_lambda_scales_its_own_term_and_no_other(head: str, term: str, factor:
     ones = {f"lambda_{name}": 1.0 for name in TERMS["dense"]}
     plain = Criterion(LossConfig(**ones))(prediction, TARGET)
     scaled = Criterion(LossConfig(**ones | {f"lambda_{term}": factor}))(prediction, TARGET)
-    assert tuple(plain.raw) == tuple(scaled.weighted) == TERMS[head]
+    assert tuple(plain.unweighted) == tuple(scaled.weighted) == TERMS[head]
     for name in TERMS[head]:
         by = factor if name == term else 1.0
-        torch.testing.assert_close(scaled.raw[name], plain.raw[name], rtol=0, atol=0)
-        torch.testing.assert_close(scaled.weighted[name], by * plain.raw[name], rtol=0, atol=0)
+        torch.testing.assert_close(scaled.unweighted[name], plain.unweighted[name], rtol=0, atol=0)
+        torch.testing.assert_close(scaled.weighted[name], by * plain.unweighted[name], rtol=0, atol=0)
         before, after = (gradients(each.weighted[name], leaves) for each in (plain, scaled))
         assert any(gradient.any() for gradient in before)
         for old, new in zip(before, after, strict=True):
@@ -118,14 +118,14 @@ def test_the_total_is_the_sum_of_the_weighted_terms(head: str) -> None:
         torch.testing.assert_close(whole, parts)
 
 
-def test_a_row_that_wants_lengths_gets_those_of_the_picture() -> None:
+def test_a_row_that_wants_lengths_gets_those_of_the_image() -> None:
     prediction, _ = prediction_of("pooled")
     for overlap, loss in {
         "mpdiou": MPDIoULoss("cxcywh", image_width=1, image_height=1),
         "nwd": NWDLoss("cxcywh", constant=0.4),
     }.items():
         terms = Criterion(LossConfig(overlap=overlap, nwd_constant=0.4))(prediction, TARGET)
-        torch.testing.assert_close(terms.raw["iou"], loss(prediction.boxes, TARGET))
+        torch.testing.assert_close(terms.unweighted["iou"], loss(prediction.boxes, TARGET))
     # In pixels as in fractions.
     for overlap in VARIANTS:
         config = LossConfig(overlap=overlap)
@@ -146,7 +146,7 @@ def test_a_dense_loss_is_the_mean_over_the_cells_that_learn() -> None:
     targets = TARGET[:, None, None].expand(3, 5, 6, 4)[learns]
     pooled = Criterion(LossConfig())(Prediction(boxes), targets)
     for name in BOX_TERMS:
-        torch.testing.assert_close(dense.raw[name], pooled.raw[name])
+        torch.testing.assert_close(dense.unweighted[name], pooled.unweighted[name])
 
 
 def test_objectness_is_compared_with_the_iou_of_the_cell_s_own_box() -> None:
@@ -162,11 +162,11 @@ def test_objectness_is_compared_with_the_iou_of_the_cell_s_own_box() -> None:
         Prediction(leaf, torch.tensor(logits)[None, None]), target
     )
     # Both are divided by the number of cells that learn.
-    torch.testing.assert_close(objective.raw["obj"], torch.tensor((surprise[0] + surprise[1]) / 2))
-    torch.testing.assert_close(objective.raw["noobj"], torch.tensor((surprise[2] + surprise[3]) / 2))
-    torch.testing.assert_close(objective.weighted["obj"], 3.0 * objective.raw["obj"])
-    torch.testing.assert_close(objective.weighted["noobj"], 0.5 * objective.raw["noobj"])
-    assert not objective.raw["obj"].requires_grad, "objectness does not move the boxes"
+    torch.testing.assert_close(objective.unweighted["obj"], torch.tensor((surprise[0] + surprise[1]) / 2))
+    torch.testing.assert_close(objective.unweighted["noobj"], torch.tensor((surprise[2] + surprise[3]) / 2))
+    torch.testing.assert_close(objective.weighted["obj"], 3.0 * objective.unweighted["obj"])
+    torch.testing.assert_close(objective.weighted["noobj"], 0.5 * objective.unweighted["noobj"])
+    assert not objective.unweighted["obj"].requires_grad, "objectness does not move the boxes"
 
 
 @pytest.mark.parametrize("size", ["wh", "sqrt_wh"])
@@ -180,7 +180,7 @@ def test_a_perfect_prediction_has_no_box_loss(head: str, distance: str, size: st
     }
     objective = criterion(perfect[head], TARGET)
     for name in BOX_TERMS:
-        torch.testing.assert_close(objective.raw[name], torch.tensor(0.0), rtol=0, atol=8 * EPS)
+        torch.testing.assert_close(objective.unweighted[name], torch.tensor(0.0), rtol=0, atol=8 * EPS)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=["nan", "inf"])
@@ -198,8 +198,8 @@ def test_a_broken_box_in_a_cell_that_does_not_learn_stays_there(value: float) ->
 
 
 def learn(boxes: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The raw terms, and the gradient that the boxes get."""
+    """The unweighted terms, and the gradient that the boxes get."""
     leaf = boxes.clone().requires_grad_()
     objective = Criterion(LossConfig())(Prediction(leaf, torch.zeros(1, 5, 6)), target)
     (gradient,) = torch.autograd.grad(objective.total, leaf)
-    return {name: value.detach() for name, value in objective.raw.items()}, gradient
+    return {name: value.detach() for name, value in objective.unweighted.items()}, gradient

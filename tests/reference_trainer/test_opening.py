@@ -13,27 +13,29 @@ import torch
 from reference_trainer.__main__ import main
 from reference_trainer.data import opening
 from reference_trainer.data.opening import open_data
-from reference_trainer.data.sample import DataError, PictureSource, decode_picture, measure_picture
-from reference_trainer.data.toy import ToyPictures
+from reference_trainer.data.sample import DataError, ImageSource, decode_image, measure_image
+from reference_trainer.data.toy import ToyImages
 from reference_trainer.data.writing import write_yolo_folder
-from tests.reference_trainer.datasets import Coco, add_picture, add_voc, content_of, voc_object, voc_xml
-from tests.reference_trainer.pictures import ramp, save
+from tests.reference_trainer.datasets import Coco, add_image, add_voc, content_of, voc_object, voc_xml
+from tests.reference_trainer.images import ramp, save
 from tests.reference_trainer.runs import call_here, refused
 
 SIDE = 32
 
 
-def write_coco(splits: dict[str, ToyPictures], root: Path) -> None:
-    """Toy pictures as COCO, ids in disorder, the lists in another order than usual."""
+def write_coco(splits: dict[str, ToyImages], root: Path) -> None:
+    """Toy images as COCO, ids in disorder, the lists in another order than usual."""
     for split, source in splits.items():
         folder = root / f"{split}2017"
         folder.mkdir(parents=True)
         images, annotations = [], []
         for index in range(len(source)):
-            picture = source[index]
-            save(picture.image, folder / f"{index:04d}.png")
+            annotated = source[index]
+            save(annotated.image, folder / f"{index:04d}.png")
             images.append({"id": 7 + index, "file_name": f"{index:04d}.png", "height": SIDE, "width": SIDE})
-            for (x1, y1, x2, y2), label in zip(picture.boxes.tolist(), picture.labels.tolist(), strict=True):
+            for (x1, y1, x2, y2), label in zip(
+                annotated.boxes.tolist(), annotated.labels.tolist(), strict=True
+            ):
                 box = [x1, y1, x2 - x1, y2 - y1]
                 annotations.append({"image_id": 7 + index, "category_id": 90 + label, "bbox": box})
         categories = [{"id": 90 + number, "name": name} for number, name in enumerate(source.names)]
@@ -43,22 +45,22 @@ def write_coco(splits: dict[str, ToyPictures], root: Path) -> None:
         (root / "annotations" / f"instances_{split}2017.json").write_text(text)
 
 
-def write_voc(splits: dict[str, ToyPictures], root: Path) -> None:
+def write_voc(splits: dict[str, ToyImages], root: Path) -> None:
     (root / "ImageSets/Main").mkdir(parents=True)
     for split, source in splits.items():
         names = []
         for index in range(len(source)):
-            picture, name = source[index], f"{split}_{index:04d}"
-            boxes = (picture.boxes.int() + torch.tensor([1, 1, 0, 0])).tolist()
-            labels = [source.names[label] for label in picture.labels]
+            annotated, name = source[index], f"{split}_{index:04d}"
+            boxes = (annotated.boxes.int() + torch.tensor([1, 1, 0, 0])).tolist()
+            labels = [source.names[label] for label in annotated.labels]
             objects = [voc_object(box, label) for box, label in zip(boxes, labels, strict=True)]
             add_voc(root, name, *objects, size=(SIDE, SIDE))
-            save(picture.image, root / f"JPEGImages/{name}.png")
+            save(annotated.image, root / f"JPEGImages/{name}.png")
             names.append(name)
         (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in names))
 
 
-WRITERS: dict[str, Callable[[dict[str, ToyPictures], Path], None]] = {
+WRITERS: dict[str, Callable[[dict[str, ToyImages], Path], None]] = {
     "YOLO": write_yolo_folder,
     "COCO": write_coco,
     "VOC": write_voc,
@@ -67,10 +69,8 @@ WRITERS: dict[str, Callable[[dict[str, ToyPictures], Path], None]] = {
 
 @pytest.mark.parametrize("decode", [True, False])
 @pytest.mark.parametrize("kind", WRITERS)
-def test_every_kind_gives_the_same_pictures_boxes_and_classes(
-    kind: str, decode: bool, tmp_path: Path
-) -> None:
-    splits = {"train": ToyPictures(12, SIDE, 1, 6), "val": ToyPictures(range(20, 25), SIDE, 1, 6)}
+def test_every_kind_gives_the_same_images_boxes_and_classes(kind: str, decode: bool, tmp_path: Path) -> None:
+    splits = {"train": ToyImages(12, SIDE, 1, 6), "val": ToyImages(range(20, 25), SIDE, 1, 6)}
     WRITERS[kind](splits, tmp_path / "set")
     before = content_of(tmp_path)
     found = open_data(tmp_path / "set", decode=decode)
@@ -82,10 +82,10 @@ def test_every_kind_gives_the_same_pictures_boxes_and_classes(
         assert sorted(source.names) == sorted(expected.names)
         assert source.box_counts.tolist() == expected.box_counts.tolist()
         for index in range(len(expected)):
-            picture, other = source[index], expected[index]
-            torch.testing.assert_close(picture.image, other.image, rtol=0, atol=0)
-            torch.testing.assert_close(picture.boxes, other.boxes, rtol=0, atol=0)
-            assert picture.labels.tolist() == numbers[other.labels].tolist()
+            annotated, other = source[index], expected[index]
+            torch.testing.assert_close(annotated.image, other.image, rtol=0, atol=0)
+            torch.testing.assert_close(annotated.boxes, other.boxes, rtol=0, atol=0)
+            assert annotated.labels.tolist() == numbers[other.labels].tolist()
         labels = torch.cat([source[index].labels for index in range(len(source))])
         assert found.files[split].class_counts == torch.bincount(labels, minlength=3).tolist()
     assert content_of(tmp_path) == before
@@ -94,27 +94,27 @@ def test_every_kind_gives_the_same_pictures_boxes_and_classes(
     assert open_data(tmp_path / "set", ["val"]).splits["val"].names == found.splits["val"].names
 
 
-def pictures_of(source: PictureSource) -> list[str]:
+def images_of(source: ImageSource) -> list[str]:
     return [source[index].source for index in range(len(source))]
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_one_picture_in_five_is_set_aside_where_nothing_is_said_of_validation(
+def test_one_image_in_five_is_set_aside_where_nothing_is_said_of_validation(
     kind: str, tmp_path: Path
 ) -> None:
-    WRITERS[kind]({"train": ToyPictures(23, SIDE)}, tmp_path / "set")
+    WRITERS[kind]({"train": ToyImages(23, SIDE)}, tmp_path / "set")
     first = open_data(tmp_path / "set").splits
-    parts = {split: pictures_of(source) for split, source in first.items()}
+    parts = {split: images_of(source) for split, source in first.items()}
     assert [len(part) for part in parts.values()] == [19, 4]
     assert len({*parts["train"], *parts["val"]}) == 23
-    assert parts["val"] != pictures_of(open_data(tmp_path / "set").files["train"])[-4:]
+    assert parts["val"] != images_of(open_data(tmp_path / "set").files["train"])[-4:]
     for split in parts:
-        assert pictures_of(open_data(tmp_path / "set", [split]).splits[split]) == parts[split]
+        assert images_of(open_data(tmp_path / "set", [split]).splits[split]) == parts[split]
 
 
-def test_a_single_picture_cannot_be_split(tmp_path: Path) -> None:
-    write_yolo_folder({"train": ToyPictures(1, SIDE)}, tmp_path / "set")
-    with pytest.raises(DataError, match="one picture cannot be both"):
+def test_a_single_image_cannot_be_split(tmp_path: Path) -> None:
+    write_yolo_folder({"train": ToyImages(1, SIDE)}, tmp_path / "set")
+    with pytest.raises(DataError, match="one image cannot be both"):
         open_data(tmp_path / "set")
 
 
@@ -129,7 +129,7 @@ def voc_beside(root: Path) -> None:
 def voc_in_split_folders(root: Path) -> None:
     for split in ("train", "val"):
         for name in ("a", "b"):
-            add_picture(root / split / "images" / f"{name}.png")
+            add_image(root / split / "images" / f"{name}.png")
             file = root / split / "annotations" / f"{name}.xml"
             file.parent.mkdir(exist_ok=True)
             file.write_text(voc_xml(voc_object(), name="called otherwise", size=(0, 0)))
@@ -139,7 +139,7 @@ def voc_in_an_archive(root: Path) -> None:
     year = root / "VOCdevkit/VOC2012"
     for name in ("a", "b", "c", "d", "not listed"):
         add_voc(year, name, voc_object())
-        add_picture(year / f"SegmentationClass/{name}.png")
+        add_image(year / f"SegmentationClass/{name}.png")
     (year / "ImageSets/Main").mkdir(parents=True)
     (year / "ImageSets/Main/trainval.txt").write_text("a\nb\nc\nd\n")
     (year / "ImageSets/Main/train.txt").write_text("a\nb\n")
@@ -147,10 +147,10 @@ def voc_in_an_archive(root: Path) -> None:
 
 
 def voc_in_nested_folders(root: Path) -> None:
-    """Pictures of the same names, told apart by their folders alone."""
+    """Images of the same names, told apart by their folders alone."""
     for folder in ("one/day", "two/day"):
         for name in ("a", "b"):
-            add_picture(root / f"JPEGImages/{folder}/{name}.png")
+            add_image(root / f"JPEGImages/{folder}/{name}.png")
             file = root / f"Annotations/{folder}/{name}.xml"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(voc_xml(voc_object(), name=name))
@@ -186,13 +186,13 @@ def coco_at_the_top(root: Path) -> None:
 
 
 def yolo_of_another_name(root: Path) -> None:
-    write_yolo_folder({"train": ToyPictures(2, SIDE), "val": ToyPictures([5, 6], SIDE)}, root / "set")
+    write_yolo_folder({"train": ToyImages(2, SIDE), "val": ToyImages([5, 6], SIDE)}, root / "set")
     (root / "set/data.yaml").rename(root / "set/birds.yaml")
     (root / "set/hyp.yaml").write_text("lr: 3\n")
 
 
 LAYOUTS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "VOC beside the pictures": (voc_beside, "VOC"),
+    "VOC beside the images": (voc_beside, "VOC"),
     "VOC in folders of splits": (voc_in_split_folders, "VOC"),
     "VOC as it is unpacked": (voc_in_an_archive, "VOC"),
     "VOC, nested": (voc_in_nested_folders, "VOC"),
@@ -210,7 +210,7 @@ def test_layouts_that_people_have_are_understood(layout: str, tmp_path: Path) ->
     found = open_data(tmp_path)
     assert found.kind == kind
     assert {split: len(source) for split, source in found.splits.items()} == {"train": 2, "val": 2}
-    train, val = (pictures_of(found.splits[split]) for split in ("train", "val"))
+    train, val = (images_of(found.splits[split]) for split in ("train", "val"))
     assert not set(train) & set(val)
     if layout == "VOC, nested":
         assert all("/one/" in each for each in train)
@@ -226,7 +226,7 @@ def test_a_coco_file_may_be_named_itself(tmp_path: Path) -> None:
 
 
 def both_yolo_and_voc(root: Path) -> None:
-    write_yolo_folder({"train": ToyPictures(2, SIDE)}, root / "set")
+    write_yolo_folder({"train": ToyImages(2, SIDE)}, root / "set")
     for file in (root / "set").iterdir():
         shutil.move(file, root)
     (root / "set").rmdir()
@@ -250,11 +250,11 @@ def two_data_sets(root: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda root: None, "no data set is recognised here; looked for YOLO: a data.yaml"),
-    "pictures alone": (lambda root: add_picture(root / "a.png"), "VOC: Annotations/"),
+    "images alone": (lambda root: add_image(root / "a.png"), "VOC: Annotations/"),
     "two kinds": (both_yolo_and_voc, "several data sets; give the path of one of them (YOLO: "),
     "two files a split": (two_years, "two files for the split train; give one of them: "),
     "two sets": (two_data_sets, "several data sets; give the path of one of them ("),
-    "no training": (only_val, "no pictures for train, only for val"),
+    "no training": (only_val, "no images for train, only for val"),
 }
 
 
@@ -311,19 +311,19 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
-def test_of_many_pictures_the_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_yolo_folder({"train": ToyPictures(8, SIDE)}, tmp_path / "set")
+def test_of_many_images_the_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_yolo_folder({"train": ToyImages(8, SIDE)}, tmp_path / "set")
     file = tmp_path / "set/images/train/000003.png"
     whole = file.read_bytes()
     file.write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
-    with pytest.raises(DataError, match="broken picture"):
+    with pytest.raises(DataError, match="broken image"):
         open_data(tmp_path / "set")
     monkeypatch.setattr(opening, "DECODED_AT_START", 7)
     found = open_data(tmp_path / "set").files["train"]
-    with pytest.raises(DataError, match=r"000003\.png: broken picture"):
+    with pytest.raises(DataError, match=r"000003\.png: broken image"):
         found[3]
     file.write_bytes(whole[:-20])
-    with pytest.raises(DataError, match="broken picture"):
+    with pytest.raises(DataError, match="broken image"):
         open_data(tmp_path / "set")
 
 
@@ -332,38 +332,38 @@ def test_a_header_says_the_size_and_whether_the_file_is_cut_off(extension: str, 
     file = tmp_path / f"a.{extension}"
     save(ramp(), file)
     whole = file.read_bytes()
-    assert measure_picture(file) == (30, 20)
-    # What some cameras leave behind the picture does no harm.
+    assert measure_image(file) == (30, 20)
+    # What some cameras leave behind the image does no harm.
     file.write_bytes(whole + b"\0" * 1000)
-    assert measure_picture(file) == tuple(decode_picture(file).shape[:0:-1]) == (30, 20)
+    assert measure_image(file) == tuple(decode_image(file).shape[:0:-1]) == (30, 20)
     for length in (0, 30, len(whole) // 2, len(whole) - 20):
         file.write_bytes(whole[:length])
-        with pytest.raises(DataError, match="broken picture"):
-            measure_picture(file)
+        with pytest.raises(DataError, match="broken image"):
+            measure_image(file)
     with pytest.raises(DataError, match="cannot be read: No such file"):
-        measure_picture(tmp_path / "absent.jpg")
+        measure_image(tmp_path / "absent.jpg")
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_check_says_what_is_there(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    WRITERS[kind]({"train": ToyPictures(10, SIDE, 0, 6), "val": ToyPictures(5, SIDE, 9, 6)}, tmp_path / "set")
+    WRITERS[kind]({"train": ToyImages(10, SIDE, 0, 6), "val": ToyImages(5, SIDE, 9, 6)}, tmp_path / "set")
     assert main(["data", "check", str(tmp_path / "set")]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
-    counts = ToyPictures(10, SIDE, 0, 6).box_counts
+    counts = ToyImages(10, SIDE, 0, 6).box_counts
     assert (result["kind"], result["problems"]) == (kind, 0)
     train = result["splits"]["train"]
-    assert (train["pictures"], train["boxes"]) == (10, counts.sum())
+    assert (train["images"], train["boxes"]) == (10, counts.sum())
     assert train["backgrounds"] == (counts == 0).sum()
     assert sum(train["classes"].values()) == counts.sum()
     assert set(train["classes"]) == {"rectangle", "ellipse", "triangle"}
     assert lines[0] == f"{kind}: {tmp_path / 'set'}: nothing is wrong"
-    assert f"train: 10 pictures of {SIDE} x {SIDE} to {SIDE} x {SIDE}, median {SIDE} x {SIDE}" in lines
+    assert f"train: 10 images of {SIDE} x {SIDE} to {SIDE} x {SIDE}, median {SIDE} x {SIDE}" in lines
 
 
 def test_check_lists_all_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "set"
-    write_yolo_folder({"train": ToyPictures(30, SIDE)}, root)
+    write_yolo_folder({"train": ToyImages(30, SIDE)}, root)
     for file in (root / "labels/train").iterdir():
         file.write_text("0 .5 .5 .2 .2\n5 .5 .5 .2 .2\n")
     before = content_of(tmp_path)
@@ -383,7 +383,7 @@ def test_commands_of_data_that_do_not_exist_are_refused(capsys: pytest.CaptureFi
 
 def test_a_run_that_skips_keeps_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "set"
-    write_yolo_folder({"train": ToyPictures(12, SIDE), "val": ToyPictures([20, 21], SIDE)}, root)
+    write_yolo_folder({"train": ToyImages(12, SIDE), "val": ToyImages([20, 21], SIDE)}, root)
     label = root / "labels/train/000004.txt"
     label.write_text(label.read_text() + "7 .5 .5 .2 .2\n")
     (root / "images/train/000005.png").write_bytes(b"")
@@ -395,8 +395,8 @@ def test_a_run_that_skips_keeps_the_list(tmp_path: Path, capsys: pytest.CaptureF
     done = call_here(capsys, *arguments, "--data.on-error", "skip")
     assert (done.folder / "data_problems.txt").read_text().splitlines() == [
         f"{label}:2: class is not one of 0 to 2: 7",
-        f"{root}/images/train/000005.png: broken picture: 0 bytes",
+        f"{root}/images/train/000005.png: broken image: 0 bytes",
     ]
     assert done.summary["data_problems"] == 2
-    assert done.summary["pictures"] == {"train": 11, "val": 2}
-    assert "skipped 2 bad boxes or pictures" in done.messages
+    assert done.summary["images"] == {"train": 11, "val": 2}
+    assert "skipped 2 bad boxes or images" in done.messages

@@ -1,4 +1,4 @@
-"""Several processes that train together: what one would have come to, and no process waits for a lost one."""
+"""Several ranks that train together: the same as one rank alone, and none waits for a lost one."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ pytestmark = [
     ),
 ]
 
-# 50 pictures to train on in batches of 7: the last of an epoch has one picture, and one process none.
-UNEVEN = ["--data.pictures", "63", "--data.size", "64", "--data.workers", "0", "--model.width", "8"]
+# 50 images to train on in batches of 7: the last of an epoch has one image, and one rank none.
+UNEVEN = ["--data.images", "63", "--data.size", "64", "--data.workers", "0", "--model.width", "8"]
 UNEVEN += ["--batch-size", "7", "--validate-every", "6", "--device", "cpu"]
 
 Ready = Callable[[], None]
@@ -75,12 +75,12 @@ def together(
 
 
 def said_by(rank: int, folder: Path) -> str:
-    """What a process has said."""
+    """What a rank has said."""
     return (folder / f"log.{rank}").read_text()
 
 
 def at_step(number: int, act: Ready) -> Ready:
-    """Have a process do something before it computes a step."""
+    """Have a rank do something before it computes a step."""
 
     def patch() -> None:
         Learner.gradients = counted(Learner.gradients, number, act)  # type: ignore[method-assign]
@@ -98,7 +98,7 @@ def at_step(number: int, act: Ready) -> Ready:
     ],
     ids=["dense", "pooled, sizes", "grid, accumulated"],
 )
-def test_two_processes_learn_what_one_learns(kind: list[str], epochs: str, tmp_path: Path) -> None:
+def test_two_ranks_learn_what_one_learns(kind: list[str], epochs: str, tmp_path: Path) -> None:
     settings = ["train", *UNEVEN, "--epochs", epochs, *kind, "--validate-every", "2", "--ema-decay", "0.5"]
     assert main([*settings, "--out", str(tmp_path / "one")]) == 0
     assert together(tmp_path / "log", [*settings, "--out", str(tmp_path / "two")]) == [0, 0]
@@ -112,9 +112,9 @@ def test_two_processes_learn_what_one_learns(kind: list[str], epochs: str, tmp_p
         for name in ("loss", "train_iou", "gradient_norm", "val_mean_iou", "val_median_iou", "val_ap"):
             if name in ours:
                 assert theirs[name] == pytest.approx(ours[name], rel=1e-3), name
-        assert (theirs["pictures"], theirs["steps"]) == (50, 8)
+        assert (theirs["images"], theirs["steps"]) == (50, 8)
     assert said_by(1, tmp_path) == "", "rank 0 alone speaks"
-    assert "shared by 2 processes" in said_by(0, tmp_path)
+    assert "shared by 2 ranks" in said_by(0, tmp_path)
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> None:
@@ -125,12 +125,12 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> 
     run = run_folder(tmp_path / "run")
     assert newest_state(run).state["step"] == 11
     assert "stopped by SIGTERM after step 11; go on with" in said_by(0, tmp_path)
-    # As many processes as before: bit for bit what it would have been, dropout included.
+    # With the same number of ranks as before it is bit for bit the same, dropout included.
     assert together(tmp_path / "log", ["resume", str(run)]) == [0, 0]
     assert fingerprint(run) == fingerprint(run_folder(tmp_path / "whole"))
 
 
-def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+def test_a_run_goes_on_in_another_number_of_ranks(tmp_path: Path) -> None:
     settings = ["train", *UNEVEN, "--epochs", "2"]
     assert main([*settings, "--out", str(tmp_path / "one")]) == 0
     # Inside the first validation.
@@ -158,9 +158,9 @@ def test_a_killed_process_ends_the_job_and_no_step_is_lost(tmp_path: Path) -> No
     finally:
         job.kill()
     said = (tmp_path / "log").read_text()
-    assert "rank 0: another process is gone, which may have said why" in said
+    assert "rank 0: another rank is gone, which may have said why" in said
     state = newest_state(run_folder(tmp_path / "runs")).state
-    assert f"stopped by the end of another process after step {state['step']}; go on with" in said
+    assert f"stopped by the end of another rank after step {state['step']}; go on with" in said
     assert "Signal 9" in said, "torchrun names the process"
 
 
@@ -251,7 +251,7 @@ def test_an_error_of_one_process_ends_the_others_with_their_state_saved(tmp_path
     assert newest_state(run_folder(tmp_path / "runs")).state["step"] == 3
 
 
-def test_what_is_not_finite_in_one_process_stops_all_and_its_pictures_are_named(tmp_path: Path) -> None:
+def test_what_is_not_finite_in_one_process_stops_all_and_its_images_are_named(tmp_path: Path) -> None:
     settings = ["train", *UNEVEN, "--epochs", "1", "--optimizer.name", "sgd", "--optimizer.lr", "1e12"]
     settings += ["--clip-norm", "None", "--out", str(tmp_path / "runs")]
     assert together(tmp_path / "log", settings) == [2, 0]
@@ -259,19 +259,19 @@ def test_what_is_not_finite_in_one_process_stops_all_and_its_pictures_are_named(
     assert "loss or gradient not finite at step" in said
     assert "reference_trainer replay" in said
     state = torch.load(run_folder(tmp_path / "runs") / "nonfinite.pt", weights_only=True)
-    assert len(state["pictures"]) == len(state["batch"]["images"]) == 7
+    assert len(state["images"]) == len(state["batch"]["images"]) == 7
     assert said_by(1, tmp_path) == ""
 
 
 @pytest.mark.parametrize(
     ("digests", "expected"), [("aaa", []), ("aab", [2]), ("abb", [0]), ("ab", [1]), ("abca", [1, 2])]
 )
-def test_the_processes_that_differ_are_those_unlike_most(digests: str, expected: list[int]) -> None:
-    assert ranks.others(digests) == expected
+def test_the_ranks_that_differ_are_those_unlike_most(digests: str, expected: list[int]) -> None:
+    assert ranks.differing(digests) == expected
 
 
 def say_the_group() -> None:
-    """Have a process say, at each step, which group it is in and what computes its gradients."""
+    """Have a rank say, at each step, which group it is in and what computes its gradients."""
     gradients = Learner.gradients
 
     def said(learner: Learner, batch: Batch | ObjectBatch) -> Step:
@@ -349,6 +349,6 @@ def test_who_says_that_there_is_one_process_without_torchrun_forms_no_group(
 
 def test_a_single_process_communicates_with_nobody() -> None:
     with ranks.joined():
-        assert (ranks.rank(), ranks.count(), ranks.on_this_machine()) == (0, 1, 1)
+        assert (ranks.rank(), ranks.world_size(), ranks.on_this_machine()) == (0, 1, 1)
         assert list(ranks.share(3)) == [0, 1, 2]
-        assert ranks.from_first(lambda: 5) == 5
+        assert ranks.from_rank_zero(lambda: 5) == 5

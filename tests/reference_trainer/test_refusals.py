@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.reference_trainer.pictures import ramp, save
+from tests.reference_trainer.images import ramp, save
 from tests.reference_trainer.runs import (
     ROOT,
     SMALL,
@@ -20,14 +20,14 @@ from tests.reference_trainer.runs import (
 
 def broken_folder(tmp_path: Path, fault: str) -> tuple[Path, str]:
     """A YOLO folder with one fault, and how the fault must be named."""
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (root / kind / split).mkdir(parents=True)
         save(ramp(), root / "images" / split / "a.png")
         (root / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [cat]\n")
-    picture, label = root / "images/val/a.png", root / "labels/train/a.txt"
+    image, label = root / "images/val/a.png", root / "labels/train/a.txt"
     if fault == "missing folder":
         return tmp_path / "nowhere", f"{tmp_path / 'nowhere'}: no such file or folder"
     if fault == "missing split":
@@ -36,22 +36,22 @@ def broken_folder(tmp_path: Path, fault: str) -> tuple[Path, str]:
     if fault == "class out of range":
         label.write_text("0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.4 0.4\n")
         return root, f"{label}:2: class is not one of 0 to 0: 1"
-    if fault == "label out of the picture":
+    if fault == "label out of the image":
         label.write_text("\n0 0.9 0.5 0.5 0.5\n")
-        return root, f"{label}:2: sticks out of the picture by 15.0%"
-    if fault == "broken picture":
-        picture.write_bytes(picture.read_bytes()[:60])
-        return root, f"{picture}: broken picture"
+        return root, f"{label}:2: sticks out of the image by 15.0%"
+    if fault == "broken image":
+        image.write_bytes(image.read_bytes()[:60])
+        return root, f"{image}: broken image"
     label.write_text("")
-    return root, "train: no picture has a box"
+    return root, "train: no image has a box"
 
 
 FAULTS = [
     "missing folder",
     "missing split",
     "class out of range",
-    "label out of the picture",
-    "broken picture",
+    "label out of the image",
+    "broken image",
     "no box at all",
 ]
 
@@ -105,16 +105,16 @@ def test_a_folder_that_is_no_whole_run_is_refused(
     assert message in said
 
 
-def test_a_picture_that_cannot_be_read_is_refused(
+def test_an_image_that_cannot_be_read_is_refused(
     small: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name in ("text.png", "missing.png"):
         said = refused(capsys, "predict", small.folder, tmp_path / name, "--out", tmp_path / "out")
         assert str(tmp_path / name) in said
-    assert "PICTURES" in refused(capsys, "predict", small.folder)
+    assert "IMAGES" in refused(capsys, "predict", small.folder)
     said = refused(capsys, "predict", small.folder, tmp_path / "text.png", "--confidence", "0.5")
-    assert "task 'single' gives every picture its box" in said
+    assert "task 'single' gives every image its box" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -156,12 +156,12 @@ def test_a_warm_up_longer_than_the_run_is_refused(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("pictures", ["0", "-5", "4"])
+@pytest.mark.parametrize("images", ["0", "-5", "4"])
 def test_data_draws_no_folder_that_cannot_be_trained_on(
-    pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, "data", "write", tmp_path / "new", "--pictures", pictures)
-    assert f"pictures: got {pictures}, expected at least 5" in said
+    said = refused(capsys, "data", "write", tmp_path / "new", "--images", images)
+    assert f"images: got {images}, expected at least 5" in said
     assert not (tmp_path / "new").exists()
 
 
@@ -174,7 +174,7 @@ WRONG = {
     "several unknown options": ("train --foo 1 --bar=2 --baz 3 --qux 4", "and 1 more"),
     "stray word": ("train grid", "'grid'; settings are given as --NAME VALUE"),
     "wrong type": ("train --epochs three", "'three'\nexpected --epochs INT"),
-    "wrong type in overfit": ("overfit many", "'many'\nexpected --pictures INT"),
+    "wrong type in overfit": ("overfit many", "'many'\nexpected --images INT"),
     "out of its range": ("train --data.size 10", "data.size: Input should be greater than or equal to 32"),
     "two out of their range": ("train --epochs 0 --batch-size 0", "batch_size: Input should be"),
     "settings that contradict": ("train --data.scales 33", "scales: got 33, expected a multiple of 16"),
@@ -193,7 +193,7 @@ WRONG = {
     "unknown key in a group": ("train --config group.yaml", "widht: unknown setting; did you mean 'width'?"),
     "many unknown keys": ("train --config many.yaml", "and 9 more"),
     "wrong type in a configuration": ("train --config type.yaml", "epochs: Input should be a valid integer"),
-    "no such data": ("train --data pictrues", "pictrues: no such file or folder; did you mean 'pictures'?"),
+    "no such data": ("train --data imagse", "imagse: no such file or folder; did you mean 'images'?"),
     "data that are none": ("train --data good.yaml", "good.yaml: names: expected a list"),
     "no such run": ("resume rnus", "rnus: no such file or folder; did you mean 'runs'?"),
     "no such run to evaluate": ("evaluate rnus", "rnus: no such file or folder; did you mean 'runs'?"),
@@ -207,19 +207,19 @@ WRONG = {
     "export without a run": ("export", "Missing from reference_trainer export: PATH Folder of the run"),
     "unknown form of export": ("export runs --output box", "'box', expected one of boxes, detections, raw"),
     "no such run to export": ("export rnus", "rnus: no such file or folder; did you mean 'runs'?"),
-    "stray word of evaluate": ("evaluate runs pictures", "unexpected: 'pictures'"),
+    "stray word of evaluate": ("evaluate runs images", "unexpected: 'images'"),
     "no such run to audit": ("audit rnus", "rnus: no such file or folder; did you mean 'runs'?"),
     "misspelt option of audit": ("audit --jsn", "--jsn; did you mean --json?"),
     "a file for a folder": ("ablate --out good.yaml", "good.yaml: File exists"),
-    "no such data to ablate on": ("ablate --data pictrues", "pictrues: no such file or folder; did you mean"),
+    "no such data to ablate on": ("ablate --data imagse", "imagse: no such file or folder; did you mean"),
     "no data to check": ("data check", "Missing from reference_trainer data check: PATH"),
-    "no such data to check": ("data check pictrues", "pictrues: no such file or folder; did you mean"),
-    "number in words": ("data write new --pictures many", "'many'\nexpected --pictures INT"),
+    "no such data to check": ("data check imagse", "imagse: no such file or folder; did you mean"),
+    "number in words": ("data write new --images many", "'many'\nexpected --images INT"),
     "a file to write to": ("data write good.yaml", "good.yaml: already there"),
-    "too many pictures by heart": ("overfit 9", "got 9, expected 1 to 8"),
+    "too many images by heart": ("overfit 9", "got 9, expected 1 to 8"),
     "no such row": ("ablate --rows nothing --out x", "none of the 78 rows; for example 'baseline', or"),
     "misspelt option of export": ("export runs --outptu raw", "--outptu; did you mean --output"),
-    "no picture to predict": ("predict runs", "PICTURES: got none, expected at least one picture file"),
+    "no image to predict": ("predict runs", "IMAGES: got none, expected at least one image file"),
     "run and settings": ("audit runs --epochs 3", "give RUN, or --preset, --config and settings"),
 }  # fmt: skip
 
@@ -239,7 +239,7 @@ def test_a_wrong_command_line_is_answered_in_a_few_lines_that_say_what_to_type(
         "twice": "epochs: 3\nepochs: 4",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    for folder in ("pictures", "runs"):
+    for folder in ("images", "runs"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")

@@ -42,7 +42,7 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) ->
 
 def test_a_terminal_gets_one_bar_with_all_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = shown(tmp_path, monkeypatch, terminal=True)
-    for figure in ("epoch 2", "coord 0.25", "iou 1.50", "IoU 0.625", "lr 3.0e-03", "321 pictures/s", "eta"):
+    for figure in ("epoch 2", "coord 0.25", "iou 1.50", "IoU 0.625", "lr 3.0e-03", "321 images/s", "eta"):
         assert figure in written, figure
     assert "\x1b[" in written
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written)

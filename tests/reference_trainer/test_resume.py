@@ -160,7 +160,7 @@ def test_an_early_stop_is_lifted_by_more_epochs(
         return None if scores is None else scores | {"mean_iou": 0.5}
 
     monkeypatch.setattr(train, "evaluate", never_better)
-    settings = [*SETTINGS, "--data.pictures", "10", "--epochs", "9", "--patience", "1", "--data.workers", "0"]
+    settings = [*SETTINGS, "--data.images", "10", "--epochs", "9", "--patience", "1", "--data.workers", "0"]
     done = call_here(capsys, "train", *settings, "--out", tmp_path)
     assert newest_state(done.folder).state["progress"]["epoch"] == 2
     again = call_here(capsys, "resume", done.folder)
@@ -176,7 +176,7 @@ def test_a_run_does_not_go_on_with_other_data(
     settings = ["--data", tmp_path / "data", "--data.size", "64", "--model.width", "8", "--epochs", "1"]
     done = call_here(capsys, "train", *settings, "--data.workers", "0", "--out", tmp_path / "runs")
     next((tmp_path / "data" / "labels" / "train").iterdir()).write_text("")
-    assert "the train pictures have changed" in refused(capsys, "resume", done.folder)
+    assert "the train images have changed" in refused(capsys, "resume", done.folder)
 
 
 def test_a_folder_without_a_state_cannot_be_resumed(

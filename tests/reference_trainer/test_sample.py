@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from reference_trainer.data.sample import GREY, DataError, decode_picture, letterbox
-from reference_trainer.data.toy import ToyPictures
-from tests.reference_trainer.pictures import ramp, save
+from reference_trainer.data.sample import GREY, DataError, decode_image, letterbox
+from reference_trainer.data.toy import ToyImages
+from tests.reference_trainer.images import ramp, save
 
 
 def test_the_message_shows_twenty_problems_and_counts_the_rest() -> None:
@@ -29,25 +29,25 @@ def test_a_damaged_png_is_found_wherever_the_damage_is(tmp_path: Path) -> None:
     # The last 12 bytes are the end marker, which holds nothing.
     for place in range(len(whole) - 12):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
-        with pytest.raises(DataError, match="broken picture"):
-            decode_picture(file)
+        with pytest.raises(DataError, match="broken image"):
+            decode_image(file)
 
 
-def test_a_picture_that_is_not_there_is_not_called_broken(tmp_path: Path) -> None:
+def test_an_image_that_is_not_there_is_not_called_broken(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.png: cannot be read: No such file"):
-        decode_picture(tmp_path / "absent.png")
+        decode_image(tmp_path / "absent.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
 def test_every_kind_of_png_becomes_8_bit_rgb(tmp_path: Path, mode: str) -> None:
     grey = ramp()[0]
     if mode == "I;16":
-        picture = Image.fromarray(grey.numpy().astype("uint16") * 257)
+        stored = Image.fromarray(grey.numpy().astype("uint16") * 257)
     else:
-        picture = Image.fromarray(grey.numpy()).convert(mode)
-    picture.save(tmp_path / "a.png")
-    expected = torch.from_numpy(np.array(picture.convert("L"))) if mode in {"1", "P"} else grey
-    image = decode_picture(tmp_path / "a.png")
+        stored = Image.fromarray(grey.numpy()).convert(mode)
+    stored.save(tmp_path / "a.png")
+    expected = torch.from_numpy(np.array(stored.convert("L"))) if mode in {"1", "P"} else grey
+    image = decode_image(tmp_path / "a.png")
     torch.testing.assert_close(image, expected.reshape(20, 30).byte().expand(3, -1, -1), rtol=0, atol=0)
 
 
@@ -88,11 +88,11 @@ def test_letterboxed_boxes_still_frame_their_objects() -> None:
     assert (fitted[:, 64:] == GREY).all()
 
 
-def test_letterbox_leaves_a_picture_of_the_right_size_untouched() -> None:
-    picture = ToyPictures(1, side=64)[0]
-    image, boxes, box = letterbox(picture.image, picture.boxes, 64)
-    assert image is picture.image
-    assert boxes is picture.boxes
+def test_letterbox_leaves_an_image_of_the_right_size_untouched() -> None:
+    annotated = ToyImages(1, side=64)[0]
+    image, boxes, box = letterbox(annotated.image, annotated.boxes, 64)
+    assert image is annotated.image
+    assert boxes is annotated.boxes
     torch.testing.assert_close(box.undo(boxes), boxes, rtol=0, atol=0)
     with pytest.raises(ValueError, match="size: got 1"):
         letterbox(image, boxes, 1)

@@ -53,12 +53,12 @@ def test_a_box_still_bounds_its_object_at_another_size(side: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "parts", "sizes"), [(10, 4, [2, 3, 3, 2]), (8, 2, [4, 4]), (3, 5, [1, 1, 1]), (5, 1, [5])]
+    ("count", "parts", "sizes"), [(10, 4, [2, 3, 3, 2]), (8, 2, [4, 4]), (3, 5, [1, 1, 1]), (5, 1, [5])]
 )
-def test_parts_hold_every_picture_once_and_in_order(pictures: int, parts: int, sizes: list[int]) -> None:
-    images = torch.arange(pictures).reshape(-1, 1, 1, 1)
-    batch = ObjectBatch(images, list(images), [torch.tensor(number) for number in range(pictures)])
+def test_parts_hold_every_image_once_and_in_order(count: int, parts: int, sizes: list[int]) -> None:
+    images = torch.arange(count).reshape(-1, 1, 1, 1)
+    batch = ObjectBatch(images, list(images), [torch.tensor(number) for number in range(count)])
     found = micro_batches(batch, parts)
     assert [len(part.images) for part in found] == sizes
-    assert torch.cat([part.images for part in found]).flatten().tolist() == list(range(pictures))
-    assert [int(label) for part in found for label in part.labels] == list(range(pictures))
+    assert torch.cat([part.images for part in found]).flatten().tolist() == list(range(count))
+    assert [int(label) for part in found for label in part.labels] == list(range(count))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reference_trainer.data import DataError, decode_picture, open_data
+from reference_trainer.data import DataError, decode_image, open_data
 from reference_trainer.data import files as files_module
 from reference_trainer.data import shares as shares_module
-from reference_trainer.data.sample import measure_picture
+from reference_trainer.data.sample import measure_image
 from reference_trainer.data.shares import apart, shared_out
 
 COUNT = 150
@@ -57,7 +57,7 @@ def write_yolo(root: Path) -> None:
 def write_voc(root: Path) -> None:
     (root / "Annotations").mkdir(parents=True)
     for number in range(COUNT):
-        # The last says to be about the first one's picture, which lies in another part.
+        # The last says to be about the first one's image, which lies in another part.
         name = 0 if number == COUNT - 1 else number
         edge = "x" if number % 40 == 7 else 3
         objects = "".join(
@@ -78,7 +78,7 @@ def test_what_processes_read_is_what_one_reads(
     (root / folder).mkdir(parents=True)
     for number in range(COUNT - (write is write_voc)):
         Image.new("RGB", (20 + number % 7, 16)).save(root / folder / f"{number:03d}.jpg")
-    (root / folder / "100.jpg").write_bytes(b"no picture")
+    (root / folder / "100.jpg").write_bytes(b"no image")
 
     def opened() -> tuple[list[str], list[str], list[object]]:
         with pytest.raises(DataError) as caught:
@@ -91,7 +91,7 @@ def test_what_processes_read_is_what_one_reads(
     together = opened()
     monkeypatch.setattr(shares_module, "_LEAST", 10 * COUNT)
     assert opened() == together
-    # A wrong class in four label files, a broken picture; or two wrong boxes each, and a picture taken twice.
+    # A wrong class in four label files, a broken image; or two wrong boxes each, and an image taken twice.
     assert len(together[0]) == (10 if write is write_voc else 5)
 
 
@@ -118,10 +118,10 @@ def test_the_size_of_a_jpeg_is_that_of_its_pixels(
         tags[0x0112] = exif
     noise = np.random.default_rng(0).integers(0, 255, (20, 34), dtype=np.uint8)
     Image.fromarray(noise).convert(mode).save(file, exif=tags, **JPEGS[how])  # type: ignore[arg-type]
-    assert measure_picture(file) == tuple(decode_picture(file).shape[:0:-1])
+    assert measure_image(file) == tuple(decode_image(file).shape[:0:-1])
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(DataError, match="broken picture"):
-        measure_picture(file)
+    with pytest.raises(DataError, match="broken image"):
+        measure_image(file)
 
 
 def test_paths_that_are_joined_are_those_of_both() -> None:

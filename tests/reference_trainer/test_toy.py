@@ -18,8 +18,8 @@ from reference_trainer.data.toy import (
     MOST_OVERLAP,
     NOISE,
     Scene,
+    ToyImages,
     ToyObject,
-    ToyPictures,
     draw_scene,
     toy_splits,
 )
@@ -27,24 +27,24 @@ from reference_trainer.data.toy import (
 ROOT = Path(__file__).parents[2]
 
 
-def digest(pictures: ToyPictures, order: list[int]) -> dict[int, str]:
+def digest(images: ToyImages, order: list[int]) -> dict[int, str]:
     found = {}
     for index in order:
-        picture = pictures[index]
-        content = (picture.image.numpy().tobytes(), picture.boxes.tolist(), picture.labels.tolist())
+        annotated = images[index]
+        content = (annotated.image.numpy().tobytes(), annotated.boxes.tolist(), annotated.labels.tolist())
         found[index] = hashlib.sha256(repr(content).encode()).hexdigest()
     return found
 
 
-def test_a_picture_depends_on_nothing_but_its_seed_and_index() -> None:
-    expected = digest(ToyPictures(20, side=64, seed=3), list(range(20)))
+def test_an_image_depends_on_nothing_but_its_seed_and_index() -> None:
+    expected = digest(ToyImages(20, side=64, seed=3), list(range(20)))
     torch.manual_seed(99)
     np.random.seed(99)
     random.seed(99)
-    assert digest(ToyPictures(5000, side=64, seed=3), list(reversed(range(20)))) == expected
-    assert digest(ToyPictures([7], side=64, seed=3), [0])[0] == expected[7]
-    several = ToyPictures(20, side=64, seed=3, most=6)
-    assert digest(several, [7])[7] == digest(ToyPictures([7], side=64, seed=3, most=6), [0])[0]
+    assert digest(ToyImages(5000, side=64, seed=3), list(reversed(range(20)))) == expected
+    assert digest(ToyImages([7], side=64, seed=3), [0])[0] == expected[7]
+    several = ToyImages(20, side=64, seed=3, most=6)
+    assert digest(several, [7])[7] == digest(ToyImages([7], side=64, seed=3, most=6), [0])[0]
     assert not set(digest(several, list(range(20))).values()) & set(expected.values())
 
 
@@ -54,7 +54,7 @@ def test_drawing_leaves_the_global_generators_alone() -> None:
         np.random.seed(1)
         random.seed(1)
         if draw:
-            ToyPictures(3)[0]
+            ToyImages(3)[0]
         return torch.rand(()).item(), float(np.random.random()), random.random()
 
     assert after_seeding(draw=True) == after_seeding(draw=False)
@@ -64,13 +64,13 @@ def test_drawing_leaves_the_global_generators_alone() -> None:
 def test_another_process_draws_the_same(threads: str) -> None:
     program = """if True:
         import hashlib
-        from reference_trainer.data.toy import ToyPictures
-        pictures = ToyPictures(8, 96, 5)
-        content = b"".join(pictures[index].image.numpy().tobytes() for index in range(8))
+        from reference_trainer.data.toy import ToyImages
+        images = ToyImages(8, 96, 5)
+        content = b"".join(images[index].image.numpy().tobytes() for index in range(8))
         print(hashlib.sha256(content).hexdigest())
     """
-    pictures = ToyPictures(8, 96, 5)
-    content = b"".join(pictures[index].image.numpy().tobytes() for index in range(8))
+    images = ToyImages(8, 96, 5)
+    content = b"".join(images[index].image.numpy().tobytes() for index in range(8))
     environment = {"OMP_NUM_THREADS": threads, "PYTHONHASHSEED": threads, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
@@ -78,8 +78,8 @@ def test_another_process_draws_the_same(threads: str) -> None:
     assert done.stdout.strip() == hashlib.sha256(content).hexdigest()
 
 
-def test_every_seed_and_index_gives_another_picture() -> None:
-    found = [digest(ToyPictures(20, side=32, seed=seed), list(range(20))) for seed in range(5)]
+def test_every_seed_and_index_gives_another_image() -> None:
+    found = [digest(ToyImages(20, side=32, seed=seed), list(range(20))) for seed in range(5)]
     assert len({value for one in found for value in one.values()}) == 100
 
 
@@ -102,7 +102,7 @@ def test_the_box_is_the_tight_box_of_the_pixels_that_the_object_changes(side: in
         for number, each in enumerate(scene.objects):
             rows, columns = np.nonzero(changed_by(scene, number))
             tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-            assert tight == each.box, f"picture {index}, object {number}: changed {tight}, box {each.box}"
+            assert tight == each.box, f"image {index}, object {number}: changed {tight}, box {each.box}"
 
 
 @pytest.mark.parametrize("most", [1, 6])
@@ -115,15 +115,15 @@ def test_exactly_the_pixels_change_in_which_an_object_is_seen(most: int) -> None
             np.testing.assert_array_equal(changed_by(scene, number), seen)
 
 
-def test_with_several_objects_all_numbers_come_as_often_and_some_pictures_have_none() -> None:
-    pictures = ToyPictures(4000, side=32, seed=1, most=6)
-    share = np.bincount(pictures.box_counts, minlength=7) / 4000
+def test_with_several_objects_all_numbers_come_as_often_and_some_images_have_none() -> None:
+    images = ToyImages(4000, side=32, seed=1, most=6)
+    share = np.bincount(images.box_counts, minlength=7) / 4000
     # Four standard deviations of a share of 4,000.
     assert abs(share[0] - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 4000)
     assert np.abs(share[1:] - 0.95 / 6).max() < 4 * np.sqrt(0.16 * 0.84 / 4000)
     for index in range(60):
-        assert len(pictures[index].boxes) == len(pictures[index].labels) == pictures.box_counts[index]
-    empty = pictures[int(np.flatnonzero(pictures.box_counts == 0)[0])]
+        assert len(images[index].boxes) == len(images[index].labels) == images.box_counts[index]
+    empty = images[int(np.flatnonzero(images.box_counts == 0)[0])]
     assert (empty.boxes.shape, empty.labels.shape) == ((0, 4), (0,))
 
 
@@ -144,7 +144,7 @@ def test_several_objects_overlap_a_little_and_at_least_half_of_each_is_seen() ->
     assert np.bincount(labels).min() > 0.3 * len(labels)
 
 
-def test_objects_of_a_picture_stand_out_from_what_they_are_drawn_over() -> None:
+def test_objects_of_an_image_stand_out_from_what_they_are_drawn_over() -> None:
     for index in range(100):
         scene = draw_scene(6, index, 64, 6)
         for number, (each, colour) in enumerate(zip(scene.objects, scene.colours, strict=True)):
@@ -207,22 +207,22 @@ def test_shapes_are_what_their_labels_say() -> None:
     assert 0.2 < min(filled["triangle"]) < max(filled["triangle"]) < 0.6
 
 
-def test_a_picture_is_in_the_interface_s_form() -> None:
-    picture = ToyPictures([41], side=48, seed=2)[0]
-    assert (picture.image.shape, picture.image.dtype) == ((3, 48, 48), torch.uint8)
-    assert (picture.boxes.shape, picture.boxes.dtype) == ((1, 4), torch.float32)
-    assert (picture.labels.shape, picture.labels.dtype) == ((1,), torch.int64)
-    assert picture.source == "toy picture 41 of seed 2"
+def test_an_image_is_in_the_interface_s_form() -> None:
+    annotated = ToyImages([41], side=48, seed=2)[0]
+    assert (annotated.image.shape, annotated.image.dtype) == ((3, 48, 48), torch.uint8)
+    assert (annotated.boxes.shape, annotated.boxes.dtype) == ((1, 4), torch.float32)
+    assert (annotated.labels.shape, annotated.labels.dtype) == ((1,), torch.int64)
+    assert annotated.source == "toy image 41 of seed 2"
 
 
-def test_the_splits_share_no_picture_and_count_to_the_whole() -> None:
+def test_the_splits_share_no_image_and_count_to_the_whole() -> None:
     splits = toy_splits()
-    assert {name: len(pictures) for name, pictures in splits.items()} == {"train": 960, "val": 240}
+    assert {name: len(images) for name, images in splits.items()} == {"train": 960, "val": 240}
     assert not set(splits["train"].indices) & set(splits["val"].indices)
     assert sum(splits["val"].box_counts) == 240
-    assert [toy_splits(10, side=32)["val"][index].source[:13] for index in (0, -1)] == [
-        "toy picture 8",
-        "toy picture 9",
+    assert [toy_splits(10, side=32)["val"][index].source[:11] for index in (0, -1)] == [
+        "toy image 8",
+        "toy image 9",
     ]
 
 
@@ -237,4 +237,4 @@ def test_the_splits_share_no_picture_and_count_to_the_whole() -> None:
 )
 def test_a_wrong_argument_is_named(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ToyPictures(**arguments)
+        ToyImages(**arguments)

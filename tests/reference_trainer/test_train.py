@@ -52,14 +52,14 @@ def test_without_a_terminal_people_get_plain_lines_and_the_next_command(small: D
     assert "\r" not in small.messages
     starts = [line.split("  ")[0] for line in small.messages.splitlines() if line.startswith("epoch")]
     assert len(starts) == 2
-    assert "32 train, 8 val pictures" in small.messages
+    assert "32 train, 8 val images" in small.messages
     assert f"next: reference_trainer evaluate {small.folder}" in small.messages
 
 
 def test_the_resolved_configuration_is_saved(small: Done) -> None:
     config = load_config(small.folder / "config.yaml")
     assert (config.epochs, config.seed, config.device, config.validate_every) == (2, 0, "cpu", 1)
-    assert (config.data.pictures, config.data.size, config.model.width) == (40, SIZE, 8)
+    assert (config.data.images, config.data.size, config.model.width) == (40, SIZE, 8)
     written = (small.folder / "config.yaml").read_text()
     assert "lambda_noobj: 0.5" in written, "settings that nobody gave are written too"
 
@@ -68,7 +68,7 @@ def test_nothing_is_left_open_in_the_saved_configuration(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    settings = ["--epochs", "2", "--data.pictures", "40", "--data.size", str(SIZE), "--model.width", "8"]
+    settings = ["--epochs", "2", "--data.images", "40", "--data.size", str(SIZE), "--model.width", "8"]
     done = call_here(capsys, "train", *settings, "--out", folder / "open")
     config = load_config(done.folder / "config.yaml")
     assert config.device == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -86,8 +86,8 @@ def test_each_epoch_has_its_line_of_figures(small: Done) -> None:
     loss = load_config(small.folder / "config.yaml").loss.model_dump()
     for row in rows:
         assert row["steps"] == 2
-        assert list(row["raw"]) == list(row["weighted"]) == ["coord", "wh", "iou", "obj", "noobj"]
-        for name, value in row["raw"].items():
+        assert list(row["unweighted"]) == list(row["weighted"]) == ["coord", "wh", "iou", "obj", "noobj"]
+        for name, value in row["unweighted"].items():
             assert row["weighted"][name] == pytest.approx(loss[f"lambda_{name}"] * value, rel=1e-6)
         assert row["loss"] == pytest.approx(sum(row["weighted"].values()), rel=1e-5)
         assert 0 <= row["val_mean_iou"] <= 1
@@ -170,7 +170,7 @@ def test_a_short_patience_between_validations_is_no_error(
 
 
 def test_training_learns(learned: Done) -> None:
-    sources = open_sources(DataConfig(pictures=300, size=SIZE), seed=0).splits
+    sources = open_sources(DataConfig(images=300, size=SIZE), seed=0).splits
     boxes = {
         name: torch.cat([batch.targets for batch in val_loader(Squares(source, SIZE))])
         for name, source in sources.items()
@@ -216,7 +216,7 @@ def test_a_signal_leaves_a_run_that_can_be_used(
     assert call_here(capsys, "evaluate", done.folder, "--device", "cpu").result["mean_iou"] > 0
 
 
-def test_training_from_a_yolo_folder_is_training_on_its_pictures(
+def test_training_from_a_yolo_folder_is_training_on_its_images(
     small: Done, yolo: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["--data", yolo, *from_a_folder(SMALL)]
@@ -242,10 +242,10 @@ def test_what_was_done_to_the_data_is_said_and_kept(
     labels[2].write_text("")
     settings = ["--data", tmp_path / "copy", *from_a_folder(SMALL), "--out", tmp_path / "runs"]
     done = call_here(capsys, "train", "--task", "single", *settings)
-    assert done.summary["pictures"] == {"train": 30, "val": 8}
+    assert done.summary["images"] == {"train": 30, "val": 8}
     assert done.summary["left_out"]["train"] == {"no_box": 1, "several_boxes": 1}
     assert done.summary["clipped_boxes"] == {"train": 1, "val": 0}
-    assert "left out 1 pictures with several boxes, 1 with none; --task grid learns all" in done.messages
+    assert "left out 1 images with several boxes, 1 with none; --task grid learns all" in done.messages
     assert "train: clipped 1 boxes" in done.messages
     assert "val: " not in done.messages.replace("val IoU", "")
 

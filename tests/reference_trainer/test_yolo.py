@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reference_trainer.data.files import PictureFiles
+from reference_trainer.data.files import ImageFiles
 from reference_trainer.data.opening import open_data
-from reference_trainer.data.sample import DataError, Picture, PictureSource, one_box_only
-from reference_trainer.data.toy import ToyPictures, toy_splits
+from reference_trainer.data.sample import AnnotatedImage, DataError, ImageSource, one_box_only
+from reference_trainer.data.toy import ToyImages, toy_splits
 from reference_trainer.data.writing import write_yolo_folder
 from reference_trainer.data.yolo import YoloFolder, label_file
 from tests.reference_trainer.datasets import content_of
-from tests.reference_trainer.pictures import RACCOONS, ramp, save
+from tests.reference_trainer.images import RACCOONS, ramp, save
 
 GOOD = "0 0.5 0.5 0.2 0.4"
 
 
 def folder_of(root: Path, labels: dict[str, str | None], yaml: str | None = None) -> Path:
-    """A YOLO folder whose split train holds one picture for each text of labels (None: no file)."""
+    """A YOLO folder whose split train holds one image for each text of labels (None: no file)."""
     for kind in ("images", "labels"):
         (root / kind / "train").mkdir(parents=True)
     for name, text in labels.items():
@@ -34,9 +34,9 @@ def folder_of(root: Path, labels: dict[str, str | None], yaml: str | None = None
     return root
 
 
-def opened(path: Path, split: str = "train", *, skip_bad: bool = False) -> PictureFiles:
+def opened(path: Path, split: str = "train", *, skip_bad: bool = False) -> ImageFiles:
     """One split of a folder, whole."""
-    return PictureFiles(YoloFolder(path).read([split])[split], skip_bad=skip_bad)
+    return ImageFiles(YoloFolder(path).read([split])[split], skip_bad=skip_bad)
 
 
 def problems_of(root: Path, split: str = "train") -> list[str]:
@@ -46,22 +46,22 @@ def problems_of(root: Path, split: str = "train") -> list[str]:
     return [problem.replace(f"{root}/", "") for problem in caught.value.problems]
 
 
-class Pictures:
-    """A source made of given pictures."""
+class Images:
+    """A source made of given images."""
 
-    def __init__(self, *pictures: Picture) -> None:
-        self.pictures = pictures
+    def __init__(self, *images: AnnotatedImage) -> None:
+        self.images = images
         self.names = ["cat", "dog"]
-        self.box_counts = np.array([len(picture.boxes) for picture in pictures])
+        self.box_counts = np.array([len(annotated.boxes) for annotated in images])
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
-    def __getitem__(self, index: int) -> Picture:
-        return self.pictures[index]
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        return self.images[index]
 
 
-def assert_same(found: PictureSource, expected: PictureSource) -> None:
+def assert_same(found: ImageSource, expected: ImageSource) -> None:
     assert found.names == expected.names
     assert list(found.box_counts) == list(expected.box_counts)
     assert len(found) == len(expected)
@@ -71,21 +71,21 @@ def assert_same(found: PictureSource, expected: PictureSource) -> None:
             torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_toy_pictures_come_back_from_a_folder_bit_for_bit(tmp_path: Path) -> None:
+def test_toy_images_come_back_from_a_folder_bit_for_bit(tmp_path: Path) -> None:
     splits = toy_splits(20, side=50, seed=1)
     write_yolo_folder(splits, tmp_path / "toy")
     found = open_data(tmp_path / "toy").splits
-    for split, pictures in splits.items():
-        assert_same(found[split], pictures)
+    for split, images in splits.items():
+        assert_same(found[split], images)
         assert found[split].clipped == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy"]
 
 
 def test_a_written_folder_keeps_fractions_several_boxes_and_none(tmp_path: Path) -> None:
     several = torch.tensor([[0.0, 0.0, 30.0, 20.0], [1 / 3, 0.7, 29.99, 3.1], [5.5, 6.25, 7.125, 19.9]])
-    source = Pictures(
-        Picture(ramp(), several, torch.tensor([1, 0, 1]), "several"),
-        Picture(ramp(31, 17), torch.empty(0, 4), torch.empty(0, dtype=torch.int64), "none"),
+    source = Images(
+        AnnotatedImage(ramp(), several, torch.tensor([1, 0, 1]), "several"),
+        AnnotatedImage(ramp(31, 17), torch.empty(0, 4), torch.empty(0, dtype=torch.int64), "none"),
     )
     write_yolo_folder({"train": source}, tmp_path / "made")
     assert_same(opened(tmp_path / "made"), source)
@@ -101,8 +101,8 @@ def test_an_occupied_folder_is_not_written_to(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
-    class Interrupted(ToyPictures):
-        def __getitem__(self, index: int) -> Picture:
+    class Interrupted(ToyImages):
+        def __getitem__(self, index: int) -> AnnotatedImage:
             if index == 3:
                 raise KeyboardInterrupt
             return super().__getitem__(index)
@@ -113,22 +113,22 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_splits_with_other_names_are_refused(tmp_path: Path) -> None:
-    source = Pictures(Picture(ramp(), torch.empty(0, 4), torch.empty(0, dtype=torch.int64), ""))
+    source = Images(AnnotatedImage(ramp(), torch.empty(0, 4), torch.empty(0, dtype=torch.int64), ""))
     with pytest.raises(ValueError, match="same class names"):
-        write_yolo_folder({"train": source, "val": ToyPictures(1, side=32)}, tmp_path / "made")
+        write_yolo_folder({"train": source, "val": ToyImages(1, side=32)}, tmp_path / "made")
 
 
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "broken picture: 0 bytes"),
-    "text": (lambda data: b"this is no picture", "broken picture: not JPEG, PNG, WEBP, BMP"),
-    "half": (lambda data: data[: len(data) // 2], "broken picture: "),
-    "last bytes missing": (lambda data: data[:-20], "broken picture: "),
+    "empty": (lambda data: b"", "broken image: 0 bytes"),
+    "text": (lambda data: b"this is no image", "broken image: not JPEG, PNG, WEBP, BMP"),
+    "half": (lambda data: data[: len(data) // 2], "broken image: "),
+    "last bytes missing": (lambda data: data[:-20], "broken image: "),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp"])
-def test_a_broken_picture_is_found(tmp_path: Path, extension: str, damage: str) -> None:
+def test_a_broken_image_is_found(tmp_path: Path, extension: str, damage: str) -> None:
     root = folder_of(tmp_path, {"good": GOOD})
     bad = root / "images/train" / f"bad.{extension}"
     save(ramp(), bad)
@@ -142,15 +142,15 @@ def test_a_broken_picture_is_found(tmp_path: Path, extension: str, damage: str) 
 def test_a_format_that_is_not_read_is_named_whatever_the_file_is_called(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {})
     save(ramp(), root / "images/train/a.jpg", format="GIF")
-    assert problems_of(root) == ["images/train/a.jpg: broken picture: not JPEG, PNG, WEBP, BMP"]
+    assert problems_of(root) == ["images/train/a.jpg: broken image: not JPEG, PNG, WEBP, BMP"]
 
 
-def test_labels_without_pictures_and_pictures_without_boxes(tmp_path: Path) -> None:
+def test_labels_without_images_and_images_without_boxes(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {"boxes": GOOD, "empty": "", "blank": "\n \n", "missing": None})
     (root / "labels/train/classes.txt").write_text("cat\ndog\n")
     assert opened(root).backgrounds == 3
     (root / "labels/train/lonely.txt").write_text(GOOD)
-    assert problems_of(root) == ["labels/train/lonely.txt: label file without a picture"]
+    assert problems_of(root) == ["labels/train/lonely.txt: label file without an image"]
 
 
 def test_a_label_file_that_is_no_text_is_named(tmp_path: Path) -> None:
@@ -172,12 +172,12 @@ def test_skipping_leaves_out_the_bad_and_keeps_the_list(tmp_path: Path) -> None:
     assert source.problems == [
         f"{root}/labels/train/a.txt:2: repeats the box and class of {root}/labels/train/a.txt:1",
         f"{root}/labels/train/a.txt:4: class is not one of 0 to 1: 7",
-        f"{root}/images/train/b.png: broken picture: 0 bytes",
+        f"{root}/images/train/b.png: broken image: 0 bytes",
         f"{root}/labels/train/c.txt:1: expected 5 columns (class x y width height), got 1: x",
     ]
     for file in (root / "images/train").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(DataError, match="no picture is left"):
+    with pytest.raises(DataError, match="no image is left"):
         opened(root, skip_bad=True)
 
 
@@ -205,7 +205,7 @@ BAD_YAML = {
         "data.yaml: train: expected a folder, a .txt list or several: ['images/train', 3]"
     ),
     "train: gone\nnames: [a]": "data.yaml: train: no such folder or .txt list: gone",
-    "train: labels\nnames: [a]": "data.yaml: train: no pictures (.jpg, .jpeg, .png, .webp, .bmp): labels",
+    "train: labels\nnames: [a]": "data.yaml: train: no images (.jpg, .jpeg, .png, .webp, .bmp): labels",
 }
 
 
@@ -229,7 +229,7 @@ def test_the_problems_of_all_splits_come_in_one_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "train", ["images/train", "../images/train", "[images/train/x, images/train/y]", "list.txt", "[list.txt]"]
 )
-def test_pictures_may_be_named_by_folders_or_lists(tmp_path: Path, train: str) -> None:
+def test_images_may_be_named_by_folders_or_lists(tmp_path: Path, train: str) -> None:
     root = folder_of(tmp_path, {}, f"train: {train}\nnames: {{1: dog, 0: cat}}\n")
     for name, text in (("x/a.PNG", GOOD), ("y/b.png", "1 .5 .5 .1 .1")):
         for kind in ("images", "labels"):
@@ -241,19 +241,19 @@ def test_pictures_may_be_named_by_folders_or_lists(tmp_path: Path, train: str) -
     for path in (root, root / "data.yaml"):
         source = opened(path)
         assert source.names == ["cat", "dog"]
-        pictures = [source[index] for index in range(len(source))]
-        assert [Path(picture.source).name for picture in pictures] == ["a.PNG", "b.png"]
-        assert [picture.labels.tolist() for picture in pictures] == [[0], [1]]
+        images = [source[index] for index in range(len(source))]
+        assert [Path(annotated.source).name for annotated in images] == ["a.PNG", "b.png"]
+        assert [annotated.labels.tolist() for annotated in images] == [[0], [1]]
 
 
-def test_a_listed_picture_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_listed_image_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {"a": GOOD}, "train: list.txt\nnames: [cat]\n")
     (root / "list.txt").write_text("images/train/a.png\nimages/train/b.png\n")
-    assert problems_of(root) == ["list.txt:2: no such picture: images/train/b.png"]
+    assert problems_of(root) == ["list.txt:2: no such image: images/train/b.png"]
 
 
 @pytest.mark.parametrize(
-    ("picture", "labels"),
+    ("image", "labels"),
     [
         ("set/images/train/a.jpg", "set/labels/train/a.txt"),
         ("images/set/images/a.b.jpg", "images/set/labels/a.b.txt"),
@@ -261,11 +261,11 @@ def test_a_listed_picture_that_is_not_there_is_named_with_its_line(tmp_path: Pat
         ("my_images/a.png", "my_images/a.txt"),
     ],
 )
-def test_where_the_label_file_is(picture: str, labels: str) -> None:
-    assert label_file(picture) == labels
+def test_where_the_label_file_is(image: str, labels: str) -> None:
+    assert label_file(image) == labels
 
 
-def test_labels_may_lie_beside_the_pictures(tmp_path: Path) -> None:
+def test_labels_may_lie_beside_the_images(tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     save(ramp(), tmp_path / "flat/a.jpg")
     (tmp_path / "flat/a.txt").write_text(GOOD)
@@ -274,7 +274,7 @@ def test_labels_may_lie_beside_the_pictures(tmp_path: Path) -> None:
     torch.testing.assert_close(opened(tmp_path)[0].boxes, torch.tensor([[12.0, 6.0, 18.0, 14.0]]))
 
 
-# What turns a stored picture upright, for each EXIF orientation.
+# What turns a stored image upright, for each EXIF orientation.
 UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
     1: lambda image: image,
     2: lambda image: image.flip(2),
@@ -285,24 +285,24 @@ UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation_turns_the_picture_that_the_boxes_refer_to(tmp_path: Path, orientation: int) -> None:
+def test_exif_orientation_turns_the_image_that_the_boxes_refer_to(tmp_path: Path, orientation: int) -> None:
     root = folder_of(tmp_path, {})
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = root / "images/train/a.jpg"
     save(ramp(), stored, exif=exif, quality=95)
     (root / "labels/train/a.txt").write_text(GOOD)
-    picture = opened(root)[0]
+    annotated = opened(root)[0]
     expected = UPRIGHT[orientation](ramp())
-    assert picture.image.shape == expected.shape
-    assert (picture.image.int() - expected.int()).abs().max() < 30
+    assert annotated.image.shape == expected.shape
+    assert (annotated.image.int() - expected.int()).abs().max() < 30
     _, height, width = expected.shape
     torch.testing.assert_close(
-        picture.boxes, torch.tensor([[0.4 * width, 0.3 * height, 0.6 * width, 0.7 * height]])
+        annotated.boxes, torch.tensor([[0.4 * width, 0.3 * height, 0.6 * width, 0.7 * height]])
     )
 
 
-def test_a_picture_that_changed_after_the_check_is_not_handed_out(tmp_path: Path) -> None:
+def test_an_image_that_changed_after_the_check_is_not_handed_out(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {"a": GOOD})
     source = opened(root)
     save(ramp(20, 31), root / "images/train/a.png")
@@ -310,7 +310,7 @@ def test_a_picture_that_changed_after_the_check_is_not_handed_out(tmp_path: Path
         source[0]
 
 
-def test_the_one_box_task_takes_pictures_with_one_box_without_decoding(tmp_path: Path) -> None:
+def test_the_one_box_task_takes_images_with_one_box_without_decoding(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {"a": GOOD, "b": f"{GOOD}\n1 .5 .5 .1 .1", "c": "", "d": "1 .5 .5 .1 .1"})
     source = opened(root)
     for file in (root / "images/train").glob("[abc].png"):
@@ -330,10 +330,10 @@ def test_raccoon_photographs() -> None:
     assert sum(sum(source.box_counts) for source in splits.values()) == 217
     kept, left_out = one_box_only(splits["train"])
     assert (len(kept), left_out) == (146, (0, 14))
-    picture = kept[0]
-    _, height, width = picture.image.shape
-    assert (picture.boxes >= 0).all()
-    assert (picture.boxes <= torch.tensor([width, height, width, height])).all()
+    annotated = kept[0]
+    _, height, width = annotated.image.shape
+    assert (annotated.boxes >= 0).all()
+    assert (annotated.boxes <= torch.tensor([width, height, width, height])).all()
 
 
 def test_a_split_may_lie_on_several_disks(tmp_path: Path) -> None:

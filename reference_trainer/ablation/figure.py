@@ -1,4 +1,4 @@
-"""The results as one picture: how good every row is, and how far from its base."""
+"""The results as one figure: how good every row is, and how far from its base."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 
 COLOURS = {"better": "#1b6ca8", "worse": "#c8553d", "no difference shown": "#8a8a8a", "": "#333333"}
-"""By reading; blue and orange are told apart by all eyes."""
+"""By reading; blue and orange are distinct to all eyes."""
 
 BASE_LINES = {"baseline": ":", "reference": "--"}
 ROW_HEIGHT = 0.2
 
 
 def draw(path: Path, results: Mapping[str, Result], common: Common) -> None:
-    """Replace the picture: left the IoU, each seed a dot, right the difference with its interval."""
+    """Replace the figure: left the IoU, each seed a dot, right the difference with its interval."""
     places, headings, bottom = _places(results)
     figure, (levels, differences) = pyplot.subplots(
         1,
@@ -63,7 +63,7 @@ def draw(path: Path, results: Mapping[str, Result], common: Common) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     _legend(figure, levels)
-    data = common.data.name if common.data else f"{common.pictures} toy pictures"
+    data = common.data.name if common.data else f"{common.images} toy images"
     seeds = max(len(result.finals) for result in results.values())
     figure.suptitle(
         f"Ablation: {data}, {common.size} pixels, {common.epochs} epochs, width {common.width}, "

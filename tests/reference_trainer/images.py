@@ -1,4 +1,4 @@
-"""A picture to test with, and how to save it."""
+"""An image to test with, and how to save it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RACCOONS = Path(os.environ.get("BOXREG_RACCOONS", "nowhere"))
 
 
 def ramp(height: int = 20, width: int = 30) -> Tensor:
-    """A smooth picture without any symmetry: JPEG keeps it, and a wrong turn shows."""
+    """A smooth image without any symmetry: JPEG keeps it, and a wrong turn shows."""
     down, across = torch.arange(height).view(-1, 1) * 4, torch.arange(width) * 3
     return torch.stack([down.expand(height, width), across.expand(height, width), down + across]).byte()
 
