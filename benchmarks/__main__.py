@@ -1,6 +1,7 @@
-"""CIoU by boxreg and by others: agreement, time, memory, and what a GPU was asked to do.
+"""Losses by boxreg and by others: agreement, time, memory, and what a GPU was asked to do.
 
     python -m benchmarks                                          everything, into benchmarks/results
+    python -m benchmarks --quick --out /tmp/trial                 everything, with few repetitions
     python -m benchmarks --cases stress --no-compile --out /tmp   a part, elsewhere
 
 Run it on a machine that does nothing else. The rows of a device replace those that the results hold of it.
@@ -12,15 +13,17 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import torch._functorch.config
 import torch._inductor.config
 
-from .cases import CASES, HUGE, SCALING, Case
+from . import costs
+from .cases import CASES, HUGE, ON_CPU, SCALING, Case
+from .figure import draw
 from .machine import describe
 from .measuring import (
     BYTES_A_PAIR,
@@ -31,12 +34,12 @@ from .measuring import (
     copy_bandwidth,
     disagreement,
     in_turns,
+    one_core_busy,
     peak_on_cpu,
     peak_on_gpu,
     spread,
 )
-from .picture import draw
-from .providers import Provider, providers
+from .providers import RIVAL, Provider, providers
 from .report import markdown
 from .rows import Row, merge
 
@@ -45,6 +48,8 @@ HERE = Path(__file__).parent
 
 def main() -> int:
     options = arguments()
+    if options.quick:
+        options.seconds = min(options.seconds, 0.3)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if options.peak:
@@ -59,12 +64,18 @@ def main() -> int:
     for case in cases(options):
         print(f"{case.name}, {case.pairs:,} pairs, {case.layout} ...", file=sys.stderr)
         blank = [
-            Row(case.name, case.job, case.layout, case.pairs, name, device.type, machine, bandwidth)
+            replace(
+                Row(case.name, case.job, case.layout, case.pairs, name, device.type, machine, bandwidth),
+                kind=case.kind,
+            )
             for name in chosen
-            if getattr(chosen[name], case.job) is not None
+            if name == RIVAL or chosen[name].offers(case)
         ]
         measure(case, blank, chosen, device, options)
         rows += blank
+    if device.type == "cpu" and (not options.cases or "costs" in options.cases):
+        print("starting and calling ...", file=sys.stderr)
+        rows += costs.rows(machine, bandwidth, options.quick)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = merge(rows, options.out / "losses.json")
     (options.out / "losses.md").write_text(markdown(rows))
@@ -83,9 +94,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder to write to")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each case")
-    parser.add_argument("--cases", nargs="*", help="names of cases; by default all, with scaling")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, for a trial")
+    parser.add_argument("--cases", nargs="*", help="names of cases, or costs; by default all")
     parser.add_argument("--providers", nargs="*", help="names of providers; by default all that can run")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--busy", action=argparse.BooleanOptionalAction, default=True, help="with one core busy too"
+    )
     parser.add_argument("--huge", action="store_true", help="10,000,000 pairs on a CPU too")
     parser.add_argument("--most", type=int, default=10**8, help="shorten cases to so many pairs, for a trial")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -95,7 +110,8 @@ def arguments() -> argparse.Namespace:
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """The cases that are asked for."""
     huge = HUGE if options.huge or options.device == "cuda" else ()
-    for case in (*CASES, *huge, *SCALING):
+    on_cpu = ON_CPU if options.device == "cpu" else ()
+    for case in (*CASES, *huge, *SCALING, *on_cpu):
         if not options.cases or case.name in options.cases:
             yield case.of(min(case.pairs, options.most))
 
@@ -120,28 +136,46 @@ def measure(
     """Fill the rows of a case in, one for each provider."""
     if options.compile:
         start_compiling_afresh()
-    works: dict[str, Work] = {}
-    for row in rows:
-        provider = able[row.provider]
-        try:
-            work = Work(provider, case, device)
-            small = [Work(provider, case.of(min(case.pairs, SMALL)), device, torch.float64)]
-            row.disagreement = max(map(disagreement, [work, *(small if provider.double else [])]))
-        except Exception as error:
-            row.why_not = f"cannot run: {type(error).__name__}"
-            print(f"{row.provider}: {error}", file=sys.stderr)
-            continue
-        if row.disagreement <= TOLERANCE:
-            works[row.provider] = work
-        else:
-            row.why_not = f"disagrees with the textbook by {row.disagreement:.1g}"
-    taken = in_turns({name: work.step for name, work in works.items()}, device, options.seconds)
+    works = {row.provider: work for row in rows if (work := agreeing(row, able[row.provider], case, device))}
+    steps: dict[str, Callable[[], object]] = {name: work.step for name, work in works.items()}
+    taken = in_turns(steps, device, options.seconds)
+    beside_busy: dict[str, list[float]] = {}
+    if device.type == "cpu" and options.busy:
+        with one_core_busy():
+            beside_busy = in_turns(steps, device, options.seconds, least_turns=3)
     for row in rows:
         if row.provider in works:
             fill_in(row, works[row.provider], taken[row.provider], device, options)
-    base = next((row.median_us for row in rows if row.provider == "torchvision"), None)
+        if beside_busy.get(row.provider):
+            figures = spread(beside_busy[row.provider])
+            row.busy_us, row.busy_p20_us, row.busy_p80_us = (1e6 * figure for figure in figures)
+    base, rival = (
+        next((row.median_us for row in rows if row.provider == name), None) for name in ("torchvision", RIVAL)
+    )
     for row in rows:
         row.times_torchvision = base / row.median_us if base and row.median_us else None
+        row.times_compiled = rival / row.median_us if rival and row.median_us else None
+
+
+def agreeing(row: Row, provider: Provider, case: Case, device: torch.device) -> Work | None:
+    """A provider's share of a case; None, and the row says why, if it cannot run or disagrees."""
+    if provider.missing:
+        row.why_not = provider.missing
+        return None
+    if not provider.offers(case):  # the rival, which knows CIoU alone
+        case = replace(case, kind="ciou")
+    try:
+        work = Work(provider, case, device)
+        small = [Work(provider, case.of(min(case.pairs, SMALL)), device, torch.float64)]
+        row.disagreement = max(map(disagreement, [work, *(small if provider.double else [])]))
+    except Exception as error:
+        row.why_not = f"cannot run: {type(error).__name__}"
+        print(f"{row.provider}: {error}", file=sys.stderr)
+        return None
+    if row.disagreement <= TOLERANCE:
+        return work
+    row.why_not = f"disagrees with the textbook by {row.disagreement:.1g}"
+    return None
 
 
 def fill_in(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,7 +138,7 @@ def boxes(generator: torch.Generator, batch: int, count: int) -> Tensor:
 def raw_outputs(case: Case, generator: torch.Generator, fmt: str, near: bool) -> tuple[Tensor, Tensor]:
     """Raw outputs and targets, of planes (batch, 4, rows, columns), and of rows (batch, rows, columns, 4)."""
     decoder, prior = DECODERS[case.decoder]
-    rows = max(side for side in range(1, case.count + 1) if side * side <= case.count and not case.count % side)
+    rows = max(side for side in range(1, math.isqrt(case.count) + 1) if case.count % side == 0)
     shape = case.batch, 4, rows, case.count // rows
     bias = decoder.bias(prior, torch.float64).view(4, 1, 1)
     first, second = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from boxreg import box_iou
-from boxreg.iou import overlap_loss
-from boxreg.iou.variants import VARIANTS
+from boxreg.iou import aligned_loss
+from boxreg.iou.spec import FAMILY
 
 from .machine import describe
 
@@ -91,7 +91,7 @@ def walk(kind: str, boxes: Tensor, targets: Tensor, rate: float, steps: int = ST
     yield boxes.detach().clone()
     for step in range(steps):
         iou = box_iou(boxes.detach(), targets, fmt="cxcywh")
-        loss = overlap_loss(kind, boxes, targets, fmt="cxcywh", reduction="sum", **PARAMETERS.get(kind, {}))
+        loss = aligned_loss(kind, boxes, targets, fmt="cxcywh", reduction="sum", **PARAMETERS.get(kind, {}))
         (gradient,) = torch.autograd.grad(loss, boxes)
         now = rate * 0.1 ** ((step >= 0.8 * steps) + (step >= 0.9 * steps))
         with torch.no_grad():
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to")
     options = parser.parse_args()
     boxes, targets = starts(options.places)
-    walks = [measure(kind, boxes, targets, rate) for kind in VARIANTS for rate in RATES]
+    walks = [measure(kind, boxes, targets, rate) for kind in FAMILY for rate in RATES]
     apart = (box_iou(boxes, targets, fmt="cxcywh") == 0).double().mean().item()
     machine = describe(torch.device("cpu"))
     named = f"{machine['processor']}, torch {machine['torch']}, float64"

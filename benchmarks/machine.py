@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("boxreg", "torch", "torchvision", "triton", "ultralytics", "mmdet")
+PACKAGES = ("boxreg", "torch", "torchvision", "numba", "triton", "powerboxes", "ultralytics", "mmdet")
 
 
 def processor() -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .cases import Case, inputs
-from .providers import TEXTBOOK, Provider
+from .providers import TEXTBOOK, Provider, ours
 
 TOLERANCE = 3e-4
 """How far values and gradients may be apart, as a share of the largest: float32 and an eps of 1e-7 do it."""
@@ -23,6 +27,12 @@ SMALL = 4096
 """Pairs of a small case: to compare in float64 too, and to warm up with."""
 
 LEAST_TURNS = 5
+
+TURN = 0.05
+"""Seconds for which a provider repeats its step before it is another's turn."""
+
+PAUSE = 0.01
+"""Seconds between two turns."""
 
 BYTES_A_PAIR = 48
 """What a step of the mean loss must move at least: two boxes in and a gradient out, in float32."""
@@ -39,26 +49,52 @@ class Work:
         self.pred = pred.detach().to(dtype, copy=True).requires_grad_(pred.requires_grad)
         self.target = target.to(dtype)
         self.provider, self.case = provider, case
+        self.weight = weights(self.target.select(self.dim, 0), provider.zeros)
         self.upstream: Tensor | None = None
 
     def step(self) -> Tensor:
-        """The loss, with its gradient in `pred.grad`; or the scores."""
-        if self.case.job == "pairwise":
-            assert self.provider.pairwise is not None
-            return self.provider.pairwise(self.pred, self.target)
+        """The loss or the scores, with the gradient in `pred.grad`."""
         self.pred.grad = None
-        job = self.provider.loss if self.case.job == "loss" else self.provider.from_raw
-        loss = job(self.pred, self.target, self.dim)
+        result = self.forward()
+        if not self.pred.requires_grad:
+            return result
         if self.upstream is None:
-            self.upstream = torch.ones_like(loss)
+            self.upstream = torch.ones_like(result)
         # Given, so that nobody is charged for making it.
-        loss.backward(self.upstream)  # type: ignore[no-untyped-call]
-        return loss
+        result.backward(self.upstream)  # type: ignore[no-untyped-call]
+        return result
+
+    def forward(self) -> Tensor:
+        """The loss or the scores alone."""
+        provider, case, boxes = self.provider, self.case, (self.pred, self.target)
+        if case.job == "pairwise":
+            assert provider.pairwise
+            scores: Tensor = provider.pairwise(*boxes, case.kind)
+            return scores
+        if case.job == "weighted":
+            assert provider.weighted
+            return provider.weighted(*boxes, self.weight, self.dim)
+        if case.job == "from_raw":
+            assert provider.from_raw
+            return provider.from_raw(*boxes, self.dim, case.decoder)
+        if case.kind != "ciou":
+            assert provider.other_loss
+            return provider.other_loss(*boxes, self.dim, case.kind)
+        assert provider.loss
+        return provider.loss(*boxes, self.dim)
 
     def results(self) -> list[Tensor]:
         """The value of a step and its gradient, if there is one, in float64."""
-        value = self.step().detach()
-        return [value.double()] if self.pred.grad is None else [value.double(), self.pred.grad.double()]
+        value = torch.as_tensor(self.step()).detach().double()
+        if self.provider.distance:
+            value = 1 - value.unsqueeze(0)
+        return [value] if self.pred.grad is None else [value, self.pred.grad.double()]
+
+
+def weights(like: Tensor, zeros: bool) -> Tensor:
+    """A weight for each box, between 0.5 and 1.5; if `zeros`, 0 for about half of them."""
+    drawn = torch.rand(like.shape, generator=torch.Generator().manual_seed(1)).to(like)
+    return torch.where(drawn < 0.5, 0.0, drawn + 0.5) if zeros else drawn + 0.5
 
 
 @lru_cache(maxsize=2)
@@ -68,8 +104,8 @@ def made(case: Case, device: torch.device, fmt: str, near: bool) -> tuple[Tensor
 
 
 def disagreement(work: Work) -> float:
-    """How far a step's value and gradient are from the textbook's in float64, as a share of the largest."""
-    expected = truth(work.case, work.pred.device, work.provider.near)
+    """How far a step's value and gradient are from the truth in float64, as a share of the largest."""
+    expected = truth(work.case, work.pred.device, work.provider.near, work.provider.zeros)
     apart = [
         (found - true).abs().max() / true.abs().max()
         for found, true in zip(work.results(), expected, strict=True)
@@ -78,9 +114,10 @@ def disagreement(work: Work) -> float:
 
 
 @lru_cache(maxsize=2)
-def truth(case: Case, device: torch.device, near: bool) -> list[Tensor]:
-    """Value and gradient of a case by the textbook in float64."""
-    return Work(replace(TEXTBOOK, near=near), case, device, torch.float64).results()
+def truth(case: Case, device: torch.device, near: bool, zeros: bool) -> list[Tensor]:
+    """Value and gradient of a case in float64, by the textbook; of losses that it has not, by autograd."""
+    provider = TEXTBOOK if TEXTBOOK.offers(case) else ours("eager", device)
+    return Work(replace(provider, near=near, zeros=zeros), case, device, torch.float64).results()
 
 
 def timed(step: Callable[[], object], device: torch.device) -> float:
@@ -98,19 +135,41 @@ def timed(step: Callable[[], object], device: torch.device) -> float:
 
 
 def in_turns(
-    steps: dict[str, Callable[[], object]], device: torch.device, seconds: float
+    steps: dict[str, Callable[[], object]],
+    device: torch.device,
+    seconds: float,
+    least_turns: int = LEAST_TURNS,
 ) -> dict[str, list[float]]:
-    """Seconds a step by name, one of each in turn, so that a machine that slows down slows them all."""
+    """Seconds a step by name, some of each in turn, so that a machine that slows down slows them all.
+
+    Steps should have been run before.
+    """
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
     end = time.perf_counter() + seconds
     turns = 0
-    while steps and (turns < LEAST_TURNS or time.perf_counter() < end):
+    while steps and (turns < least_turns or time.perf_counter() < end):
         for name, step in steps.items():
+            # Threads of torch wait for more work on their cores for some milliseconds after a step.
+            time.sleep(min(PAUSE, seconds))
+            end_of_turn = time.perf_counter() + min(TURN, seconds)
             taken[name].append(timed(step, device))
+            while time.perf_counter() < end_of_turn:
+                taken[name].append(timed(step, device))
         turns += 1
     return taken
+
+
+@contextmanager
+def one_core_busy() -> Iterator[None]:
+    """While entered, another process keeps a core busy, as a worker that loads data does."""
+    spin = f"import os\nwhile os.getppid() == {os.getpid()}:\n    sum(range(10**5))"
+    process = subprocess.Popen([sys.executable, "-c", spin])
+    time.sleep(0.2)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def spread(seconds: list[float]) -> tuple[float, float, float]:

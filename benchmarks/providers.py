@@ -14,6 +14,7 @@ from torch import Tensor
 from boxreg import CIoULoss, pairwise_box_iou
 from boxreg.functional import ciou_loss
 from boxreg.iou import aligned_loss
+from boxreg.iou.spec import maths
 
 from . import textbook
 from .cases import DECODERS, IMAGE, Case
@@ -58,7 +59,9 @@ class Provider:
         """The same functions through torch.compile; by default compiled for each size."""
         compile = partial(torch.compile, **{"dynamic": False} | options)
         jobs = ("loss", "from_raw", "pairwise", "weighted")
-        functions = {job: compile(found) for job in jobs if (found := getattr(self, job)) is not None}
+        functions: dict[str, Any] = {
+            job: compile(found) for job in jobs if (found := getattr(self, job)) is not None
+        }
         return replace(self, double=False, **functions)
 
     def offers(self, case: Case) -> bool:
@@ -99,8 +102,8 @@ def ours(backend: str, device: torch.device) -> Provider:
         return CIoULoss(fmt="cxcywh", dim=dim, backend=backend, decoder=DECODERS[decoder][0])
 
     def other_loss(pred: Tensor, target: Tensor, dim: int, kind: str) -> Tensor:
-        parameters = {"image_width": IMAGE, "image_height": IMAGE} if kind == "mpdiou" else {}
-        parameters |= {"constant": IMAGE / 50} if kind == "nwd" else {}
+        expected = maths(kind, "linear", False).parameters()
+        parameters: dict[str, Any] = {parameter.name: IMAGE for parameter in expected if parameter.is_length}
         return aligned_loss(kind, pred, target, reduction="mean", dim=dim, backend=backend, **parameters)
 
     return Provider(
@@ -167,7 +170,8 @@ def ultralytics() -> Provider:
     from ultralytics.utils.metrics import bbox_iou
 
     def scores(a: Tensor, b: Tensor, kind: str) -> Tensor:
-        found: Tensor = bbox_iou(a.unsqueeze(-2), b.unsqueeze(-3), xywh=False, CIoU=kind == "ciou").squeeze(-1)
+        every = a.unsqueeze(-2), b.unsqueeze(-3)
+        found: Tensor = bbox_iou(*every, xywh=False, CIoU=kind == "ciou").squeeze(-1)
         return found
 
     return of_rows(lambda pred, target: 1 - bbox_iou(pred, target, xywh=False, CIoU=True).squeeze(-1), scores)

@@ -22,23 +22,34 @@ class Row:
     machine: dict[str, str | int]
     copy_bytes_per_s: float
     disagreement: float | None = None
-    """From the textbook, in float64, as a share of the largest value or slope."""
+    """From the textbook (of other losses: from autograd) in float64, as a share of the largest."""
     why_not: str | None = None
     """Why there is no figure."""
     turns: int | None = None
     median_us: float | None = None
     p20_us: float | None = None
     p80_us: float | None = None
+    busy_us: float | None = None
+    """The median while another process keeps a core busy."""
+    busy_p20_us: float | None = None
+    busy_p80_us: float | None = None
     times_torchvision: float | None = None
+    times_compiled: float | None = None
+    """The time of the textbook's CIoU under torch.compile by this one."""
     share_of_bandwidth: float | None = None
     peak_bytes: int | None = None
     launches: int | None = None
     synchronisations: int | None = None
+    python_calls: int | None = None
+    """Calls of Python functions in a step."""
+    python_files: int | None = None
+    """Files that these functions are in."""
+    kind: str = "ciou"
 
     @property
-    def place(self) -> tuple[str, str, str, int]:
+    def place(self) -> tuple[str, str, str, int, str]:
         """The case that the row is of."""
-        return self.case, self.job, self.layout, self.pairs
+        return self.case, self.job, self.layout, self.pairs, self.kind
 
 
 def read(path: Path) -> list[Row]:

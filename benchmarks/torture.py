@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from boxreg.iou import overlap_loss
+from boxreg.iou import aligned_loss
 
 RESULTS = Path(__file__).parent / "results"
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -165,7 +165,7 @@ def mean_of(loss: Callable[..., Tensor]) -> Loss:
 
 def ours() -> dict[str, Loss]:
     def row(kind: str) -> Loss:
-        return lambda pred, target: overlap_loss(kind, pred, target, reduction="mean")
+        return lambda pred, target: aligned_loss(kind, pred, target, reduction="mean")
 
     return {kind: row(kind) for kind in ("giou", "ciou")}
 

@@ -1,18 +1,13 @@
 """Box-regression losses, heads, decoders and parameter groups for PyTorch."""
 
 from . import functional as functional
-from .assign import AnchorRatioAssigner as AnchorRatioAssigner
-from .assign import Assigner as Assigner
-from .assign import Assignment as Assignment
-from .assign import ResponsibleCellAssigner as ResponsibleCellAssigner
-from .assign import Targets as Targets
-from .assign import TaskAlignedAssigner as TaskAlignedAssigner
-from .assign import pad_targets as pad_targets
-from .audit import AuditReport as AuditReport
-from .audit import Finding as Finding
-from .audit import audit as audit
-from .box_loss import BoxLoss as BoxLoss
-from .box_loss import BoxLossTerms as BoxLossTerms
+from .assigners import AnchorRatioAssigner as AnchorRatioAssigner
+from .assigners import Assigner as Assigner
+from .assigners import Assignment as Assignment
+from .assigners import ResponsibleCellAssigner as ResponsibleCellAssigner
+from .assigners import Targets as Targets
+from .assigners import TaskAlignedAssigner as TaskAlignedAssigner
+from .assigners import pad_targets as pad_targets
 from .boxes import convert as convert
 from .decoders import Decoder as Decoder
 from .decoders import DeltaDecoder as DeltaDecoder
@@ -22,10 +17,14 @@ from .decoders import LTRBDecoder as LTRBDecoder
 from .decoders import UnitSquareDecoder as UnitSquareDecoder
 from .decoders import YOLOv3Decoder as YOLOv3Decoder
 from .decoders import YOLOv5Decoder as YOLOv5Decoder
+from .decoders import dfl_integral as dfl_integral
 from .dense import DenseHead as DenseHead
 from .dense import DensePrediction as DensePrediction
-from .dfl import DFLoss as DFLoss
-from .dfl import dfl_integral as dfl_integral
+from .diagnostics.audit import AuditReport as AuditReport
+from .diagnostics.audit import Finding as Finding
+from .diagnostics.audit import audit as audit
+from .diagnostics.overfit import OverfitReport as OverfitReport
+from .diagnostics.overfit import overfit as overfit
 from .grids import Level as Level
 from .grids import Points as Points
 from .grids import points_of as points_of
@@ -43,17 +42,18 @@ from .losses import NWDLoss as NWDLoss
 from .losses import ShapeIoULoss as ShapeIoULoss
 from .losses import SIoULoss as SIoULoss
 from .losses import WIoULoss as WIoULoss
-from .overfitting import OverfitReport as OverfitReport
-from .overfitting import overfit as overfit
-from .param_groups import Rule as Rule
-from .param_groups import param_groups as param_groups
-from .param_groups import param_table as param_table
-from .rotated import GWDLoss as GWDLoss
-from .rotated import KLDLoss as KLDLoss
-from .rotated import ProbIoULoss as ProbIoULoss
+from .losses.box import BoxLoss as BoxLoss
+from .losses.box import BoxLossTerms as BoxLossTerms
+from .losses.dfl import DFLoss as DFLoss
+from .losses.rotated import GWDLoss as GWDLoss
+from .losses.rotated import KLDLoss as KLDLoss
+from .losses.rotated import ProbIoULoss as ProbIoULoss
+from .losses.yolo import YOLOLoss as YOLOLoss
+from .losses.yolo import YOLOLossTerms as YOLOLossTerms
+from .parameters import Rule as Rule
+from .parameters import param_groups as param_groups
+from .parameters import param_table as param_table
 from .weighting import FocalWeighting as FocalWeighting
 from .weighting import WiseWeighting as WiseWeighting
-from .yolo_loss import YOLOLoss as YOLOLoss
-from .yolo_loss import YOLOLossTerms as YOLOLossTerms
 
 __version__ = "0.1.0"

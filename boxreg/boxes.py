@@ -81,7 +81,7 @@ def corners(boxes: Tensor, fmt: str, dim: int = -1) -> Planes:
 def convert(boxes: Tensor, src: str, dst: str, dim: int = -1) -> Tensor:
     """Convert boxes from one format to another.
 
-    Seldom needed: losses, scores and assigners take the format as `fmt` (see `overlap_loss`, `box_iou`).
+    Seldom needed: losses, scores and assigners take the format as `fmt` (see `aligned_loss`, `box_iou`).
 
     Args:
         boxes: four coordinates along `dim`, any shape, floating or integer (integers become float32).

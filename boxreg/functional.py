@@ -1,7 +1,6 @@
 """The functional forms: a loss function for each loss of the IoU family, IoU scores, rotated boxes, DFL."""
 
-from .dfl import dfl_integral as dfl_integral
-from .dfl import dfl_loss as dfl_loss
+from .decoders import dfl_integral as dfl_integral
 from .iou.functional import box_iou as box_iou
 from .iou.functional import pairwise_box_iou as pairwise_box_iou
 from .losses import ciou_loss as ciou_loss
@@ -14,6 +13,7 @@ from .losses import nwd_loss as nwd_loss
 from .losses import shapeiou_loss as shapeiou_loss
 from .losses import siou_loss as siou_loss
 from .losses import wiou_loss as wiou_loss
-from .rotated import gwd_loss as gwd_loss
-from .rotated import kld_loss as kld_loss
-from .rotated import probiou_loss as probiou_loss
+from .losses.dfl import dfl_loss as dfl_loss
+from .losses.rotated import gwd_loss as gwd_loss
+from .losses.rotated import kld_loss as kld_loss
+from .losses.rotated import probiou_loss as probiou_loss

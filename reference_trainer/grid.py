@@ -18,7 +18,7 @@ from boxreg import (
     YOLOLoss,
     pad_targets,
 )
-from boxreg.assign import Assigner
+from boxreg.assigners import Assigner
 
 from . import ranks
 from .config import WITH_ANCHORS, ModelConfig, TrainConfig

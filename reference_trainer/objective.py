@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boxreg import BoxLoss, box_iou
-from boxreg.iou.variants import VARIANTS
+from boxreg.iou.spec import FAMILY
 
 from . import ranks
 from .config import LossConfig
@@ -63,7 +63,7 @@ def whole_objective(parts: Sequence[Objective]) -> Objective:
 def overlap_parameters(config: LossConfig, side: float) -> dict[str, Any]:
     """The parameters of the overlap that depend on the images; `side` is theirs, in the unit of the boxes."""
     known = {"image_width": side, "image_height": side, "constant": config.nwd_constant * side}
-    taken = {parameter.name for term in VARIANTS.get(config.overlap, ()) for parameter in term.parameters}
+    taken = {parameter.name for term in FAMILY.get(config.overlap, ()) for parameter in term.parameters}
     return {name: value for name, value in known.items() if name in taken}
 
 

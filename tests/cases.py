@@ -1,4 +1,4 @@
-"""The tables that tests share: rows of the IoU family, regimes of box pairs, dtypes and layouts."""
+"""The tables that tests share: losses of the IoU family, regimes of box pairs, dtypes and layouts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from boxreg.decoders import (
     YOLOv3Decoder,
     YOLOv5Decoder,
 )
-from boxreg.iou import backends, functional
-from boxreg.iou.spec import LONGEST, FAMILY, Form, Parameter, form_of
+from boxreg.iou import dispatch, functional
+from boxreg.iou.spec import FAMILY, LONGEST, Parameter, Spec, check_parameters
 
 KINDS = tuple(FAMILY)
 PARAMETERS: dict[str, dict[str, float]] = {
@@ -30,23 +30,20 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "shapeiou": {"scale": 0.75},
     "nwd": {"constant": 1.5},
 }
-"""Of the rows that have any, for boxes of about one unit."""
+"""Of the losses that have any, for boxes of about one unit."""
 WORKING_DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF_DTYPES, *WORKING_DTYPES)
 PER_REGIME = 32
 
-_BOXES = torch.zeros(1, 4)
-BACKENDS = tuple(
-    name for name, refusal in backends.BACKENDS.items() if name != "compile" and not refusal(_BOXES, _BOXES)
-)
-"""The backends that compute on the CPU here; `compile` takes too long to be tried on everything."""
+BACKENDS = tuple(name for name in ("eager", "numba") if name == "eager" or dispatch.HAS_NUMBA)
+"""The backends of the CPU. Triton's kernels are slow in its interpreter; `test_triton.py` runs them."""
 
 DECODERS: dict[str, Decoder] = {
     "unit_square": UnitSquareDecoder(),
     "grid_cell": GridCellDecoder(),
     "grid_cell_stretched": GridCellDecoder(stretch=1.2),
-    "grid_cell_pixels": GridCellDecoder(picture_size=(640.0, 480.0), stretch=1.1),
+    "grid_cell_pixels": GridCellDecoder(image_size=(640.0, 480.0), stretch=1.1),
 }
 """Schemes of one picture, with settings that differ."""
 
@@ -336,18 +333,18 @@ def eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
-def row_parameters(kind: str) -> list[Parameter]:
-    """The parameters that a row declares."""
-    variant = FAMILY[kind]
-    return [*variant.overlap.parameters, *variant.penalty.parameters]
+def own_parameters(kind: str) -> list[Parameter]:
+    """The parameters that only this loss has."""
+    penalty, overlap = FAMILY[kind]
+    return [*overlap.parameters, *penalty.parameters]
 
 
 def in_unit(kind: str, unit: float) -> dict[str, float]:
-    """The parameters of a row for boxes that are `unit` times as large: its lengths grow with them.
+    """The parameters of a loss for boxes that are `unit` times as large: its lengths grow with them.
 
     Skips the test where a length may not be as large or small as that.
     """
-    lengths = {parameter.name for parameter in row_parameters(kind) if parameter.is_length}
+    lengths = {parameter.name for parameter in own_parameters(kind) if parameter.is_length}
     scaled = {
         name: value * unit if name in lengths else value for name, value in PARAMETERS.get(kind, {}).items()
     }
@@ -356,30 +353,31 @@ def in_unit(kind: str, unit: float) -> dict[str, float]:
     return scaled
 
 
-def form(kind: str, mode: str = "linear", inner_ratio: float | None = None) -> Form:
-    """A row with the parameters of the tests."""
-    return form_of(kind, mode, inner_ratio, PARAMETERS.get(kind))
+def spec_of(kind: str, mode: str = "linear", inner_ratio: float | None = None, fmt: str = "xyxy") -> Spec:
+    """A loss with the parameters of the tests."""
+    values = check_parameters(kind, mode, inner_ratio, PARAMETERS.get(kind, {}))
+    return Spec(kind, mode, inner_ratio is not None, fmt, fmt, parameters=values)
 
 
-def overlap_loss(kind: str, pred: Tensor, target: Tensor, **options: object) -> Tensor:
-    """The loss of a row with the parameters of the tests, unless `options` holds others."""
-    return functional.overlap_loss(kind, pred, target, **PARAMETERS.get(kind, {}) | options)  # type: ignore[arg-type]
+def aligned_loss(kind: str, pred: Tensor, target: Tensor, **options: object) -> Tensor:
+    """The loss with the parameters of the tests, unless `options` holds others."""
+    return functional.aligned_loss(kind, pred, target, **PARAMETERS.get(kind, {}) | options)  # type: ignore[arg-type]
 
 
 def box_iou(a: Tensor, b: Tensor, kind: str = "iou", **options: object) -> Tensor:
-    """The score of a row with the parameters of the tests."""
+    """The score with the parameters of the tests."""
     return functional.box_iou(a, b, kind, **PARAMETERS.get(kind, {}) | options)  # type: ignore[arg-type]
 
 
 def pairwise_box_iou(a: Tensor, b: Tensor, kind: str = "iou", **options: object) -> Tensor:
-    """The pairwise score of a row with the parameters of the tests."""
+    """The pairwise score with the parameters of the tests."""
     return functional.pairwise_box_iou(a, b, kind, **PARAMETERS.get(kind, {}) | options)  # type: ignore[arg-type]
 
 
 def value_and_gradients(kind: str, pred: Tensor, target: Tensor, **options: object) -> tuple[Tensor, ...]:
     """The loss a box, and the gradients of both sides under a random upstream gradient."""
     pred, target = pred.clone().requires_grad_(), target.clone().requires_grad_()
-    loss = overlap_loss(kind, pred, target, **options)
+    loss = aligned_loss(kind, pred, target, **options)
     upstream = torch.randn(loss.shape, generator=seeded(9), dtype=loss.dtype)
     return loss.detach(), *torch.autograd.grad(loss, (pred, target), upstream)
 
@@ -387,5 +385,5 @@ def value_and_gradients(kind: str, pred: Tensor, target: Tensor, **options: obje
 def gradient(kind: str, pred: Tensor, target: Tensor, **options: object) -> Tensor:
     """The gradient of the summed loss at the prediction."""
     leaf = pred.clone().requires_grad_()
-    (slopes,) = torch.autograd.grad(overlap_loss(kind, leaf, target, **options).sum(), leaf)
-    return slopes
+    (grad,) = torch.autograd.grad(aligned_loss(kind, leaf, target, **options).sum(), leaf)
+    return grad

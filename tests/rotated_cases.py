@@ -11,12 +11,12 @@ from torch import Generator, Tensor
 
 import boxreg
 from boxreg import functional
-from boxreg.rotated import RotatedLoss
+from boxreg.losses.rotated import RotatedLoss
 from tests.cases import HALF_DTYPES, WORKING_DTYPES, named, seeded, uniform, wild_pairs
 
 COUNT = 32
 
-VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+FAMILY: dict[str, tuple[str, dict[str, object]]] = {
     "probiou-l1": ("probiou", {"mode": "l1"}),
     "probiou-l2": ("probiou", {"mode": "l2"}),
     "kld-log1p": ("kld", {"fun": "log1p"}),
@@ -36,7 +36,7 @@ MODULES: dict[str, Callable[..., RotatedLoss]] = {
 
 
 def loss_of(variant: str, pred: Tensor, target: Tensor, **options: object) -> Tensor:
-    name, settings = VARIANTS[variant]
+    name, settings = FAMILY[variant]
     found: Tensor = getattr(functional, f"{name}_loss")(pred, target, **settings, **options)
     return found
 
@@ -51,7 +51,7 @@ def value_and_gradients(variant: str, pred: Tensor, target: Tensor, **options: o
 
 def least(variant: str) -> float:
     """What identical boxes cost."""
-    tau = VARIANTS[variant][1].get("tau", 1.0)
+    tau = FAMILY[variant][1].get("tau", 1.0)
     assert isinstance(tau, float)
     return 1 - 1 / tau
 
@@ -165,7 +165,7 @@ def wild(count: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
     return pred, target
 
 
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_variant = pytest.mark.parametrize("variant", FAMILY)
 every_regime = pytest.mark.parametrize("regime", REGIMES)
 smooth = pytest.mark.parametrize("regime", SMOOTH)
 working_dtypes = pytest.mark.parametrize("dtype", named(WORKING_DTYPES))

@@ -35,12 +35,12 @@ from benchmarks.gpu.report import (
     set_aside,
 )
 from benchmarks.gpu.right_cases import CASES, CHOICES, Case, check
-from benchmarks.gpu.right_others import scaler
+from benchmarks.gpu.right_others import beyond_float16, scaler
 from benchmarks.gpu.sections import SECTIONS
 from benchmarks.gpu.waiting import no_wait
 from benchmarks.rows import Row
 from boxreg.iou import functional
-from boxreg.iou._triton_maths import INTERPRETED
+from boxreg.iou.backends._triton_maths import INTERPRETED
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("triton")
@@ -294,7 +294,7 @@ class TestFaultsAreFound:
 
     def test_a_kernel_that_is_off_by_a_thousandth(self, monkeypatch: pytest.MonkeyPatch) -> None:
         check(self.CASE, StandIn())
-        monkeypatch.setattr(right_cases.functional, "overlap_loss", off_by(1.001, functional.overlap_loss))
+        monkeypatch.setattr(right_cases.functional, "aligned_loss", off_by(1.001, functional.aligned_loss))
         with pytest.raises(AssertionError, match="off by more than is allowed"):
             check(self.CASE, StandIn())
 
@@ -311,16 +311,23 @@ class TestFaultsAreFound:
             check(self.CASE, StandIn())
 
     def test_gradients_that_saturate_after_they_were_scaled(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from boxreg.iou import _one_pass
+        from boxreg.iou import autograd
 
-        def saturating(gradient: torch.Tensor, upstream: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        def saturating(
+            grad: torch.Tensor | None, upstream: torch.Tensor | None, dtype: torch.dtype
+        ) -> torch.Tensor | None:
             most = torch.finfo(dtype).max
-            return (gradient * upstream).clamp(-most, most).to(dtype)
+            scaled = grad if grad is None or upstream is None else grad * upstream
+            return scaled if scaled is None else scaled.clamp(-most, most).to(dtype)
 
-        scaler(StandIn())
-        monkeypatch.setattr(_one_pass, "scaled", saturating)
+        device = StandIn()
+        scaler(device)
+        beyond_float16(device)
+        monkeypatch.setattr(autograd, "_scaled", saturating)
         with pytest.raises(AssertionError, match="scales differ"):
-            scaler(StandIn())
+            scaler(device)
+        with pytest.raises(AssertionError, match="under"):
+            beyond_float16(device)
 
     def test_a_step_that_waits(self) -> None:
         leaf = torch.ones(3)
@@ -374,7 +381,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
 
 def test_a_kernel_that_spills_or_moves_too_much_is_a_fault() -> None:
     kernels = pytest.importorskip("benchmarks.gpu.kernels")
-    good = kernels.Kernel("ciou", "one_pass_kernel", 90, 80, 0, 48.0, 48.0, 600.0, 16, 1.0)
+    good = kernels.Kernel("ciou", "aligned_kernel", 90, 80, 0, 48.0, 48.0, 600.0, 16, 1.0)
     bad = [
         good._replace(spilled=8),
         good._replace(moved=60.0),

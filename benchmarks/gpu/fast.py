@@ -228,13 +228,13 @@ def often(step: Callable[[], object], times: int) -> None:
 
 def sweep(device: Cuda, layout: str) -> Figures:
     """The time of a step of many pairs for each block size and number of warps; the best is named."""
-    from boxreg.iou import _triton
+    from boxreg.iou.backends import triton
 
     case = Case("block sizes", device.pick(4_000_000, 40), layout=layout)
     figures: dict[str, float] = {}
-    own = (_triton.PAIRS, _triton.WARPS)
-    for block, warps in product(device.pick(BLOCKS, (_triton.PAIRS,)), device.pick(WARPS, (_triton.WARPS,))):
-        with mock.patch.multiple(_triton, PAIRS=block, WARPS=warps):
+    own = (triton.PAIRS, triton.WARPS)
+    for block, warps in product(device.pick(BLOCKS, (triton.PAIRS,)), device.pick(WARPS, (triton.WARPS,))):
+        with mock.patch.multiple(triton, PAIRS=block, WARPS=warps):
             work = Work(ours("triton", device.torch), case, device.torch)
             for _ in range(device.pick(5, 1)):
                 work.step()

@@ -17,7 +17,7 @@ def keep(folder: Path, results: Path = RESULTS) -> int:
     Returns:
         The exit code: 2, and nothing is written, if the folder has no run on a GPU.
     """
-    from ..picture import draw
+    from ..figure import draw
     from ..report import markdown
     from ..rows import merge
     from .page import rows_of

@@ -30,7 +30,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from boxreg.iou import backends, functional
+from boxreg.iou import dispatch, functional
 from boxreg.iou.spec import FAMILY
 
 from ..machine import describe
@@ -104,7 +104,7 @@ def compiling_for(capability: int) -> Iterator[Compiler]:
     """While entered, losses on the CPU with `backend="triton"` compile their kernels, and compute nothing."""
     compiler = Compiler(capability)
     with (
-        mock.patch.object(backends, "_interpreted", return_value=True),
+        mock.patch.object(dispatch, "_is_interpreted", return_value=True),
         mock.patch.object(triton.knobs.compilation, "listener", compiler.hear),
         tempfile.TemporaryDirectory() as cache,
         mock.patch.object(triton.knobs.cache, "dir", cache),
@@ -171,8 +171,9 @@ def least(name: str, signature: dict[str, Any], constants: dict[str, Any]) -> tu
         own, others = constants["OWN"], constants["OTHERS"]
         return own * others, 4 + 16 * others / (own * others)
     boxes = sum(4 * SIZES[signature[side]] for side in ("pred", "target"))
-    gradients = sum(16 for side in ("OF_PRED", "OF_TARGET") if constants[side])
-    return constants["BLOCK"], boxes + gradients + (0 if constants["REDUCED"] else 4)
+    gradients = sum(16 for side in ("GRAD_OF_PRED", "GRAD_OF_TARGET") if constants[side])
+    one_a_pair = 4 * (constants["WEIGHTED"] + (not constants["REDUCED"]))
+    return constants["BLOCK"], boxes + gradients + one_a_pair
 
 
 SIZES = {"*fp32": 4, "*fp16": 2, "*bf16": 2}
@@ -201,7 +202,7 @@ def of_timed(layout: str, dtype: torch.dtype) -> None:
         "reduction": "mean",
         "backend": "triton",
     }
-    loss = functional.overlap_loss("ciou", pred.requires_grad_(), target, **options)
+    loss = functional.aligned_loss("ciou", pred.requires_grad_(), target, **options)
     torch.autograd.grad(loss, pred)
 
 
@@ -233,8 +234,8 @@ def faults(found: Sequence[Kernel]) -> list[Kernel]:
         kernel
         for kernel in found
         if kernel.spilled
-        or (kernel.name == "one_pass_kernel" and kernel.moved > MOST * kernel.must)
-        or (kernel.widest < 16 and (kernel.work in ROWS or kernel.name != "one_pass_kernel"))
+        or (kernel.name == "aligned_kernel" and kernel.moved > MOST * kernel.must)
+        or (kernel.widest < 16 and (kernel.work in ROWS or kernel.name != "aligned_kernel"))
     ]
 
 
@@ -271,7 +272,7 @@ def host_time(turns: int = 1000) -> tuple[float, float]:
     with compiling_for(CAPABILITIES[-1]):
         for _ in range(turns):
             begin = time.perf_counter()
-            loss = functional.overlap_loss("ciou", pred, target, reduction="mean", backend="triton")
+            loss = functional.aligned_loss("ciou", pred, target, reduction="mean", backend="triton")
             alone.append(time.perf_counter() - begin)
             torch.autograd.grad(loss, pred, upstream)
             whole.append(time.perf_counter() - begin)

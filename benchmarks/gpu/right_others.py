@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boxreg import BoxLoss, DeltaDecoder, DFLDecoder, FocalWeighting, WiseWeighting
+from boxreg import BoxLoss, DeltaDecoder, DFLDecoder, FocalWeighting, WiseWeighting, YOLOv3Decoder
 from boxreg import functional as F
 from boxreg.boxes import FORMATS, convert
 from boxreg.iou import functional
-from boxreg.iou.spec import MODES, FAMILY
+from boxreg.iou.spec import FAMILY, IOU, MODES
 
 from .boxes import some_pairs, upright, wild_pairs
 from .device import Cuda
@@ -168,7 +168,7 @@ def wild(kind: str, device: Cuda) -> Figures:
     count = device.pick(10_000_000, 2_000)
     pred, target = (side.requires_grad_() for side in wild_pairs(count, device.torch))
     for mode in MODES:
-        loss = functional.overlap_loss(
+        loss = functional.aligned_loss(
             kind, pred, target, mode=mode, backend="triton", **PARAMETERS.get(kind, {})
         )
         gradients = torch.autograd.grad(loss, (pred, target), torch.ones_like(loss))
@@ -189,7 +189,7 @@ def promises(kind: str, device: Cuda) -> Figures:
     """Identical boxes cost at most 4 ulp; scaling by 2^k changes nothing; NaN stays in its own pair."""
     pred, target = (side.float().to(device.torch) for side in some_pairs(device.pick(2000, 60)))
     parameters = PARAMETERS.get(kind, {})
-    loss = partial(functional.overlap_loss, kind, backend="triton")
+    loss = partial(functional.aligned_loss, kind, backend="triton")
     upright_boxes = target[(target[:, 2:] > target[:, :2]).all(-1)]
     worst = 0.0
     for power in (-100, -30, 0, 30, 100):
@@ -240,6 +240,58 @@ def scaler(device: Cuda) -> Figures:
     apart = float((gradient - expected).abs().max() / expected.abs().max())
     assert apart < 0.01, f"gradients are apart by {apart}"
     return {"scale at the end": ours[-1], "apart": apart}
+
+
+def beyond_float16(device: Cuda) -> Figures:
+    """A float16 gradient that leaves the range is infinite, and in the range it is as in float32."""
+    # Sides of a thousandth: the gradients are about a thousand times the upstream gradient.
+    target = 2.0**-10 * torch.tensor([[0.0, 0.0, 1.0, 2.0], [2.0, 1.0, 4.0, 3.0]])
+    pred, target = ((target + move).to(device.torch, torch.float16) for move in (2.0**-12, 0.0))
+    infinite = 0
+    for above in (1.0, 16.0, 2.0**10, 2.0**16):
+        leaf, exact = pred.clone().requires_grad_(), pred.float().requires_grad_()
+        loss = F.giou_loss(leaf, target, reduction="sum", backend="triton")
+        (found,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, above))
+        (expected,) = torch.autograd.grad(F.giou_loss(exact, target.float(), reduction="sum", backend="eager"), exact)
+        expected = above * expected.double()
+        beyond = expected.abs() > 1.01 * torch.finfo(torch.float16).max
+        assert torch.equal(found.isinf(), beyond), f"under {above}: {found.tolist()}, exactly {expected.tolist()}"
+        apart = (found.double() - expected).abs() / expected.abs().clamp(min=above)
+        assert not (apart > 0.002).logical_and(~beyond).any(), f"under {above}: apart by {apart.tolist()}"
+        infinite += int(beyond.sum())
+    assert infinite > 0, "nothing leaves the range"
+    return {"infinite": infinite}
+
+
+def values_at_run_time(kind: str, device: Cuda) -> Figures:
+    """Other values of parameters, settings, anchors and factors: the same kernel, and the right results."""
+    from boxreg.iou.backends import _triton_launch
+
+    pred, target = overlapping(device.pick(3_000, 24))
+    raw, count = pred.to(device.torch).T.reshape(1, 4, 1, 1, -1), device.pick(200, 4)
+    boxes = [side.float().to(device.torch).T.reshape(raw.shape) for side in (pred, target)]
+    inner = FAMILY[kind].overlap is IOU
+    worst, kept = 0.0, None
+    for number in range(count):
+        factor = 1.0 + number / count
+        decoder = YOLOv3Decoder(stride=0.25 * factor, anchors=[(factor, 2.0 / factor)])
+        options: dict[str, Any] = {"mode": "alpha", "alpha": 1.0 + factor, "loss_weight": 3.0 / factor, "dim": 1}
+        options |= {name: value * factor for name, value in PARAMETERS.get(kind, {}).items()}
+        options |= {"inner_ratio": 0.5 * factor} if inner else {}
+        options |= {"decoder": decoder, "reduction": "mean"}
+        leaf, exact = boxes[0].clone().requires_grad_(), boxes[0].double().requires_grad_()
+        found = functional.aligned_loss(kind, leaf, boxes[1], backend="triton", **options)
+        expected = functional.aligned_loss(kind, exact, boxes[1].double(), backend="eager", **options)
+        gradient, reference = (
+            torch.autograd.grad(loss, side)[0].double() for loss, side in ((found, leaf), (expected, exact))
+        )
+        worst = max(worst, float((found - expected).detach().abs() / expected.detach().clamp(min=1.0)))
+        worst = max(worst, float((gradient - reference).abs().max() / reference.abs().max()))
+        kernels = len(_triton_launch._COMPILED)
+        assert kept is None or kernels == kept, f"value {number} makes another kernel"
+        kept = kernels
+    assert worst < 1e-4, f"apart by {worst:.2g}"
+    return {"values": count, "apart": worst}
 
 
 def not_finite_upstream(device: Cuda) -> Figures:
@@ -299,6 +351,8 @@ def pairwise_addressing(device: Cuda) -> Figures:
 OTHERS: dict[str, Check] = {
     "GradScaler": scaler,
     "upstream gradients that are not finite": not_finite_upstream,
+    "float16 gradients beyond the range": beyond_float16,
+    **{f"values at run time: {kind}": partial(values_at_run_time, kind) for kind in ("ciou", *PARAMETERS)},
     **{f"guarantees: {kind}": partial(promises, kind) for kind in FAMILY},
     **{
         f"pairwise: {kind} {fmt}": partial(pairwise, kind, fmt)

@@ -51,7 +51,7 @@ def main(device: Cuda, report: Report) -> None:
 
 IN_ONE_PASS = (
     *("float32", "float16", "bfloat16", "sum", "none", "planes", "raw outputs", "anchors"),
-    "float16, planes, raw outputs",
+    *("float16, planes, raw outputs", "weight", "normalizer, a number"),
 )
 """Steps that take no more than `MOST_LAUNCHES`; of the others the number is reported."""
 

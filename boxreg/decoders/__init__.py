@@ -42,6 +42,7 @@ from .base import Decoder as Decoder
 from .base import check_decoder as check_decoder
 from .deltas import DeltaDecoder as DeltaDecoder
 from .distributions import DFLDecoder as DFLDecoder
+from .distributions import dfl_integral as dfl_integral
 from .grid_cell import GridCellDecoder as GridCellDecoder
 from .sides import LTRBDecoder as LTRBDecoder
 from .unit_square import UnitSquareDecoder as UnitSquareDecoder

@@ -8,11 +8,56 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._checks import check_tensor
+from .._dtypes import promote
 from .._raw import between, logit, to_ends
 from ..boxes import Planes
-from ..dfl import dfl_integral
 from .axis import cell_indices
 from .base import StrideDecoder
+
+
+def check_bins(logits: Tensor, dim: int) -> None:
+    """Raise unless `logits` has at least two bins along `dim`."""
+    check_tensor("logits", logits, floating=True)
+    shape = tuple(logits.shape)
+    if not -logits.ndim <= dim < logits.ndim:
+        raise ValueError(f"dim: got {dim}, but logits has shape {shape}")
+    if shape[dim] < 2:
+        raise ValueError(f"logits: got shape {shape}, expected at least 2 bins along dim {dim}")
+
+
+def bins_along(dim: int, like: Tensor) -> Tensor:
+    """0, 1, 2 ... along `dim`, in a shape that broadcasts with `like`."""
+    bins = torch.arange(like.shape[dim], dtype=like.dtype, device=like.device)
+    return bins.view([-1 if axis == dim % like.ndim else 1 for axis in range(like.ndim)])
+
+
+def dfl_integral(logits: Tensor, dim: int = -1) -> Tensor:
+    r"""The number that a distribution over bins stands for: its expectation \( \sum_i i\, p_i \).
+
+    p is the softmax of the logits. Li et al. 2020, "Generalized Focal Loss" (arXiv:2006.04388).
+
+    Args:
+        logits: a number per bin along `dim`, floating.
+        dim: the axis of the bins.
+
+    Returns:
+        `logits`' shape without `dim`, in [0, bins - 1], in units of bins, in the dtype of `logits` (float16
+        and bfloat16 are computed in float32). A logit of minus infinity shuts its bin.
+
+    Raises:
+        TypeError: if `logits` is not a floating tensor.
+        ValueError: if there are fewer than two bins.
+
+    Example:
+        >>> import torch
+        >>> from boxreg.functional import dfl_integral
+        >>> dfl_integral(torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0, 9.0]]))
+        tensor([2.0000, 3.4995])
+    """
+    check_bins(logits, dim)
+    working, _ = promote(logits, logits)
+    return (working.softmax(dim) * bins_along(dim, working)).sum(dim).to(logits.dtype)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def no_numba(pred: Tensor, target: Tensor) -> str | None:
         return "numba is not installed (pip install 'boxreg[cpu]')"
     if not (pred.is_cpu and target.is_cpu):
         return f"the boxes are on {pred.device.type}"
-    return _numba_error()
+    return None if torch.compiler.is_compiling() else _numba_error()
 
 
 def no_triton(pred: Tensor, target: Tensor) -> str | None:
@@ -88,7 +88,7 @@ def no_triton(pred: Tensor, target: Tensor) -> str | None:
 
 def cannot_decode(name: str, spec: Spec, dtype: torch.dtype) -> str | None:
     """Why a backend cannot decode raw outputs as a spec says; None if it can."""
-    if name != "numba":
+    if name != "numba" or torch.compiler.is_compiling():
         return None
     return _numba_decode_error(dtype, spec.scheme, len(spec.settings[0]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_boxes, check_choice, check_same_device, check_same_shape
+from .._checks import check_boxes, check_choice, check_number, check_same_device, check_same_shape
 from .._dtypes import promote, working_dtype
 from ..boxes import FORMATS, convert
 from ..decoders import AxisDecoder, Decoder, check_decoder
@@ -72,6 +72,8 @@ def aligned_loss(
     if alpha is not None:
         parameters["alpha"] = alpha
     values = check_parameters(kind, mode, inner_ratio, parameters)
+    if loss_weight != 1:
+        check_number("loss_weight", loss_weight, minimum=0)
     check_choice("backend", backend, dispatch.NAMES)
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("fmt", fmt, FORMATS)
@@ -101,13 +103,14 @@ def aligned_loss(
 
 def check_pair(pred: Tensor, target: Tensor, dim: int, decoder: Decoder | None = None) -> None:
     """Raise unless a loss can compare these boxes, or the raw outputs of a decoder and boxes."""
-    check_boxes("target", target, dim)
     if decoder is None:
         check_boxes("pred", pred, dim)
+        check_boxes("target", target, dim)
         check_same_shape("pred", pred, "target", target)
         return
     check_decoder(decoder)
     decoder.check_raw("pred", pred, dim)
+    check_boxes("target", target, dim)
     within = f" without dim {dim}"
     check_same_shape("pred" + within, pred.select(dim, 0), "target" + within, target.select(dim, 0))
 

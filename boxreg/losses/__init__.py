@@ -1,4 +1,4 @@
-"""The box losses of the IoU family, a file each: maths, gradient, parameters, function and module."""
+"""Box losses, a file each: maths, gradient, parameters, function and module together."""
 
 # ruff: noqa: I001 - in the family's order, in which they are listed everywhere
 

@@ -44,12 +44,8 @@ def page(module: str, names: list[str]) -> str:
 
 
 def entry(dotted: str) -> str:
-    """The directive that documents a name; one that is a module's too is found where it is defined."""
-    if dotted not in sys.modules:
-        return f"::: {dotted}"
-    value = find(dotted)
-    options = f"    options:\n      heading: {dotted}\n      toc_label: {value.__name__}"
-    return f'<a id="{dotted}"></a>\n\n::: {value.__module__}.{value.__qualname__}\n{options}'
+    """The directive that documents a name."""
+    return f"::: {dotted}"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -1,4 +1,4 @@
-"""What the pages about losses take from the library: formulas, pictures and measured figures."""
+"""What the pages about losses take from the library: formulas, plots and measured figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ablation import ablation
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
-from pictures import PICTURES
+from plots import PLOTS
 from results import RESULTS, table
 
 from boxreg import functional
@@ -64,6 +64,6 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     def made(match: re.Match[str]) -> str:
         arguments = [match["about"]] if match["about"] else []
-        return (MAKERS | PICTURES)[match["what"]](*arguments)
+        return (MAKERS | PLOTS)[match["what"]](*arguments)
 
     return MARK.sub(made, markdown)

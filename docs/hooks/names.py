@@ -52,7 +52,7 @@ def pages() -> dict[str, list[str]]:
 
 
 def home(value: Any) -> str:
-    """The part of boxreg that a name comes from: `boxreg.assign` of `boxreg.assign.cells`."""
+    """The part of boxreg that a name comes from: `boxreg.assigners` of `boxreg.assigners.cells`."""
     return ".".join(value.__module__.split(".")[:2])
 
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from benchmarks.convergence import PARAMETERS, walk
 from boxreg import box_iou
-from boxreg.iou import overlap_loss
-from boxreg.iou.variants import VARIANTS
+from boxreg.iou import aligned_loss
+from boxreg.iou.spec import FAMILY
 
 PANEL, GAP, TITLE = 280, 50, 24
 
 
 def losses(kind: str, pred: Tensor, target: Tensor) -> Tensor:
     """The loss of each box, with the parameters of the convergence benchmark."""
-    return overlap_loss(kind, pred, target, fmt="cxcywh", **PARAMETERS.get(kind, {}))
+    return aligned_loss(kind, pred, target, fmt="cxcywh", **PARAMETERS.get(kind, {}))
 
 
 def svg(width: float, height: float, alt: str, parts: Iterable[str]) -> str:
@@ -136,7 +136,7 @@ def name_of(kind: str) -> str:
     return (DOCS / "losses" / f"{kind}.md").read_text().partition("\n")[0].removeprefix("# ")
 
 
-def walks(kinds: Iterable[str] = tuple(VARIANTS), steps: int = 120, rate: float = 0.1) -> str:
+def walks(kinds: Iterable[str] = tuple(FAMILY), steps: int = 120, rate: float = 0.1) -> str:
     """One start, one target, one rate: where each loss takes the box, in a panel of its own."""
     start = torch.tensor([[8.6, 8.9, 1.4, 0.6]], dtype=torch.float64)
     target = torch.tensor([[10.0, 10.0, 0.7, 1.4]], dtype=torch.float64)

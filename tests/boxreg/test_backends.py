@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from types import ModuleType
 
 import pytest
 import torch
@@ -12,11 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from boxreg import CIoULoss
 from boxreg.boxes import convert
-from boxreg.iou import _fused, backends
-from boxreg.iou._libraries import TORCH
-from boxreg.iou._one_pass import as_arguments
-from boxreg.iou._pass import Pass
-from boxreg.iou.spec import IOU, FAMILY
+from boxreg.iou import autograd, dispatch
+from boxreg.iou.autograd import _as_arguments as as_arguments
+from boxreg.iou.spec import FAMILY, IOU, MODES
 from tests.cases import (
     BACKENDS,
     DTYPES,
@@ -25,17 +22,16 @@ from tests.cases import (
     ORDINARY,
     PER_REGIME,
     REGIMES,
+    aligned_loss,
     eps,
-    form,
     joined,
     named,
-    overlap_loss,
     pairs,
     seeded,
+    spec_of,
     to_planes,
     upright,
     value_and_gradients,
-    wild_pairs,
 )
 
 ONE_PASS = [name for name in BACKENDS if name != "eager"]
@@ -52,11 +48,6 @@ GROUPS = {
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_pass = pytest.mark.parametrize("backend", ONE_PASS)
-
-
-def computes(backend: str, dtype: torch.dtype) -> None:
-    if backend == "triton" and dtype == torch.float64:
-        pytest.skip("the kernel computes in float32")
 
 
 def assert_near(
@@ -98,17 +89,11 @@ def of_each(
 @every_pass
 @every_kind
 class TestSameAsEager:
-    @pytest.mark.every_kernel
     @pytest.mark.parametrize("regimes", GROUPS.values(), ids=GROUPS.keys())
     @pytest.mark.parametrize("dtype", named(DTYPES))
     def test_value_and_both_gradients(
         self, kind: str, backend: str, regimes: Collection[str], dtype: torch.dtype
     ) -> None:
-        computes(backend, dtype)
-        if (backend, regimes) == ("triton", ORDINARY):
-            pytest.skip("they get no shorter kernel")
-        if (backend, dtype, regimes) == ("triton", torch.bfloat16, SUBNORMAL):
-            pytest.skip("Triton's interpreter widens subnormal bfloat16 wrongly")
         pred, target = joined(regimes, dtype)
         found = value_and_gradients(kind, pred, target, backend=backend)
         expected = value_and_gradients(kind, pred, target, backend="eager")
@@ -121,7 +106,6 @@ class TestSameAsEager:
     @pytest.mark.parametrize("mode", ["log", "square", "alpha"])
     @pytest.mark.parametrize("dtype", named((torch.float32, torch.float64)))
     def test_modes_and_inner_boxes(self, kind: str, backend: str, mode: str, dtype: torch.dtype) -> None:
-        computes(backend, dtype)
         inner = 0.7 if FAMILY[kind].overlap is IOU else None
         regimes = ("random", "identical", "nested", "touching", "point", "inverted-x", "tiny-1e-15")
         pred, target = joined(regimes, dtype)
@@ -165,17 +149,17 @@ class TestSameAsEager:
     def test_only_the_target_needs_a_gradient(self, kind: str, backend: str) -> None:
         pred, target = (side.requires_grad_() for side in pairs("random", torch.float32))
         _, expected = torch.autograd.grad(
-            overlap_loss(kind, pred, target, backend=backend).sum(), (pred, target)
+            aligned_loss(kind, pred, target, backend=backend).sum(), (pred, target)
         )
         pred = pred.detach()
-        (found,) = torch.autograd.grad(overlap_loss(kind, pred, target, backend=backend).sum(), target)
+        (found,) = torch.autograd.grad(aligned_loss(kind, pred, target, backend=backend).sum(), target)
         assert torch.equal(found, expected)
-        assert not overlap_loss(kind, pred, target.detach(), backend=backend).requires_grad
+        assert not aligned_loss(kind, pred, target.detach(), backend=backend).requires_grad
 
     def test_fake_tensors(self, kind: str, backend: str) -> None:
         with FakeTensorMode():
             pred = torch.rand(5, 4, dtype=torch.float16, requires_grad=True)
-            loss = overlap_loss(kind, pred, torch.rand(5, 4), reduction="mean", backend=backend)
+            loss = aligned_loss(kind, pred, torch.rand(5, 4), reduction="mean", backend=backend)
             loss.backward()
         assert isinstance(pred.grad, FakeTensor)
         assert (loss.dtype, pred.grad.dtype, pred.grad.shape) == (torch.float32, torch.float16, pred.shape)
@@ -189,38 +173,31 @@ class TestLimits:
         torch._dynamo.reset()
 
         def step(pred: Tensor) -> Tensor:
-            return overlap_loss("ciou", pred, target, reduction="mean", backend=backend)
+            return aligned_loss("ciou", pred, target, reduction="mean", backend=backend)
 
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(pred)
         assert torch.equal(compiled, step(pred))
         (found,), (expected,) = torch.autograd.grad(compiled, pred), torch.autograd.grad(step(pred), pred)
         assert torch.equal(found, expected)
 
-    def test_a_second_derivative_is_refused_when_it_is_taken(self, backend: str) -> None:
-        pred, target = (side.float() for side in pairs("random"))
-        pred.requires_grad_()
-        loss = overlap_loss("ciou", pred, target, backend=backend).sum()
-        (slopes,) = torch.autograd.grad(loss, pred, create_graph=True)
-        with pytest.raises(RuntimeError, match="no second derivative: use backend='auto' or backend='eager'"):
-            slopes.square().sum().backward()
-
     def test_torch_func_is_refused(self, backend: str) -> None:
         pred, target = (side.float() for side in pairs("random"))
         with pytest.raises(
             ValueError, match=f"backend: got '{backend}', but a torch.func transform is active"
         ):
-            torch.func.vmap(lambda a, b: overlap_loss("iou", a, b, backend=backend))(pred, target)
+            torch.func.vmap(lambda a, b: aligned_loss("iou", a, b, backend=backend))(pred, target)
 
     def test_an_operator_with_a_fake_that_tells_the_truth(self, backend: str) -> None:
         pred, target = (side.float() for side in pairs("random"))
-        for wanted in (
-            Pass(form("nwd", "alpha"), "xyxy", "xyxy", of_pred=True, of_target=True),
-            Pass(form("giou"), "cxcywh", "cxcywh", reduction="mean", of_pred=True),
+        for spec in (
+            spec_of("nwd", "alpha")._replace(pred_grad=True, target_grad=True),
+            spec_of("giou", fmt="cxcywh")._replace(reduction="mean", pred_grad=True, factor=2.5),
         ):
-            arguments = (pred, target, backend, -1, *as_arguments(wanted))
-            torch.library.opcheck(
-                torch.ops.boxreg.one_pass.default, arguments, test_utils=["test_schema", "test_faketensor"]
-            )
+            for weight in (None, torch.rand(len(pred))):
+                arguments = (pred, target, weight, -1, backend, *as_arguments(spec))
+                torch.library.opcheck(
+                    torch.ops.boxreg.aligned.default, arguments, test_utils=["test_schema", "test_faketensor"]
+                )
 
     def test_autocast(self, backend: str) -> None:
         pred, target = (side.bfloat16() for side in pairs("random"))
@@ -236,11 +213,7 @@ class TestReducedInThePass:
     @every_kind
     @pytest.mark.parametrize("reduction", ["mean", "sum"])
     @pytest.mark.parametrize("count", [1, 512, 1300])
-    def test_same_as_reduced_afterwards(
-        self, kind: str, backend: str, reduction: str, count: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        if backend == "triton":
-            monkeypatch.setattr(_triton(), "CHUNK", 2)  # so that the sums are added in several rounds
+    def test_same_as_reduced_afterwards(self, kind: str, backend: str, reduction: str, count: int) -> None:
         pred, target = (upright(seeded(seed), count).float() for seed in (1, 2))
         found = value_and_gradients(kind, pred, target, reduction=reduction, backend=backend)
         for part, again in zip(
@@ -262,7 +235,7 @@ class TestReducedInThePass:
         self, backend: str, reduction: str, shape: tuple[int, ...]
     ) -> None:
         pred = torch.zeros(shape, requires_grad=True)
-        loss = overlap_loss("ciou", pred, torch.zeros(shape), reduction=reduction, backend=backend)
+        loss = aligned_loss("ciou", pred, torch.zeros(shape), reduction=reduction, backend=backend)
         loss.backward()
         assert (loss.item(), loss.shape, loss.requires_grad) == (0, (), True)
         assert pred.grad is not None
@@ -275,19 +248,6 @@ class TestReducedInThePass:
         assert gradient.isnan().any(-1).nonzero().tolist() == [[7]]
 
 
-def _triton() -> ModuleType:
-    from boxreg.iou import _triton
-
-    return _triton
-
-
-def test_programs_leave_their_count_as_they_found_it() -> None:
-    pytest.importorskip("triton")
-    pred, target = (upright(seeded(seed), 1300).float() for seed in (1, 2))
-    overlap_loss("ciou", pred, target, reduction="sum", backend="triton")
-    assert [count.item() for count in _triton()._ARRIVALS.values()] == [0]
-
-
 class TestAuto:
     @every_kind
     def test_a_second_derivative_is_eagers(self, kind: str) -> None:
@@ -297,119 +257,177 @@ class TestAuto:
     def second_derivative(self, kind: str, backend: str) -> Tensor:
         pred, target = pairs("random")
         pred.requires_grad_()
-        loss = overlap_loss(kind, pred, target, backend=backend).square().sum()
+        loss = aligned_loss(kind, pred, target, backend=backend).square().sum()
         (slopes,) = torch.autograd.grad(loss, pred, create_graph=True)
         (found,) = torch.autograd.grad(slopes.square().sum(), pred)
         return found
 
-    def test_plain_boxes_on_the_cpu_are_fused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_plain_boxes_on_the_cpu_are_numbas(self, monkeypatch: pytest.MonkeyPatch) -> None:
         taken = []
-        run = backends.RUNS["fused"]
-        monkeypatch.setitem(
-            backends.RUNS, "fused", lambda *arguments: (taken.append("fused"), run(*arguments))[1]
-        )
+        own = autograd.BACKENDS["numba"]
+        monkeypatch.setitem(autograd.BACKENDS, "numba", lambda: (taken.append("numba"), own())[1])
         pred, target = (side.float() for side in pairs("random"))
-        overlap_loss("ciou", nn.Parameter(pred), target)
-        assert taken == ["fused"]
-        torch.func.grad(lambda boxes: overlap_loss("ciou", boxes, target).sum())(pred)
-        torch.func.jvp(lambda boxes: overlap_loss("ciou", boxes, target), (pred,), (pred,))
-        assert taken == ["fused"]
+        aligned_loss("ciou", nn.Parameter(pred), target)
+        assert taken == ["numba"]
+        torch.func.grad(lambda boxes: aligned_loss("ciou", boxes, target).sum())(pred)
+        torch.func.jvp(lambda boxes: aligned_loss("ciou", boxes, target), (pred,), (pred,))
+        assert taken == ["numba"]
 
     def test_forward_mode(self) -> None:
         pred, target = pairs("random")
         tangent = torch.randn(pred.shape, generator=seeded(), dtype=pred.dtype)
         with torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(pred, tangent)
-            found = torch.autograd.forward_ad.unpack_dual(overlap_loss("giou", dual, target)).tangent
-        (slopes,) = torch.autograd.grad(overlap_loss("giou", pred.requires_grad_(), target).sum(), pred)
+            found = torch.autograd.forward_ad.unpack_dual(aligned_loss("giou", dual, target)).tangent
+        (slopes,) = torch.autograd.grad(aligned_loss("giou", pred.requires_grad_(), target).sum(), pred)
         torch.testing.assert_close(found, (slopes * tangent).sum(-1))
 
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = torch.rand(3, 4)
-    with pytest.raises(ValueError, match="got 'triton', but it computes in float32 and a tensor is float64"):
-        overlap_loss("iou", boxes.double(), boxes, backend="triton")
-    monkeypatch.setattr(backends, "_interpreted", lambda: False)
-    with pytest.raises(ValueError, match="backend: got 'triton', but the boxes are on cpu"):
-        overlap_loss("iou", boxes, boxes, backend="triton")
-    monkeypatch.setattr(backends, "HAS_TRITON", False)
+    monkeypatch.setattr(dispatch, "HAS_NUMBA", False)
+    with pytest.raises(ValueError, match=r"got 'numba', but numba is not installed \(pip install"):
+        aligned_loss("iou", boxes, boxes, backend="numba")
+    aligned_loss("iou", boxes, boxes)  # auto is eager then
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     with pytest.raises(ValueError, match="backend: got 'triton', but triton is not installed"):
         CIoULoss(backend="triton")(boxes, boxes)
     with pytest.raises(ValueError, match="did you mean 'triton'"):
         CIoULoss(backend="tritn")
 
 
-class TestFused:
+def test_a_numba_that_cannot_be_imported_is_told_once_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ImportError("Numba needs NumPy 2.4 or less")
+
+    boxes = torch.rand(3, 4)
+    for function in (dispatch._numba_error, dispatch._numba_or_warning):
+        function.cache_clear()
+    monkeypatch.setattr(dispatch, "_numba", broken)
+    try:
+        with pytest.warns(UserWarning, match="Numba needs NumPy 2.4 or less; .* slower eager backend"):
+            loss = aligned_loss("ciou", boxes, boxes)
+        assert torch.equal(loss, aligned_loss("ciou", boxes, boxes, backend="eager"))
+        with pytest.raises(ValueError, match="got 'numba', but numba cannot be imported: Numba needs NumPy"):
+            aligned_loss("ciou", boxes, boxes, backend="numba")
+    finally:
+        for function in (dispatch._numba_error, dispatch._numba_or_warning):
+            function.cache_clear()
+
+
+class TestUpstream:
+    """What comes from above is applied before the gradient is rounded to the dtype of the boxes."""
+
+    @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+    @pytest.mark.parametrize("value", [float("inf"), float("nan")])
+    def test_not_finite_gives_not_finite(self, backend: str, value: float) -> None:
+        for dtype in DTYPES:
+            pred, target = pairs("random", dtype)
+            for reduction in ("none", "mean"):
+                leaf = pred.clone().requires_grad_()
+                loss = aligned_loss("ciou", leaf, target, reduction=reduction, backend=backend)
+                (grad,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, value))
+                assert not grad.isfinite().any(), (dtype, reduction)
+
+    @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_float16_overflows_as_in_torch(self, kind: str, backend: str) -> None:
+        pred, target = pairs("random", torch.float16)
+        expected = value_and_gradients(kind, pred.float(), target.float(), backend=backend)[1]
+        leaf = pred.clone().requires_grad_()
+        loss = aligned_loss(kind, leaf, target, backend=backend)
+        upstream = torch.randn(loss.shape, generator=seeded(9))
+        for scale in (1.0, 2.0**16):
+            (grad,) = torch.autograd.grad(loss, leaf, scale * upstream, retain_graph=True)
+            torch.testing.assert_close(grad, (expected * scale).half(), rtol=2e-3, atol=0.25 * scale * 2**-14)
+        assert grad.isinf().any() or kind == "nwd"
+
+    def test_a_grad_scaler_backs_off(self) -> None:
+        torch.manual_seed(0)
+        layer = nn.Linear(16, 4)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        features, target = torch.randn(8, 16), upright(seeded(1), 8).float()
+        target = target * 1e-3  # gradients in the thousands
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1e-9)
+        with torch.autocast("cpu", torch.float16):
+            loss = CIoULoss()(layer(features) * 1e-3, target)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == 2.0**15
+
+
+class TestJitTrace:
+    """Recorded operators, never the values of the example."""
+
+    @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+    def test_a_loss(self, reduction: str) -> None:
+        pred, target = (upright(seeded(seed), 9).float() for seed in (1, 2))
+        criterion = CIoULoss(reduction=reduction)
+        traced = torch.jit.trace(criterion, (pred, target), check_trace=False)
+        other, wanted = (upright(seeded(seed), 5).float() for seed in (3, 4))
+        torch.testing.assert_close(traced(other, wanted), criterion(other, wanted))
+
+    def test_scores(self) -> None:
+        from boxreg import box_iou, pairwise_box_iou
+
+        a, b = (upright(seeded(seed), 9).float() for seed in (1, 2))
+        for score in (box_iou, pairwise_box_iou):
+            traced = torch.jit.trace(score, (a, b), check_trace=False)
+            torch.testing.assert_close(traced(b[:4], a[:4]), score(b[:4], a[:4]))
+
+    def test_a_named_backend_says_why_not(self) -> None:
+        boxes = torch.rand(3, 4)
+        with pytest.raises(ValueError, match=r"got 'numba', but torch.jit.trace is recording"):
+            torch.jit.trace(CIoULoss(backend="numba"), (boxes, boxes))
+
+
+class TestWeights:
+    @every_pass
     @every_kind
-    @pytest.mark.parametrize("fmt", FORMATS)
-    @pytest.mark.parametrize("dtype", named((torch.float32, torch.float64)))
-    def test_the_short_program_agrees_with_the_long_one(
-        self, kind: str, fmt: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        generator = seeded(7)
-        pred, target = (convert(upright(generator, 500).to(dtype), "xyxy", fmt) for _ in range(2))
-        target[::5] = pred[::5]  # ties
-        wanted = Pass(form(kind), fmt, fmt, of_pred=True, of_target=True)
-        assert _fused.are_ordinary(pred.t(), fmt)
-        short = _fused.one_pass(wanted, pred, target, -1)
-        monkeypatch.setattr(_fused, "are_ordinary", lambda boxes, fmt: False)
-        for found, expected in zip(short, _fused.one_pass(wanted, pred, target, -1), strict=True):
-            assert found is not None
-            assert expected is not None
-            torch.testing.assert_close(found, expected, rtol=8 * eps(dtype), atol=8 * eps(dtype))
-
-    @pytest.mark.parametrize(
-        "box",
-        [(0, 0, 0, 1), (1, 0, 0, 1), (0, 0, 2**-25, 1), (0, 0, 2**25, 1), (float("nan"), 0, 1, 1)],
-        ids=["empty", "inverted", "tiny", "huge", "nan"],
-    )
-    def test_what_is_not_ordinary(self, box: tuple[float, ...]) -> None:
-        boxes = torch.tensor([[0.0, 0, 1, 1], box]).t()
-        assert not _fused.are_ordinary(boxes, "xyxy")
-        assert _fused.are_ordinary(boxes[:, :1], "xyxy")
-
-    @pytest.mark.parametrize("dtype", named(DTYPES))
-    def test_what_is_ordinary(self, dtype: torch.dtype) -> None:
-        assert all(_fused.are_ordinary(side.t(), "xyxy") for side in joined(ORDINARY, dtype))
-
-    @pytest.mark.parametrize("block", [1, 7, 64])
-    @pytest.mark.parametrize("dim", [0, 1, 2])
-    def test_the_size_of_blocks_changes_nothing(
-        self, block: int, dim: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        pred, target = (side.reshape(5, 20, 4).movedim(-1, dim) for side in wild_pairs(100, torch.float64))
-        wanted = Pass(form("ciou"), "xywh", "xywh", of_pred=True, of_target=True)
-        expected = _fused.one_pass(wanted, pred, target, dim)
-        monkeypatch.setattr(_fused, "SMALL", 0)
-        monkeypatch.setattr(_fused, "BLOCK", block)
-        found = _fused.one_pass(wanted, pred, target, dim)
+    @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+    def test_same_as_eager(self, kind: str, backend: str, reduction: str) -> None:
+        pred, target = (upright(seeded(seed), 300).float() for seed in (1, 2))
+        weight = torch.rand(300, generator=seeded(3)) * (torch.rand(300, generator=seeded(4)) < 0.6)
+        pred[weight == 0] = float("nan")
+        options = {"reduction": reduction, "weight": weight}
+        if reduction == "mean":
+            options["normalizer"] = 7.0
+        found = value_and_gradients(kind, pred, target, backend=backend, **options)
+        expected = value_and_gradients(kind, pred, target, backend="eager", **options)
         for part, reference in zip(found, expected, strict=True):
-            torch.testing.assert_close(part, reference, rtol=1e-12, atol=1e-12, equal_nan=True)
+            torch.testing.assert_close(part, reference, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found[1][weight == 0], torch.zeros_like(pred[weight == 0]))
 
-    @every_kind
-    def test_few_boxes_come_to_what_they_are_among_many(
-        self, kind: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        wanted = Pass(form(kind), "cxcywh", "cxcywh", of_pred=True, of_target=True)
-        for pred, target in (
-            wild_pairs(400, torch.float32),
-            (upright(seeded(3), 99), upright(seeded(4), 99)),
-        ):
-            by_numpy = _fused.one_pass(wanted, pred, target, -1)
-            with monkeypatch.context() as patch:
-                patch.setattr(_fused, "SMALL", 0)
-                by_torch = _fused.one_pass(wanted, pred, target, -1)
-            for found, expected in zip(by_numpy, by_torch, strict=True):
-                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
+    def test_a_weight_that_learns(self) -> None:
+        pred, target = (upright(seeded(seed), 9).float() for seed in (1, 2))
+        weight = torch.ones(9, requires_grad=True)
+        aligned_loss("ciou", pred, target, reduction="sum", weight=weight).backward()
+        torch.testing.assert_close(weight.grad, aligned_loss("ciou", pred, target))
 
-    def test_without_numpy_torch_computes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_fused, "numpy_library", lambda: None)
-        pred = torch.tensor([[0.0, 0.0, 2.0, 1.0]])
-        wanted = Pass(form("ciou"), "xyxy", "xyxy", of_pred=True, of_target=True)
-        loss, *_ = _fused.one_pass(wanted, pred, torch.tensor([[0.0, 0.0, 1.0, 2.0]]), -1)
-        torch.testing.assert_close(loss, torch.tensor([0.7629]), rtol=0, atol=1e-4)
 
-    def test_a_program_is_much_shorter_than_the_maths_it_was_traced_from(self) -> None:
-        wanted = Pass(form("ciou"), "xyxy", "xyxy", of_pred=True)
-        lines = _fused.program(wanted, True, TORCH).text.splitlines()[1:]
-        assert len(lines) < 120  # called as it stands, the maths makes 600 tensors
+@every_kind
+def test_parameters_and_modes_make_no_new_code(kind: str) -> None:
+    pytest.importorskip("numba")
+    from boxreg.iou.backends import _numba_cores
+
+    pred, target = pairs("random", torch.float32)
+    value_and_gradients(kind, pred, target, mode="alpha")
+    before = len(_numba_cores._KEPT)
+    names = {"image_width": 3.0, "image_height": 3.0, "scale": 0.5, "constant": 2.0}
+    own = [p.name for term in FAMILY[kind] for p in term.parameters]
+    inner = FAMILY[kind].overlap is IOU
+    for number in range(40):
+        options = {name: names[name] + number / 64 for name in own}
+        found = value_and_gradients(kind, pred, target, mode="alpha", alpha=2.0 + number / 64, **options)
+        if number == 39:
+            expected = value_and_gradients(
+                kind, pred, target, mode="alpha", alpha=2.0 + number / 64, backend="eager", **options
+            )
+            torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
+    assert len(_numba_cores._KEPT) == before
+    assert (
+        not inner
+        or aligned_loss(kind, pred, target, inner_ratio=0.5, **{n: names[n] for n in own}).isfinite().all()
+    )
+    assert MODES

@@ -1,4 +1,4 @@
-"""The maths of the IoU family: slopes against autograd, values against the textbook and by hand."""
+"""The maths of the IoU family: gradients against autograd, values against the textbook and by hand."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from boxreg.iou import family, penalties
-from boxreg.iou.spec import IOU, MODES, SCORE, FAMILY, Form, Formula
+from boxreg.iou import geometry, overlaps, spec
+from boxreg.iou.spec import FAMILY, IOU, MODES, SCORE, Spec
+from boxreg.losses import ciou, shapeiou, wiou
 from tests.cases import (
     KINDS,
     PARAMETERS,
     PER_REGIME,
     REGIMES,
     SMOOTH,
-    form,
+    aligned_loss,
     gradient,
     joined,
-    overlap_loss,
     pairs,
     seeded,
+    spec_of,
     wild_pairs,
 )
 
@@ -34,80 +35,81 @@ def leaves(boxes: Tensor) -> tuple[Tensor, ...]:
     return tuple(plane.clone().requires_grad_() for plane in boxes.unbind(-1))
 
 
-def eager_loss(form: Form, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
-    return Formula(form).value(family.pair(*pred, *target))
+def eager_loss(asked: Spec, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
+    return spec.value(asked, geometry.pair(*pred, *target))
 
 
-def closed_form(form: Form, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
+def closed_form(asked: Spec, pred: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
     with torch.no_grad():
-        return torch.stack(Formula(form).gradient(family.pair(*pred, *target)), -1)
+        return torch.stack(spec.gradient(asked, geometry.pair(*pred, *target)), -1)
 
 
-FORMS = {
-    **{kind: form(kind) for kind in KINDS},
-    **{f"{kind}-score": form(kind)._replace(mode=SCORE) for kind in KINDS},
-    **{f"{kind}-{mode}": form(kind, mode) for kind in KINDS for mode in MODES if mode != "linear"},
+SPECS = {
+    **{kind: spec_of(kind) for kind in KINDS},
+    **{f"{kind}-score": spec_of(kind)._replace(mode=SCORE) for kind in KINDS},
+    **{f"{kind}-{mode}": spec_of(kind, mode) for kind in KINDS for mode in MODES if mode != "linear"},
     **{
-        f"{kind}-inner-{ratio}": form(kind, mode, ratio)
+        f"{kind}-inner-{ratio}": spec_of(kind, mode, ratio)
         for kind in KINDS
         for mode, ratio in (("linear", 0.7), ("square", 1.4))
         if FAMILY[kind].overlap is IOU
     },
 }
-"""Every row, in every mode, as a score, and between inner boxes."""
+"""Every loss, in every mode, as a score, and between inner boxes."""
 
 
-class TestSlopes:
-    @pytest.mark.parametrize("name", FORMS)
-    def test_slopes_and_pullback_are_what_autograd_finds(self, name: str) -> None:
+class TestGradients:
+    @pytest.mark.parametrize("name", SPECS)
+    def test_closed_form_is_what_autograd_finds(self, name: str) -> None:
         boxes, target = joined(REGIMES)
         # A common power of two brings lengths into the range that the entry points promise.
         scales = torch.tensor([2.0**-4 if regime == "huge-3e38" else 1.0 for regime in REGIMES])
         scale = scales.double().repeat_interleave(PER_REGIME)[:, None]
         pred, target_planes = leaves(boxes * scale), leaves(target * scale)
-        loss = eager_loss(FORMS[name], pred, target_planes)
+        loss = eager_loss(SPECS[name], pred, target_planes)
         upstream = torch.randn(loss.shape, generator=seeded(1), dtype=loss.dtype)
         found = torch.stack(torch.autograd.grad(loss, (*pred, *target_planes), upstream), -1)
-        by_hand = closed_form(FORMS[name], pred, target_planes) * upstream[:, None]
-        # Where slopes cancel, as of identical boxes, roundings of what cancels are left.
+        by_hand = closed_form(SPECS[name], pred, target_planes) * upstream[:, None]
+        # Where gradients cancel, as of identical boxes, roundings of what cancels are left.
         sides = torch.cat([boxes[:, 2:] - boxes[:, :2], target[:, 2:] - target[:, :2]], 1) * scale
-        cancelled = 1e-2 / sides.abs().amax(-1, keepdim=True).clamp(min=family.SMALLEST)
+        cancelled = 1e-2 / sides.abs().amax(-1, keepdim=True).clamp(min=geometry.SMALLEST)
         unit = torch.maximum(found.abs().amax(-1, keepdim=True), cancelled)
         torch.testing.assert_close(by_hand / unit, found / unit, rtol=0, atol=1e-12)
 
-    @pytest.mark.parametrize("name", FORMS)
-    def test_slopes_are_finite_and_agree_on_wild_exponents(self, name: str) -> None:
+    @pytest.mark.parametrize("name", SPECS)
+    def test_closed_form_agrees_on_wild_exponents(self, name: str) -> None:
         boxes, target = (side.double() for side in wild_pairs(3000, torch.float32))
         pred, target_planes = leaves(boxes), leaves(target)
-        loss = eager_loss(FORMS[name], pred, target_planes)
+        loss = eager_loss(SPECS[name], pred, target_planes)
         found = torch.stack(torch.autograd.grad(loss.sum(), (*pred, *target_planes)), -1)
-        by_hand = closed_form(FORMS[name], pred, target_planes)
+        by_hand = closed_form(SPECS[name], pred, target_planes)
         # Autograd cancels terms as large as 1 / side, so that is the scale to measure by.
         sides = torch.cat([boxes[:, 2:] - boxes[:, :2], target[:, 2:] - target[:, :2]], 1)
-        side = sides.abs().amin(-1).clamp(min=family.SMALLEST)
+        side = sides.abs().amin(-1).clamp(min=geometry.SMALLEST)
         scale = found.abs().amax(-1) + 1 / side
         error = (by_hand - found) / scale[:, None]
         torch.testing.assert_close(error, torch.zeros_like(error), rtol=0, atol=1e-12)
 
-    def test_slopes_of_no_penalty_are_zero(self) -> None:
+    def test_gradient_of_no_penalty_is_zero(self) -> None:
         pred, target = pairs("random")
-        pair = family.pair(*pred.unbind(-1), *target.unbind(-1))
-        assert penalties.no_slopes(pair) == family.Slopes(family.AxisSlopes(), family.AxisSlopes())
+        pair = geometry.pair(*pred.unbind(-1), *target.unbind(-1))
+        zero = geometry.PairGrad(geometry.AxisGrad(), geometry.AxisGrad())
+        assert overlaps.no_penalty_grad(pair) == zero
 
 
 @pytest.fixture
 def frozen(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor, Tensor], None]:
-    """What is held constant as what it is at a given point: then the gradient is a true derivative."""
+    """Keep what `stop_gradient` makes constant at its value at a point: the gradient is a derivative."""
 
     def freeze(pred: Tensor, target: Tensor) -> None:
-        pair = family.pair(*pred.unbind(-1), *target.unbind(-1))
-        angle = penalties.turn(pair)
-        alpha = penalties.aspect_weight(pair, (4 / math.pi**2) * angle * angle)
-        monkeypatch.setattr(penalties, "aspect_weight", lambda pair, aspect: alpha)
-        weights = penalties.shape_weights(pair, PARAMETERS["shapeiou"]["scale"])
-        monkeypatch.setattr(penalties, "shape_weights", lambda pair, scale: weights)
-        diagonal = penalties.held_diagonal(pair) * pair.unit.divisor**2
-        monkeypatch.setattr(penalties, "held_diagonal", lambda pair: diagonal / pair.unit.divisor**2)
+        pair = geometry.pair(*pred.unbind(-1), *target.unbind(-1))
+        angle = ciou.angle_between(pair)
+        alpha = ciou.aspect_weight(pair, (4 / math.pi**2) * angle * angle)
+        monkeypatch.setattr(ciou, "aspect_weight", lambda pair, aspect: alpha)
+        weights = shapeiou.shape_weights(pair, PARAMETERS["shapeiou"]["scale"])
+        monkeypatch.setattr(shapeiou, "shape_weights", lambda pair, scale: weights)
+        diagonal = wiou.constant_diagonal(pair) * pair.unit.divisor**2
+        monkeypatch.setattr(wiou, "constant_diagonal", lambda pair: diagonal / pair.unit.divisor**2)
 
     return freeze
 
@@ -119,11 +121,11 @@ class TestDerivatives:
         pred, target = (side[:6] for side in pairs(regime, seed=3))
         frozen(pred, target)
         inputs = (pred.requires_grad_(), target.requires_grad_())
-        assert torch.autograd.gradcheck(lambda a, b: overlap_loss(kind, a, b, backend="eager"), inputs)
+        assert torch.autograd.gradcheck(lambda a, b: aligned_loss(kind, a, b, backend="eager"), inputs)
 
     @pytest.mark.parametrize("regime", ["inverted-x", "inverted-y", "inverted-xy", "inverted-x-target"])
-    def test_place_of_an_inverted_box_keeps_its_slope(self, kind: str, regime: str, frozen) -> None:  # type: ignore[no-untyped-def]
-        # The surcharge of the inversion is in units of the span, which its slope holds constant: it
+    def test_place_of_an_inverted_box_keeps_its_gradient(self, kind: str, regime: str, frozen) -> None:  # type: ignore[no-untyped-def]
+        # The surcharge of the inversion is in units of the span, which are constant in its gradient: it
         # must not be worth an inverted box's while to move apart. The rest is a derivative.
         pred, target = (side[:6] for side in pairs(regime, seed=3))
         frozen(pred, target)
@@ -131,15 +133,15 @@ class TestDerivatives:
 
         def without_surcharge(shift: Tensor) -> Tensor:
             moved = pred + shift.repeat(1, 2)
-            inversion = family.pair(*moved.unbind(-1), *target.unbind(-1)).inversion
-            return overlap_loss(kind, moved, target, backend="eager") - inversion
+            inversion = geometry.pair(*moved.unbind(-1), *target.unbind(-1)).inversion
+            return aligned_loss(kind, moved, target, backend="eager") - inversion
 
         assert torch.autograd.gradcheck(without_surcharge, shift)
-        (slope,) = torch.autograd.grad(without_surcharge(shift).sum(), shift)
+        (expected,) = torch.autograd.grad(without_surcharge(shift).sum(), shift)
         (kept,) = torch.autograd.grad(
-            overlap_loss(kind, pred + shift.repeat(1, 2), target, backend="eager").sum(), shift
+            aligned_loss(kind, pred + shift.repeat(1, 2), target, backend="eager").sum(), shift
         )
-        torch.testing.assert_close(kept, slope, rtol=0, atol=64 * EPS)
+        torch.testing.assert_close(kept, expected, rtol=0, atol=64 * EPS)
 
     @pytest.mark.parametrize("regime", ["overlapping", "disjoint", "nested"])
     def test_second_derivative(self, kind: str, regime: str, frozen) -> None:  # type: ignore[no-untyped-def]
@@ -147,7 +149,7 @@ class TestDerivatives:
         frozen(pred, target)
         inputs = (pred.requires_grad_(), target.requires_grad_())
         assert torch.autograd.gradgradcheck(
-            lambda a, b: overlap_loss(kind, a, b, backend="eager"), inputs, fast_mode=True
+            lambda a, b: aligned_loss(kind, a, b, backend="eager"), inputs, fast_mode=True
         )
 
 
@@ -218,8 +220,8 @@ def textbook_wiou_loss(b: Tensor, g: Tensor) -> Tensor:
 
 
 def textbook_mpdiou_loss(b: Tensor, g: Tensor) -> Tensor:
-    picture = sum(side**2 for side in PARAMETERS["mpdiou"].values())
-    return 1 - textbook_iou(b, g) + ((b - g) ** 2).sum(-1) / picture
+    diagonal = sum(side**2 for side in PARAMETERS["mpdiou"].values())
+    return 1 - textbook_iou(b, g) + ((b - g) ** 2).sum(-1) / diagonal
 
 
 def textbook_shapeiou_loss(b: Tensor, g: Tensor) -> Tensor:
@@ -247,7 +249,7 @@ def textbook_nwd_loss(b: Tensor, g: Tensor) -> Tensor:
 
 
 def textbook(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The formula of the paper; a new row of the table needs one here."""
+    """The formula of the paper; a new loss needs one here."""
     return globals()[f"textbook_{kind}_loss"]  # type: ignore[no-any-return]
 
 
@@ -256,7 +258,7 @@ def textbook(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
 def test_value_and_gradient_of_the_textbook(kind: str, regime: str) -> None:
     pred, target = pairs(regime, seed=5)
     ours, theirs = pred.clone().requires_grad_(), pred.clone().requires_grad_()
-    loss, reference = overlap_loss(kind, ours, target), textbook(kind)(theirs, target)
+    loss, reference = aligned_loss(kind, ours, target), textbook(kind)(theirs, target)
     torch.testing.assert_close(loss, reference, rtol=4 * EPS, atol=32 * EPS)
     upstream = torch.randn(loss.shape, generator=seeded(1), dtype=loss.dtype)
     (found,) = torch.autograd.grad(loss, ours, upstream)
@@ -268,8 +270,8 @@ def test_value_and_gradient_of_the_textbook(kind: str, regime: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_is_float64_rounded(kind: str, regime: str) -> None:
     pred, target = pairs(regime, torch.float32, seed=6)
-    exact = overlap_loss(kind, pred.double(), target.double())
-    found = overlap_loss(kind, pred, target).double()
+    exact = aligned_loss(kind, pred.double(), target.double())
+    found = aligned_loss(kind, pred, target).double()
     # Corners of slender boxes lie 50 heights from the origin: a difference loses as many roundings.
     rounding = torch.finfo(torch.float32).eps
     torch.testing.assert_close(found, exact, rtol=4 * rounding, atol=64 * rounding)
@@ -436,7 +438,7 @@ HAND = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_worked_by_hand(kind: str, case: str) -> None:
     pred, target, expected = HAND[case]
-    loss = overlap_loss(kind, torch.tensor(pred).double(), torch.tensor(target).double())
+    loss = aligned_loss(kind, torch.tensor(pred).double(), torch.tensor(target).double())
     torch.testing.assert_close(loss.item(), float(expected[kind]), rtol=0, atol=4 * EPS)
 
 
@@ -444,7 +446,7 @@ def test_values_worked_by_hand(kind: str, case: str) -> None:
 def test_siou_rises_as_boxes_move_apart(shift: float, expected: float) -> None:
     # With gamma's sign turned, as some have it, it falls: 0.68, 0.28, 0.
     box = torch.tensor([0.0, 0, 1, 1])
-    loss = overlap_loss("siou", box + torch.tensor([shift, 0, shift, 0]), box)
+    loss = aligned_loss("siou", box + torch.tensor([shift, 0, shift, 0]), box)
     torch.testing.assert_close(loss.item(), expected, rtol=0, atol=0.005)
 
 
@@ -453,7 +455,7 @@ def test_eiou_is_the_efficient_one() -> None:
     target = torch.tensor([0.0, 0, 4, 4])
     narrow, square = torch.tensor([1.0, 0, 3, 4]), torch.tensor([1.0, 1, 3, 3])
     square = (square - 2) * 2**0.5 + 2
-    losses = torch.stack([overlap_loss("eiou", box, target) for box in (narrow, square)])
+    losses = torch.stack([aligned_loss("eiou", box, target) for box in (narrow, square)])
     # A half of the area either way: sides of 1/2 and 1, or of sqrt(1/2) both.
     torch.testing.assert_close(losses, torch.tensor([1 / 2 + 1 / 4, 1 / 2 + 2 * (1 - 0.5**0.5) ** 2]))
 
@@ -471,32 +473,32 @@ class TestModes:
     @pytest.mark.parametrize("mode", MODES)
     def test_values_worked_by_hand(self, mode: str) -> None:
         pred, target, _ = HAND["shifted"]
-        loss = overlap_loss("diou", torch.tensor(pred).double(), torch.tensor(target).double(), mode=mode)
+        loss = aligned_loss("diou", torch.tensor(pred).double(), torch.tensor(target).double(), mode=mode)
         torch.testing.assert_close(loss.item(), MODE_VALUES[mode], rtol=0, atol=4 * EPS)
 
     def test_alpha_is_an_argument(self) -> None:
         pred, target, _ = HAND["shifted"]
         boxes = torch.tensor(pred).double(), torch.tensor(target).double()
         for alpha in (1.0, 2.5, 10.0):
-            loss = overlap_loss("diou", *boxes, mode="alpha", alpha=alpha)
+            loss = aligned_loss("diou", *boxes, mode="alpha", alpha=alpha)
             torch.testing.assert_close(loss.item(), 1 - 3**-alpha + 13**-alpha, rtol=0, atol=16 * EPS)
 
     def test_nwd_takes_the_place_of_iou(self) -> None:
         pred, target = torch.tensor([0.0, 0, 4, 4]), torch.tensor([3.0, 4, 7, 8])
-        loss = overlap_loss("nwd", pred, target, mode="log", constant=10.0)
+        loss = aligned_loss("nwd", pred, target, mode="log", constant=10.0)
         torch.testing.assert_close(loss.item(), 0.5)
 
     def test_the_logarithm_ends_in_its_tangent(self) -> None:
-        # Side by side: no overlap; -log(f) + 1 with f = 2^-20, and a slope of 1 / f times that of the IoU.
+        # Side by side: no overlap; -log(f) + 1 with f = 2^-20, and a gradient of 1 / f times that of the IoU.
         pred, target = torch.tensor([0.0, 0, 1, 1]), torch.tensor([1.0, 0, 2, 1])
-        torch.testing.assert_close(overlap_loss("iou", pred, target, mode="log").item(), 20 * math.log(2) + 1)
-        slopes = gradient("iou", pred, target, mode="log")
-        torch.testing.assert_close(slopes, 2.0**20 * torch.tensor([0.0, 0, -0.5, 0]))
+        torch.testing.assert_close(aligned_loss("iou", pred, target, mode="log").item(), 20 * math.log(2) + 1)
+        grad = gradient("iou", pred, target, mode="log")
+        torch.testing.assert_close(grad, 2.0**20 * torch.tensor([0.0, 0, -0.5, 0]))
 
     def test_a_power_ends_in_its_tangent(self) -> None:
-        # 400 diagonals of the picture away along x: a penalty of 2 * 400^2.
+        # 400 diagonals of the image away along x: a penalty of 2 * 400^2.
         pred, target = torch.tensor([2000.0, 0, 2001, 1]), torch.tensor([0.0, 0, 1, 1])
-        loss = overlap_loss("mpdiou", pred.double(), target.double(), mode="alpha")
+        loss = aligned_loss("mpdiou", pred.double(), target.double(), mode="alpha")
         torch.testing.assert_close(loss.item(), 1 + 64 + 3 * 16 * (2 * 400.0**2 - 4))
 
 
@@ -505,27 +507,27 @@ class TestInner:
         # Unit boxes half a side apart. Scaled by 1/2 they touch; by 3/2 they have 1 x 3/2 in common, of 3.
         pred, target = torch.tensor([0.5, 0, 1.5, 1]).double(), torch.tensor([0.0, 0, 1, 1]).double()
         for ratio, iou in ((0.5, 0.0), (1.0, 1 / 3), (1.5, 1 / 2)):
-            loss = overlap_loss("iou", pred, target, inner_ratio=ratio)
+            loss = aligned_loss("iou", pred, target, inner_ratio=ratio)
             torch.testing.assert_close(loss.item(), 1 - iou, rtol=0, atol=4 * EPS)
 
     def test_the_penalty_stays(self) -> None:
         pred, target = pairs("random")
-        penalty = overlap_loss("ciou", pred, target) - overlap_loss("iou", pred, target)
-        found = overlap_loss("ciou", pred, target, inner_ratio=0.7)
-        expected = overlap_loss("iou", pred, target, inner_ratio=0.7) + penalty
+        penalty = aligned_loss("ciou", pred, target) - aligned_loss("iou", pred, target)
+        found = aligned_loss("ciou", pred, target, inner_ratio=0.7)
+        expected = aligned_loss("iou", pred, target, inner_ratio=0.7) + penalty
         torch.testing.assert_close(found, expected, rtol=0, atol=8 * EPS)
 
     @pytest.mark.parametrize("regime", REGIMES)
     def test_a_ratio_of_1_changes_nothing(self, regime: str) -> None:
         pred, target = pairs(regime)
-        found = overlap_loss("giou", pred, target, inner_ratio=1.0)
-        torch.testing.assert_close(found, overlap_loss("giou", pred, target), rtol=0, atol=64 * EPS)
+        found = aligned_loss("giou", pred, target, inner_ratio=1.0)
+        torch.testing.assert_close(found, aligned_loss("giou", pred, target), rtol=0, atol=64 * EPS)
 
     def test_a_larger_box_reaches_where_none_was_met(self) -> None:
         pred, target = torch.tensor([1.2, 0, 2.2, 1]), torch.tensor([0.0, 0, 1, 1])
         assert torch.equal(gradient("iou", pred, target), torch.zeros(4))
-        slopes = gradient("iou", pred, target, inner_ratio=1.4)
-        assert (slopes[0] + slopes[2]).item() > 0
+        grad = gradient("iou", pred, target, inner_ratio=1.4)
+        assert (grad[0] + grad[2]).item() > 0
 
 
 class TestPinnedSubgradients:
@@ -543,22 +545,22 @@ class TestPinnedSubgradients:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_touching_box_can_move_in(self, kind: str) -> None:
-        slopes = gradient(kind, torch.tensor([0.0, 0, 1, 1]), torch.tensor([1.0, 0, 2, 1]))
-        assert (slopes[0] + slopes[2]).item() < 0
+        grad = gradient(kind, torch.tensor([0.0, 0, 1, 1]), torch.tensor([1.0, 0, 2, 1]))
+        assert (grad[0] + grad[2]).item() < 0
 
-    def test_the_slope_of_a_touching_box_is_the_one_towards_overlap(self) -> None:
-        # IoU of two unit squares with an overlap of t is t / (2 - t): slope 1/2 at t = 0. It comes
+    def test_the_gradient_of_a_touching_box_is_the_one_towards_overlap(self) -> None:
+        # IoU of two unit squares with an overlap of t is t / (2 - t): derivative 1/2 at t = 0. It comes
         # from the box's right side alone, and halves where that side's minimum would be tied.
-        slopes = gradient("iou", torch.tensor([0.0, 0, 1, 1]), torch.tensor([1.0, 0, 2, 1]))
-        torch.testing.assert_close(slopes, torch.tensor([0.0, 0, -0.5, 0]))
+        grad = gradient("iou", torch.tensor([0.0, 0, 1, 1]), torch.tensor([1.0, 0, 2, 1]))
+        torch.testing.assert_close(grad, torch.tensor([0.0, 0, -0.5, 0]))
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("axis", [0, 1], ids=["x", "y"])
     def test_a_box_without_extent_can_grow(self, kind: str, axis: int) -> None:
         pred, target = torch.tensor([1.0, 1, 2, 2]), torch.tensor([0.0, 0, 3, 3])
         pred[axis + 2] = pred[axis]
-        slopes = gradient(kind, pred, target)
-        assert (slopes[axis + 2] - slopes[axis]).item() < 0
+        grad = gradient(kind, pred, target)
+        assert (grad[axis + 2] - grad[axis]).item() < 0
 
     @pytest.mark.parametrize("regime", ["points", "point", "point-target", "flat-x", "flat-y"])
     @pytest.mark.parametrize("kind", KINDS)
@@ -566,7 +568,7 @@ class TestPinnedSubgradients:
         assert gradient(kind, *pairs(regime)).isfinite().all()
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_slopes_saturate_at_the_documented_side(self, kind: str) -> None:
+    def test_gradients_saturate_at_the_documented_side(self, kind: str) -> None:
         small = 2.0**-110
-        slopes = gradient(kind, torch.tensor([0, 0, small, small]), torch.tensor([0, 0, 2 * small, small]))
-        assert 0 < slopes.abs().max().item() <= 4 / family.SMALLEST
+        grad = gradient(kind, torch.tensor([0, 0, small, small]), torch.tensor([0, 0, 2 * small, small]))
+        assert 0 < grad.abs().max().item() <= 4 / geometry.SMALLEST

@@ -25,10 +25,10 @@ from tests.cases import (
     SMOOTH,
     WAITING,
     Recorder,
+    aligned_loss,
     eps,
     gradient,
     joined,
-    overlap_loss,
     pairs,
     seeded,
     to_planes,
@@ -56,7 +56,7 @@ class TestArguments:
     @every_kind
     def test_nothing_is_broadcast(self, kind: str, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=r"pred and target .*\(3, 4\) and ") as error:
-            overlap_loss(kind, self.good, torch.zeros(shape))
+            aligned_loss(kind, self.good, torch.zeros(shape))
         assert str(shape) in str(error.value)
 
     @pytest.mark.parametrize(
@@ -77,22 +77,22 @@ class TestArguments:
     )
     def test_bad_values_say_what_was_expected(self, options: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            overlap_loss("iou", self.good, self.good, **options)  # type: ignore[arg-type]
+            aligned_loss("iou", self.good, self.good, **options)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("kind", ["CIoU", "ciuo", "cioy"])
     def test_unknown_kind_is_answered_with_the_nearest(self, kind: str) -> None:
         with pytest.raises(ValueError, match=f"kind: got '{kind}', .*; did you mean 'ciou'?"):
-            overlap_loss(kind, self.good, self.good)
+            aligned_loss(kind, self.good, self.good)
 
     def test_lists_are_not_tensors(self) -> None:
         with pytest.raises(TypeError, match=r"target: got list, expected a torch\.Tensor"):
-            overlap_loss("iou", self.good, self.good.tolist())  # type: ignore[arg-type]
+            aligned_loss("iou", self.good, self.good.tolist())  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"weight: got list, expected a torch\.Tensor"):
-            overlap_loss("iou", self.good, self.good, weight=[1, 1, 1])  # type: ignore[arg-type]
+            aligned_loss("iou", self.good, self.good, weight=[1, 1, 1])  # type: ignore[arg-type]
 
     def test_devices_must_agree(self) -> None:
         with pytest.raises(ValueError, match="one device: got cpu and meta"):
-            overlap_loss("iou", self.good, self.good.to("meta"))
+            aligned_loss("iou", self.good, self.good.to("meta"))
 
     @pytest.mark.parametrize(
         ("options", "error"),
@@ -118,7 +118,7 @@ def step(kind: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A training step's loss: planes or rows, weight and a tensor as normaliser."""
 
     def loss(pred: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        return overlap_loss(kind, pred, target, reduction="mean", weight=weight, normalizer=weight.sum())
+        return aligned_loss(kind, pred, target, reduction="mean", weight=weight, normalizer=weight.sum())
 
     return loss
 
@@ -133,11 +133,11 @@ class TestGraphs:
     def test_vmap(self, kind: str) -> None:
         pred, target, weight = (side.detach().reshape(4, 8, *side.shape[1:]) for side in inputs())
         found = torch.func.vmap(step(kind))(pred, target, weight)
-        slopes = torch.func.vmap(torch.func.grad(step(kind)))(pred, target, weight)
+        grad = torch.func.vmap(torch.func.grad(step(kind)))(pred, target, weight)
         for number in range(4):
             one = pred[number], target[number], weight[number]
             torch.testing.assert_close(found[number], step(kind)(*one))
-            torch.testing.assert_close(slopes[number], torch.func.grad(step(kind))(*one))
+            torch.testing.assert_close(grad[number], torch.func.grad(step(kind))(*one))
 
     def test_fake_tensors(self, kind: str) -> None:
         with FakeTensorMode():
@@ -181,34 +181,34 @@ class TestLayouts:
     @every_fmt
     def test_fmt_is_a_conversion(self, kind: str, fmt: str) -> None:
         pred, target = pairs("random")
-        expected, slopes, _ = value_and_gradients(kind, pred, target)
+        expected, grad, _ = value_and_gradients(kind, pred, target)
         leaf = pred.clone().requires_grad_()
-        loss = overlap_loss(kind, convert(leaf, "xyxy", fmt), convert(target, "xyxy", fmt), fmt=fmt)
+        loss = aligned_loss(kind, convert(leaf, "xyxy", fmt), convert(target, "xyxy", fmt), fmt=fmt)
         torch.testing.assert_close(loss, expected, rtol=0, atol=32 * eps(torch.float64))
         upstream = torch.randn(loss.shape, generator=seeded(9), dtype=loss.dtype)
         (found,) = torch.autograd.grad(loss, leaf, upstream)
-        torch.testing.assert_close(found, slopes, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found, grad, rtol=0, atol=1e-12)
 
     @every_fmt
     @pytest.mark.parametrize("regime", ["random", "identical", "inverted-x", "huge-3e38"])
     def test_planes_are_rows(self, kind: str, fmt: str, regime: str) -> None:
         pred, target = pairs(regime, torch.float32)
         rows, planes = pred.clone().requires_grad_(), to_planes(pred).requires_grad_()
-        by_row = overlap_loss(kind, rows, target, fmt=fmt)
-        by_plane = overlap_loss(kind, planes, to_planes(target), fmt=fmt, dim=1)
+        by_row = aligned_loss(kind, rows, target, fmt=fmt)
+        by_plane = aligned_loss(kind, planes, to_planes(target), fmt=fmt, dim=1)
         assert torch.equal(by_plane, to_planes(by_row))
         upstream = torch.randn(by_row.shape, generator=seeded(9))
-        (row_slopes,) = torch.autograd.grad(by_row, rows, upstream)
-        (plane_slopes,) = torch.autograd.grad(by_plane, planes, to_planes(upstream))
-        assert torch.equal(plane_slopes, to_planes(row_slopes))
+        (row_grad,) = torch.autograd.grad(by_row, rows, upstream)
+        (plane_grad,) = torch.autograd.grad(by_plane, planes, to_planes(upstream))
+        assert torch.equal(plane_grad, to_planes(row_grad))
 
     def test_any_shape(self, kind: str) -> None:
         pred, target = pairs("random", torch.float32)
-        expected = overlap_loss(kind, pred, target)
+        expected = aligned_loss(kind, pred, target)
         for shape in ((4, 8), (2, 2, 8), (1, 32)):
-            found = overlap_loss(kind, pred.reshape(*shape, 4), target.reshape(*shape, 4))
+            found = aligned_loss(kind, pred.reshape(*shape, 4), target.reshape(*shape, 4))
             assert torch.equal(found, expected.reshape(shape))
-        assert torch.equal(overlap_loss(kind, pred[0], target[0]), expected[0])
+        assert torch.equal(aligned_loss(kind, pred[0], target[0]), expected[0])
 
 
 @every_kind
@@ -216,22 +216,22 @@ class TestReductions:
     def test_weight_multiplies_each_loss_and_gradient(self, kind: str) -> None:
         pred, target = pairs("random")
         weight = torch.rand(len(pred), generator=seeded(2), dtype=torch.float64)
-        loss, slopes, _ = value_and_gradients(kind, pred, target, weight=weight)
-        bare, bare_slopes, _ = value_and_gradients(kind, pred, target)
+        loss, grad, _ = value_and_gradients(kind, pred, target, weight=weight)
+        bare, bare_grad, _ = value_and_gradients(kind, pred, target)
         torch.testing.assert_close(loss, weight * bare)
-        torch.testing.assert_close(slopes, weight[:, None] * bare_slopes)
+        torch.testing.assert_close(grad, weight[:, None] * bare_grad)
 
     def test_mean_and_sum(self, kind: str) -> None:
         pred, target = pairs("random")
         weight = torch.rand(len(pred), generator=seeded(2), dtype=torch.float64)
-        total = (weight * overlap_loss(kind, pred, target)).sum()
+        total = (weight * aligned_loss(kind, pred, target)).sum()
         options = {"weight": weight}
-        found = overlap_loss(kind, pred, target, reduction="sum", **options)  # type: ignore[arg-type]
+        found = aligned_loss(kind, pred, target, reduction="sum", **options)  # type: ignore[arg-type]
         torch.testing.assert_close(found, total, rtol=1e-14, atol=0)
-        mean = overlap_loss(kind, pred, target, reduction="mean", **options)  # type: ignore[arg-type]
+        mean = aligned_loss(kind, pred, target, reduction="mean", **options)  # type: ignore[arg-type]
         torch.testing.assert_close(mean, total / len(pred))
         for normalizer in (7, 7.0, torch.tensor(7), torch.tensor([7.0])):
-            found = overlap_loss(kind, pred, target, reduction="mean", normalizer=normalizer, weight=weight)
+            found = aligned_loss(kind, pred, target, reduction="mean", normalizer=normalizer, weight=weight)
             torch.testing.assert_close(found, total / 7)
 
     @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -248,7 +248,7 @@ class TestReductions:
     def test_functions_default_to_none_and_modules_to_mean(self, kind: str) -> None:
         pred, target = pairs("random", torch.float32)
         loss = function_of(kind)(pred, target)
-        assert torch.equal(loss, overlap_loss(kind, pred, target))
+        assert torch.equal(loss, aligned_loss(kind, pred, target))
         torch.testing.assert_close(module_of(kind)()(pred, target), loss.mean())
 
     def test_modules_can_be_copied_printed_and_subclassed(self, kind: str) -> None:
@@ -318,7 +318,7 @@ class TestParameters:
     def test_box_loss_hands_them_on(self) -> None:
         terms = boxreg.BoxLoss("nwd", constant=2.0)(*self.boxes)
         expected = functional.nwd_loss(*self.boxes, reduction="mean", constant=2.0)
-        assert torch.equal(terms.raw["iou"], expected)
+        assert torch.equal(terms.unweighted["iou"], expected)
         with pytest.raises(TypeError, match="missing 2 required keyword-only arguments: 'image_width'"):
             boxreg.BoxLoss("mpdiou")
 
@@ -327,8 +327,8 @@ class TestParameters:
 class TestBounds:
     def test_upright_losses_stay_in_their_range(self, kind: str) -> None:
         pred, target = joined(regime for regime in REGIMES if "inverted" not in regime)
-        loss = overlap_loss(kind, pred, target)
-        of_overlap = overlap_loss("iou", pred, target) if FAMILY[kind].overlap is IOU else loss
+        loss = aligned_loss(kind, pred, target)
+        of_overlap = aligned_loss("iou", pred, target) if FAMILY[kind].overlap is IOU else loss
         for bounded, most in ((of_overlap, 1.0), (loss - of_overlap, MOST_PENALTY[kind])):
             assert (bounded >= -4 * eps(torch.float64)).all()
             assert (bounded <= most + 4 * eps(torch.float64)).all()
@@ -336,16 +336,16 @@ class TestBounds:
     @pytest.mark.parametrize("regime", SMOOTH)
     def test_a_small_step_down_the_gradient_lowers_the_loss(self, kind: str, regime: str) -> None:
         pred, target = pairs(regime)
-        slopes = gradient(kind, pred, target)
-        stepped = overlap_loss(kind, pred - 1e-7 * slopes, target)
-        before = overlap_loss(kind, pred, target)
-        moving = slopes.abs().amax(-1) > 1e-3
+        grad = gradient(kind, pred, target)
+        stepped = aligned_loss(kind, pred - 1e-7 * grad, target)
+        before = aligned_loss(kind, pred, target)
+        moving = grad.abs().amax(-1) > 1e-3
         assert (stepped < before)[moving].all()
 
     def test_losses_rise_as_boxes_move_apart(self, kind: str) -> None:
         shifts = torch.arange(8).double()[:, None] * torch.tensor([0.5, 0, 0.5, 0]).double()
         target = torch.tensor([[0.0, 0, 1, 1]]).double().expand(8, 4)
-        steps = overlap_loss(kind, target + shifts, target).diff()
+        steps = aligned_loss(kind, target + shifts, target).diff()
         assert (steps[:2] > 0).all()
         assert (steps >= 0).all()
 

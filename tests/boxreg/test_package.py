@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import boxreg
 from boxreg import functional
+from boxreg.iou.spec import FAMILY
 from boxreg.losses import LOSSES, IoUFamilyLoss
 from tests.cases import KINDS
 
@@ -50,42 +52,55 @@ IMPORTS = {module: set(imported(module, path)) for module, path in MODULES.items
 BOXREG = [module for module in MODULES if module.split(".")[0] == "boxreg"]
 TRAINER = [module for module in MODULES if module.split(".")[0] == "reference_trainer"]
 
-LEAVES = {"boxreg._checks", "boxreg._dtypes", "boxreg.boxes", "boxreg.reduction"}
-LOSS_LEAVES = {"boxreg._checks", "boxreg._dtypes", "boxreg.reduction"}
-MAY_IMPORT = {
-    "boxreg._checks": set(),
-    "boxreg._dtypes": set(),
-    "boxreg._gaussians": set(),
-    "boxreg._raw": set(),
-    "boxreg.boxes": {"boxreg._checks"},
-    "boxreg.grids": {"boxreg._checks"},
-    "boxreg.reduction": {"boxreg._checks"},
-    "boxreg.weighting": {"boxreg._checks"},
-    "boxreg.iou": LEAVES | {"boxreg._raw", "boxreg.decoders", "boxreg.iou", "boxreg.weighting"},
-    "boxreg.losses": LEAVES | {"boxreg.decoders", "boxreg.iou", "boxreg.losses", "boxreg.weighting"},
-    "boxreg.box_loss": LEAVES | {"boxreg.iou", "boxreg.losses", "boxreg.weighting"},
-    "boxreg.assign": LEAVES | {"boxreg.iou", "boxreg.grids", "boxreg.assign"},
-    "boxreg.rotated": LOSS_LEAVES | {"boxreg._gaussians"},
-    "boxreg.dfl": LOSS_LEAVES,
-    "boxreg.functional": {"boxreg.iou", "boxreg.losses", "boxreg.rotated", "boxreg.dfl"},
-    "boxreg.decoders": {
-        "boxreg._checks",
-        "boxreg._raw",
-        "boxreg.boxes",
-        "boxreg.decoders",
-        "boxreg.dfl",
-        "boxreg.grids",
-    },
-    "boxreg.heads": {"boxreg._checks", "boxreg.boxes", "boxreg.decoders"},
-    "boxreg.dense": {"boxreg._checks", "boxreg.decoders", "boxreg.grids", "boxreg.heads"},
-    "boxreg.param_groups": {"boxreg._checks"},
+CHECKS = {"boxreg._checks"}
+LEAVES = {
+    "boxreg._checks",
+    "boxreg._dtypes",
+    "boxreg._raw",
+    "boxreg.boxes",
+    "boxreg.grids",
+    "boxreg.reduction",
+    "boxreg.weighting",
 }
-"""What each part of boxreg may import of boxreg; the package itself and later parts may import all of it."""
+# Raw outputs are decoded in the pass that finds the loss, so a loss knows decoders; they know no loss.
+UNDER_LOSSES = LEAVES | {"boxreg.decoders", "boxreg.iou", "boxreg.losses"}
+MAY_IMPORT = {
+    **dict.fromkeys(LEAVES, CHECKS),
+    "boxreg.decoders": LEAVES | {"boxreg.decoders"},
+    "boxreg.heads": LEAVES | {"boxreg.decoders"},
+    "boxreg.dense": LEAVES | {"boxreg.decoders", "boxreg.heads"},
+    "boxreg.iou": LEAVES | {"boxreg.decoders", "boxreg.iou"},
+    "boxreg.warm": {"boxreg.iou"},
+    "boxreg.assigners": LEAVES | {"boxreg.iou", "boxreg.assigners"},
+    "boxreg.losses": UNDER_LOSSES,
+    "boxreg.losses.yolo": UNDER_LOSSES | {"boxreg.assigners", "boxreg.dense"},
+    "boxreg.functional": {"boxreg.decoders", "boxreg.iou", "boxreg.losses"},
+    "boxreg.parameters": CHECKS,
+    "boxreg.diagnostics": LEAVES
+    | {"boxreg.decoders", "boxreg.heads", "boxreg.iou", "boxreg.parameters", "boxreg.diagnostics"},
+}
+"""What each part of boxreg may import of boxreg; the package itself may import all of it."""
+
+MATHS = ("geometry", "modes", "overlaps", "distances")
+"""Files of `boxreg.iou` that are nothing but the maths, which backends compile."""
+
+KERNELS = {"numba": {"numba", "llvmlite", "numpy"}, "triton": {"triton"}}
+"""What the backends beside eager are made of, by what their files are named after."""
+
+OTHER_LOSSES = {"box", "dfl", "rotated", "yolo"}
+"""Files of `boxreg.losses` that are not of the IoU family."""
 
 
 def part_of(module: str) -> str:
-    """The part of the layering that a module belongs to: `boxreg.iou.family` is of `boxreg.iou`."""
+    """The part that a module belongs to: `boxreg.iou.spec` is of `boxreg.iou`."""
     return ".".join(module.split(".")[:2])
+
+
+def kernel_of(module: str) -> str | None:
+    """The backend beside eager whose file this is, if it is one."""
+    if not module.startswith("boxreg.iou.backends."):
+        return None
+    return next((kernel for kernel in KERNELS if kernel in module.rpartition(".")[2]), None)
 
 
 class TestNames:
@@ -106,11 +121,20 @@ class TestNames:
         functions = {
             name.removesuffix("_loss")
             for name, value in vars(functional).items()
-            if name.endswith("_loss") and value.__module__.startswith("boxreg.losses.")
+            if name.endswith("_loss") and value.__module__.rpartition(".")[2] not in OTHER_LOSSES
         }
         modules = {cls for cls in IoUFamilyLoss.__subclasses__() if cls.__module__.startswith("boxreg.")}
         assert functions == set(LOSSES) == set(KINDS)
         assert modules == set(LOSSES.values())
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_loss_is_one_file(self, kind: str) -> None:
+        file = f"boxreg.losses.{kind}"
+        assert kind == importlib.import_module(file).KIND
+        assert LOSSES[kind].__module__ == getattr(functional, f"{kind}_loss").__module__ == file
+        penalty, overlap = FAMILY[kind]
+        files = {term.__module__ for term in (penalty.value, penalty.grad, overlap.value, overlap.grad)}
+        assert files <= {file, "boxreg.iou.overlaps"}
 
     @pytest.mark.parametrize("name", ["box_iou", "pairwise_box_iou", "convert", "BoxLoss", "__version__"])
     def test_the_names_that_the_documentation_starts_with(self, name: str) -> None:
@@ -120,7 +144,17 @@ class TestNames:
         assert (ROOT / "boxreg" / "py.typed").exists()
 
 
-HEAVY = ("triton", "torchvision", "torch._dynamo", "torch._inductor", "numpy", "sympy", "reference_trainer")
+HEAVY = (
+    "numba",
+    "llvmlite",
+    "triton",
+    "torchvision",
+    "torch._dynamo",
+    "torch._inductor",
+    "numpy",
+    "sympy",
+    "reference_trainer",
+)
 
 ADDED_BY_IMPORT = """
 import sys
@@ -145,16 +179,28 @@ def test_importing_costs_nothing_beyond_torch() -> None:
 class TestImports:
     @pytest.mark.parametrize("module", BOXREG)
     def test_boxreg_needs_torch_alone(self, module: str) -> None:
-        allowed = {"torch", "boxreg", *sys.stdlib_module_names}
-        # Where they are there: imported when they are first wanted, and done without otherwise.
-        optional = {"boxreg.iou._libraries": "numpy"}
-        allowed |= {optional.get(module, "triton" if "._triton" in module else "torch")}
+        kernel = kernel_of(module)
+        allowed = {"torch", "boxreg", *sys.stdlib_module_names, *(KERNELS[kernel] if kernel else ())}
         assert {name for name in IMPORTS[module] if name.split(".")[0] not in allowed} == set()
 
-    @pytest.mark.parametrize("module", [module for module in BOXREG if part_of(module) in MAY_IMPORT])
+    @pytest.mark.parametrize("module", [module for module in BOXREG if module != "boxreg"])
     def test_imports_run_one_way(self, module: str) -> None:
         parts = {part_of(name) for name in IMPORTS[module] if name.split(".")[0] == "boxreg"}
-        assert parts <= MAY_IMPORT[part_of(module)]
+        assert parts <= MAY_IMPORT.get(module, MAY_IMPORT[part_of(module)])
+
+    @pytest.mark.parametrize("name", MATHS)
+    def test_maths_is_maths_alone(self, name: str) -> None:
+        ours = {module for module in IMPORTS[f"boxreg.iou.{name}"] if module.startswith("boxreg.")}
+        assert ours <= {f"boxreg.iou.{other}" for other in MATHS}
+
+    @pytest.mark.parametrize("module", [module for module in BOXREG if not kernel_of(module)])
+    def test_kernels_are_chosen_in_one_place(self, module: str) -> None:
+        kernels = {name for name in IMPORTS[module] if kernel_of(name)}
+        assert not kernels or module in ("boxreg.iou.dispatch", "boxreg.warm")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_loss_of_the_family_knows_none_outside_of_it(self, kind: str) -> None:
+        assert IMPORTS[f"boxreg.losses.{kind}"] & {f"boxreg.losses.{name}" for name in OTHER_LOSSES} == set()
 
     @pytest.mark.parametrize("module", TRAINER)
     def test_the_trainer_uses_the_public_face(self, module: str) -> None:
@@ -175,14 +221,34 @@ class TestImports:
         assert "boxreg.losses" in IMPORTS["boxreg"]
 
 
-WALKED = [
-    info.name
-    for info in pkgutil.walk_packages(boxreg.__path__, "boxreg.")
-    if not info.name.endswith("._triton")  # imported only where a GPU asks for it
-]
+WALKED = [info.name for info in pkgutil.walk_packages(boxreg.__path__, "boxreg.")]
+
+
+def imported_module(name: str) -> ModuleType:
+    """The module; skips the test if it is of a backend whose library is not installed."""
+    if kernel := kernel_of(name):
+        pytest.importorskip(kernel)
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_no_module_is_shadowed(name: str) -> None:
+    module = imported_module(name)
+    found = boxreg
+    for part in name.split(".")[1:]:
+        found = getattr(found, part)
+    assert found is module
+
+
+def test_constants_that_the_documentation_names_are_reached() -> None:
+    audit = boxreg.diagnostics.audit
+    assert {check.__name__ for check in audit.CHECKS} >= {"optimizer_kind", "loss_terms"}
+    assert audit.training.CHECKS[0] in audit.CHECKS
+    assert boxreg.iou.spec.FAMILY.keys() == boxreg.losses.LOSSES.keys()
+    assert "auto" in boxreg.iou.dispatch.NAMES
 
 
 @pytest.mark.parametrize("name", ["boxreg", *WALKED])
 def test_examples_run(name: str) -> None:
-    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    results = doctest.testmod(imported_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0

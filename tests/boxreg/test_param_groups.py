@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrizations, prune
 
-from boxreg.param_groups import DEFAULT_RULES, Rule, param_groups, param_table
+from boxreg.parameters import DEFAULT_RULES, Rule, param_groups, param_table
 
 OPTIMIZERS = [
     value
@@ -749,6 +749,6 @@ def test_a_rule_for_frozen_parameters_is_no_error():
 
 
 def test_the_examples_run():
-    results = doctest.testmod(importlib.import_module("boxreg.param_groups"))
+    results = doctest.testmod(importlib.import_module("boxreg.parameters"))
     assert results.attempted >= 10
     assert results.failed == 0

@@ -1,4 +1,4 @@
-"""Every row and mode against its paper's formula, written as it stands there, with 50 digits."""
+"""Every loss and mode against its paper's formula, written as it stands there, with 50 digits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from mpmath import mp, mpf
 from torch import Tensor
 
-from boxreg.iou.spec import IOU, MODES, FAMILY
-from tests.cases import KINDS, eps, in_unit, named, overlap_loss, pairs
+from boxreg.iou.spec import FAMILY, IOU, MODES
+from tests.cases import KINDS, aligned_loss, eps, in_unit, named, pairs
 
 mp.dps = 50
 
@@ -146,7 +146,7 @@ MODE_FORMULAS: dict[str, Callable[[mpf, mpf], mpf]] = {
 def formula(
     kind: str, mode: str, ratio: float | None, parameters: dict[str, float]
 ) -> Callable[[Box, Box, tuple[Box, Box]], mpf]:
-    """The loss of two boxes; a new row or mode needs its formula above."""
+    """The loss of two boxes; a new loss or mode needs its formula above."""
     penalty = globals()[f"{kind}_penalty"]
 
     def loss(b: Box, g: Box, held: tuple[Box, Box]) -> mpf:
@@ -190,25 +190,25 @@ def compare(
     parameters = in_unit(kind, unit_of_regime(regime))
     loss = formula(kind, mode, ratio, parameters)
     options = {**parameters, "mode": mode, "inner_ratio": ratio}
-    value = overlap_loss(kind, pred, target, **options)
+    value = aligned_loss(kind, pred, target, **options)
     for found, b, g in zip(value.tolist(), exact(pred), exact(target), strict=True):
         expected = loss(b, g, (b, g))
         assert abs(found - expected) <= 32 * eps(dtype) * max(1, expected), (found, expected)
     if regime not in DIFFERENTIABLE:
         return
     pred, target = pred.requires_grad_(), target.requires_grad_()
-    slopes = torch.autograd.grad(overlap_loss(kind, pred, target, **options).sum(), (pred, target))
-    for found, b, g in zip(torch.cat(slopes, -1).tolist(), exact(pred), exact(target), strict=True):
+    grads = torch.autograd.grad(aligned_loss(kind, pred, target, **options).sum(), (pred, target))
+    for found, b, g in zip(torch.cat(grads, -1).tolist(), exact(pred), exact(target), strict=True):
         expected = derivative(loss, b, g)
-        tolerance = 256 * eps(dtype) * max(abs(slope) for slope in expected)
-        errors = [abs(slope - reference) for slope, reference in zip(found, expected, strict=True)]
+        tolerance = 256 * eps(dtype) * max(abs(reference) for reference in expected)
+        errors = [abs(value - reference) for value, reference in zip(found, expected, strict=True)]
         assert max(errors) <= tolerance, (found, expected)
 
 
 @dtypes
 @pytest.mark.parametrize("regime", WITH_AREA)
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows(kind: str, regime: str, dtype: torch.dtype) -> None:
+def test_every_loss(kind: str, regime: str, dtype: torch.dtype) -> None:
     compare(kind, regime, dtype)
 
 

@@ -13,8 +13,8 @@ from boxreg import functional
 from tests.cases import WAITING, Recorder, eps, seeded, to_planes, uniform
 from tests.rotated_cases import (
     COUNT,
+    FAMILY,
     MODULES,
-    VARIANTS,
     boxes,
     every_variant,
     exchanged,
@@ -63,7 +63,7 @@ def reference_distance(name: str, pred: Tensor, target: Tensor) -> Tensor:
 
 def reference(variant: str, pred: Tensor, target: Tensor) -> Tensor:
     """The slow oracle, from covariance matrices in float64; for positive sides."""
-    name, settings = VARIANTS[variant]
+    name, settings = FAMILY[variant]
     distance = reference_distance(name, pred.double(), target.double())
     if name == "probiou":
         return distance if settings["mode"] == "l2" else (1 - (-distance).exp()).sqrt()
@@ -219,7 +219,7 @@ class TestLayouts:
         pred, target = (to_planes(side) for side in pairs("random", torch.float32))
         weight = uniform(seeded(2), *pred[:, 0].shape).float()
         normalizer = 5.0 if reduction == "mean" else None
-        name, settings = VARIANTS[variant]
+        name, settings = FAMILY[variant]
         module = MODULES[name](**settings, reduction=reduction, loss_weight=4.0, dim=1)
         expected = 4 * loss_of(
             variant, pred, target, reduction=reduction, weight=weight, normalizer=normalizer, dim=1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.cases import DTYPES, assert_all_finite, eps, named, seeded, uniform
 from tests.rotated_cases import (
     COUNT,
-    VARIANTS,
+    FAMILY,
     boxes,
     every_regime,
     every_variant,
@@ -71,7 +71,13 @@ class TestScale:
 class TestFinite:
     @pytest.mark.parametrize("dtype", named(DTYPES))
     def test_wild_exponents(self, variant: str, dtype: torch.dtype) -> None:
-        loss, *grads = value_and_gradients(variant, *wild(3000, dtype, seed=11))
+        sides = wild(3000, dtype, seed=11)
+        loss, *grads = value_and_gradients(variant, *sides)
+        if dtype == torch.float16:  # whose range the gradient of a tiny box leaves
+            in_half = grads
+            _, *grads = value_and_gradients(variant, *(side.float() for side in sides))
+            for found, expected in zip(in_half, grads, strict=True):
+                assert torch.equal(found, expected.half())
         assert_all_finite(loss, *grads)
         assert (loss >= least(variant) - 4 * eps(loss.dtype)).all()
 
@@ -160,7 +166,7 @@ class TestDescent:
 
 
 # The gradient of L1 fades out as e^-B: for far boxes there is mode l2.
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "probiou-l1"])
+@pytest.mark.parametrize("variant", [variant for variant in FAMILY if variant != "probiou-l1"])
 def test_a_far_box_comes_near(variant: str) -> None:
     target = torch.tensor([[0.0, 0, 2, 1, 0.5]])
     for distance in (1e3, 1e9, 1e30):
@@ -237,10 +243,9 @@ class TestDtypes:
         pred, target = pairs(regime, dtype)
         loss, grads, _ = value_and_gradients(variant, pred, target)
         wide_loss, wide_grads, _ = value_and_gradients(variant, pred.float(), target.float())
-        most = torch.finfo(dtype).max
         assert loss.dtype == torch.float32
         assert torch.equal(loss, wide_loss)
-        assert torch.equal(grads, wide_grads.clamp(-most, most).to(dtype))
+        assert torch.equal(grads, wide_grads.to(dtype))
 
     def test_mixed_floats_promote(self, variant: str) -> None:
         pred, target = pairs("random")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = """
+CHOSEN = """
 import random
 import torch
 from benchmarks.gpu.kernels import compiling_for
 from boxreg.functional import iou_loss
-from boxreg.iou import _triton_launch
+from boxreg.iou.backends import _triton_launch
 
 def boxes(count, dtype, layout, shift):
     # A view that begins `shift` elements into its memory: its address is not always a multiple of 16 bytes.
@@ -47,25 +47,75 @@ with compiling_for(90) as compiler:
 """
 
 
-def test_what_is_launched_is_what_triton_would_choose() -> None:
+VALUES = """
+import random
+import torch
+from benchmarks.gpu.kernels import compiling_for
+from boxreg import YOLOv3Decoder
+from boxreg.functional import mpdiou_loss, nwd_loss, shapeiou_loss
+from boxreg.iou import pairwise_box_iou
+from boxreg.iou.backends import _triton_launch, triton
+
+draws = random.Random(0)
+pred, target = torch.rand(2, 4, 3, 5, 7, requires_grad=True), torch.rand(2, 4, 3, 5, 7)
+weight = torch.rand(2, 3, 5, 7)
+rows = torch.rand(6, 4)
+
+def value(low, high):
+    # Integers, too: what Triton knows of them must not matter.
+    return draws.choice([draws.uniform(low, high), draws.randint(1, 8), 16])
+
+def step():
+    decoder = YOLOv3Decoder(stride=value(1, 9), anchors=[(value(1, 9), value(1, 9)) for _ in range(3)])
+    options = {"mode": "alpha", "alpha": draws.uniform(1, 9), "inner_ratio": draws.uniform(0.5, 2), "dim": 1}
+    options |= {"decoder": decoder, "loss_weight": value(0.5, 2), "reduction": "mean", "backend": "triton"}
+    options |= {"weight": weight, "normalizer": value(1, 9)}
+    size = {"image_width": value(1, 900), "image_height": value(1, 900)}
+    (mpdiou_loss(pred, target, **size, **options) + shapeiou_loss(pred, target, scale=value(0, 2), **options)).backward()
+    del options["inner_ratio"]
+    nwd_loss(pred, target, constant=value(1, 90), **options).backward()
+    pairwise_box_iou(rows, rows, "mpdiou", backend="triton", **size)
+
+with compiling_for(90) as compiler:
+    step()
+    compiled, launched = len(compiler.found), set(compiler.launched)
+    caches = len(_triton_launch._COMPILED), triton._constants.cache_info().currsize
+    for _ in range(800):
+        step()
+    assert len(compiler.found) == compiled and set(compiler.launched) == launched
+    assert caches == (len(_triton_launch._COMPILED), triton._constants.cache_info().currsize)
+    print(compiled)
+"""
+
+
+def told_by(script: str) -> list[int]:
+    """The numbers that a script prints in a process where Triton compiles."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    kernels, kept = map(int, done.stdout.split())
+    return [int(number) for number in done.stdout.split()]
+
+
+def test_what_is_launched_is_what_triton_would_choose() -> None:
+    kernels, kept = told_by(CHOSEN)
     assert kernels >= 6
     assert kept >= kernels
 
 
+def test_ten_thousand_values_make_no_kernel_and_fill_no_cache() -> None:
+    assert told_by(VALUES) == [4]
+
+
 def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from boxreg.iou import _triton_launch
+    from boxreg.iou.backends import _triton_launch
 
     class Kernel:
         arg_names = ("number", "CONSTANT")

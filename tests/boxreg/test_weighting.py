@@ -1,4 +1,4 @@
-"""Weightings: the focal weight and WIoU v3's focusing, with any row."""
+"""Weightings: the focal weight and WIoU v3's focusing, with any loss."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.cases import (
     REGIMES,
     WAITING,
     Recorder,
+    aligned_loss,
     assert_all_finite,
     box_iou,
     gradient,
-    overlap_loss,
     pairs,
     seeded,
     to_planes,
@@ -52,8 +52,8 @@ class TestAny:
         pred, target = pairs("overlapping")
         weighting = WEIGHTINGS[name]()
         factor = copy.deepcopy(weighting)(box_iou(pred, target), None)
-        loss = overlap_loss(kind, pred, target, weighting=copy.deepcopy(weighting))
-        torch.testing.assert_close(loss, factor * overlap_loss(kind, pred, target))
+        loss = aligned_loss(kind, pred, target, weighting=copy.deepcopy(weighting))
+        torch.testing.assert_close(loss, factor * aligned_loss(kind, pred, target))
         found = gradient(kind, pred, target, weighting=weighting)
         torch.testing.assert_close(found, factor[:, None] * gradient(kind, pred, target))
 
@@ -62,7 +62,7 @@ class TestAny:
         pred, target = pairs("overlapping", torch.float32)
         weight = torch.arange(len(pred)) % 3
         factor = WEIGHTINGS[name]()(box_iou(pred, target), weight)
-        total = (factor * weight * overlap_loss("ciou", pred, target)).sum()
+        total = (factor * weight * aligned_loss("ciou", pred, target)).sum()
         criterion = CIoULoss(weighting=WEIGHTINGS[name](), backend=backend, loss_weight=2.0)
         torch.testing.assert_close(criterion(pred, target, weight, normalizer=7.0), 2 * total / 7)
 
@@ -71,7 +71,7 @@ class TestAny:
         pred, target = pairs(regime, torch.float32)
         weighting = WEIGHTINGS[name]()
         assert_all_finite(
-            overlap_loss("ciou", pred, target, weighting=weighting),
+            aligned_loss("ciou", pred, target, weighting=weighting),
             gradient("ciou", pred, target, weighting=weighting),
         )
 
@@ -183,7 +183,7 @@ class TestWise:
         criterion = WIoULoss(reduction="none", weighting=WiseWeighting(momentum=0.5))
         missing = iou_loss(pred, target)
         mean = 0.5 + 0.5 * missing.mean().item()
-        expected = wise_factor(missing, mean) * overlap_loss("wiou", pred, target)
+        expected = wise_factor(missing, mean) * aligned_loss("wiou", pred, target)
         torch.testing.assert_close(criterion(pred, target), expected, rtol=1e-6, atol=0)
 
     def test_the_mean_stands_still_in_evaluation(self) -> None:

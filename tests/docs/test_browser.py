@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from boxreg.iou import overlap_loss
+from boxreg.iou import aligned_loss
 from tests.docs.site import BROWSES, NO_BROWSER
 
 pytestmark = pytest.mark.skipif(not BROWSES, reason=NO_BROWSER)
@@ -115,7 +115,7 @@ def computed(page: Any, kind: str) -> list[float]:
     """The same by the library."""
     pred = torch.tensor([numbers(page, "pred")], dtype=torch.float64, requires_grad=True)
     target = torch.tensor([numbers(page, "target")], dtype=torch.float64)
-    loss = overlap_loss(kind, pred, target)
+    loss = aligned_loss(kind, pred, target)
     (gradient,) = torch.autograd.grad(loss.sum(), pred)
     return [loss.item(), *gradient[0].tolist()]
 

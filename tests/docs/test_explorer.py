@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from boxreg.iou import overlap_loss
-from boxreg.iou.variants import VARIANTS
+from boxreg.iou import aligned_loss
+from boxreg.iou.spec import FAMILY
 from tests.docs.site import DOCS
 
 NODE = shutil.which("node")
@@ -58,17 +58,17 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 
 
 def test_the_explorer_has_every_row(computed: dict[str, list[dict[str, object]]]) -> None:
-    assert list(computed) == list(VARIANTS)
+    assert list(computed) == list(FAMILY)
 
 
-@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize("kind", FAMILY)
 def test_values_and_gradients(kind: str, computed: dict[str, list[dict[str, object]]]) -> None:
     pred, target = some_pairs()
     pred.requires_grad_()
-    variant = VARIANTS[kind]
+    variant = FAMILY[kind]
     taken = {parameter.name for parameter in (*variant.penalty.parameters, *variant.overlap.parameters)}
     parameters = {name: PARAMETERS[name] for name in taken}
-    loss = overlap_loss(kind, pred, target, **parameters)
+    loss = aligned_loss(kind, pred, target, **parameters)
     (gradient,) = torch.autograd.grad(loss.sum(), pred)
     found = torch.tensor([row["loss"] for row in computed[kind]], dtype=torch.float64)
     grads = torch.tensor([row["gradient"] for row in computed[kind]], dtype=torch.float64)

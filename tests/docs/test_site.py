@@ -11,7 +11,7 @@ import pytest
 
 import boxreg
 from boxreg import functional, iou
-from boxreg.iou.variants import VARIANTS
+from boxreg.iou.spec import FAMILY
 from reference_trainer.ablation.rows import NO_ROW, RECOMMENDATIONS
 from tests.docs.site import DOCS, ROOT
 
@@ -98,7 +98,7 @@ def test_no_page_is_stale(pages: dict[str, Reader]) -> None:
         name for name in modules if (ROOT / Path(*name.split("."))).with_suffix(".py").exists()
     ]
     about = {path.stem for path in (DOCS / "losses").glob("*.md")} - {"index"}
-    assert about == set(VARIANTS)
+    assert about == set(FAMILY)
 
 
 def test_every_link_holds(site: Path, pages: dict[str, Reader]) -> None:

@@ -11,7 +11,7 @@ import tyro
 from pydantic import BaseModel, ValidationError
 
 from boxreg import box_loss
-from boxreg.iou.variants import VARIANTS
+from boxreg.iou.spec import FAMILY
 from reference_trainer import model
 from reference_trainer.__main__ import main
 from reference_trainer.commands import COMMANDS
@@ -444,4 +444,4 @@ def test_a_choice_offers_what_there_is(
 def test_the_help_names_every_row_of_the_family() -> None:
     description = LossConfig.model_fields["overlap"].description
     assert description is not None
-    assert set(description.split(": ")[1].rstrip(".").split(", ")) == set(VARIANTS)
+    assert set(description.split(": ")[1].rstrip(".").split(", ")) == set(FAMILY)

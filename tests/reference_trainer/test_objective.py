@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from boxreg import BoxLoss, MPDIoULoss, NWDLoss
-from boxreg.iou.variants import VARIANTS
+from boxreg.iou.spec import FAMILY
 from reference_trainer.config import LossConfig
 from reference_trainer.model import Prediction
 from reference_trainer.objective import Criterion, cells_near_centre, overlap_parameters
@@ -127,7 +127,7 @@ def test_a_row_that_wants_lengths_gets_those_of_the_image() -> None:
         terms = Criterion(LossConfig(overlap=overlap, nwd_constant=0.4))(prediction, TARGET)
         torch.testing.assert_close(terms.unweighted["iou"], loss(prediction.boxes, TARGET))
     # In pixels as in fractions.
-    for overlap in VARIANTS:
+    for overlap in FAMILY:
         config = LossConfig(overlap=overlap)
         fractions, pixels = (
             BoxLoss(overlap, fmt="cxcywh", **overlap_parameters(config, side)).overlap(

@@ -125,12 +125,11 @@ def compiled(
         template.__code__, {**template.__globals__, **names}, template.__name__, None, template.__closure__
     )
     core.__qualname__, core.__module__ = template.__qualname__, template.__module__
-    options = {"error_model": "numpy", "fastmath": {"nsz"}}
     try:
-        found = numba.cfunc(signature, cache=True, **options)(core)
+        found = numba.cfunc(signature, cache=True, error_model="numpy")(core)
     except Exception as error:  # a cache that cannot be read or written is no error
         logger.debug("compiled without the cache on disk: %s", error)
-        found = numba.cfunc(signature, **options)(core)
+        found = numba.cfunc(signature, error_model="numpy")(core)
     _KEPT.append(found)
     return int(found.address)
 

@@ -30,7 +30,6 @@ def jit(function: FunctionType) -> Any:
         forceinline=True,
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
-        fastmath={"nsz"},
     )(function)
 
 

@@ -48,9 +48,11 @@ def blank_ignored(
 def pairwise(spec: Spec, a: Tensor, b: Tensor) -> Tensor:
     """Scores (..., N, M), in blocks of rows that are computed again where a gradient is asked for."""
     block = partial(_block, spec, b)
+    if torch._C._get_tracing_state() is not None:  # the number of blocks would be that of the example
+        return block(a)
     rows_per_block = max(PAIRS_PER_BLOCK // max(b[..., 0].numel(), 1), 1)
     blocks = torch.split(a, rows_per_block, dim=-2)
-    if len(blocks) == 1 or torch._C._get_tracing_state() is not None:
+    if len(blocks) == 1:
         return block(a)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
         # torch.func's transforms cannot compute a block again; there its temporaries are kept.

@@ -7,8 +7,10 @@ A call is a list of addresses and numbers (`_numba_tiles.FIELDS`) for compiled c
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from struct import Struct
@@ -18,11 +20,12 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..._checks import check_choice
 from ..._dtypes import working_dtype
 from ...boxes import FORMATS
 from ...decoders import SCHEMES
 from ..autograd import Result
-from ..spec import SCORE, Spec
+from ..spec import FAMILY, SCORE, Spec
 from . import _numba_tiles as tiles
 from ._layout import as_planes
 from ._numba_cores import TILE, decode_core, loss_core
@@ -243,3 +246,18 @@ def _submit(work: Any) -> Any:
 # A forked process has none of the threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_POOL.clear)
+
+
+def compile_kernels(kinds: Iterable[str], dtype: torch.dtype) -> None:
+    """Compile what losses and scores of these kinds need, and all decoders; or load it from the cache."""
+    name = DTYPES[dtype]
+    tiles.losses(name)
+    tiles.pairwise_backward(name)
+    for kind in kinds:
+        check_choice("kinds", kind, FAMILY)
+        for mode, grad in (("linear", False), ("linear", True), (SCORE, False)):
+            loss_core(name, kind, mode, False, grad, False)
+    for scheme, decoder in SCHEMES.items():
+        if decoder.__module__.startswith("boxreg.") and not inspect.isabstract(decoder):
+            arguments = len(inspect.signature(decoder.decode_axis).parameters)
+            decode_core(name, scheme, arguments - 2 - 2 * decoder.needs_grid - decoder.needs_anchors)

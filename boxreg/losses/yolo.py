@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from ._checks import check_boxes, check_choice, check_number, check_same_shape, check_tensor
-from ._dtypes import promote
-from .assign import Assigner, Assignment, Targets
-from .box_loss import BoxLoss
-from .boxes import convert
-from .dense import DensePrediction
+from .._checks import check_boxes, check_choice, check_number, check_same_shape, check_tensor
+from .._dtypes import promote
+from ..assigners import Assigner, Assignment, Targets
+from ..boxes import convert
+from ..dense import DensePrediction
+from ..grids import Level, points_of
+from ..iou import box_iou
+from ..reduction import reduce_loss, without_ignored
+from .box import BoxLoss
 from .dfl import dfl_loss
-from .grids import Level, points_of
-from .iou import box_iou
-from .reduction import reduce_loss, without_ignored
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 """The share of objects in the focal loss, and how much less what is nearly right counts; as in its paper."""

@@ -302,7 +302,7 @@ def param_table(model: nn.Module, *, rules: Iterable[Rule] = ()) -> ParamTable:
 
     Example:
         >>> from torch import nn
-        >>> from boxreg.param_groups import Rule, param_table
+        >>> from boxreg.parameters import Rule, param_table
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.PReLU())
         >>> print(param_table(model, rules=[Rule(pattern="1.*", lr_scale=0.5)]))
         name      shape   group             decay  lr    reason
@@ -381,7 +381,7 @@ def param_groups(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from boxreg.param_groups import Rule, param_groups
+        >>> from boxreg.parameters import Rule, param_groups
         >>> model = nn.ModuleDict({"backbone": nn.Conv2d(3, 8, 3), "head": nn.Linear(8, 4)})
         >>> slow = Rule(pattern="backbone.*", lr_scale=0.1)
         >>> groups = param_groups(model, weight_decay=0.05, lr=1e-3, rules=[slow])

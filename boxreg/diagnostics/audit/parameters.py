@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..param_groups import param_table
+from ...parameters import param_table
 from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..boxes import convert
-from ..iou.functional import box_iou
+from ...boxes import convert
+from ...iou.functional import box_iou
 from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe, floating, kept_buffers, without_dropout
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .._checks import check_choice
-from ..boxes import FORMATS
+from ..._checks import check_choice
+from ...boxes import FORMATS
 from . import data, loss, outputs, parameters, run, training
 from .findings import SEVERITIES as SEVERITIES
 from .findings import AuditReport as AuditReport

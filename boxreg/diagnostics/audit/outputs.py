@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..boxes import convert
-from ..decoders import UnitSquareDecoder
-from ..heads import BoxHead
-from ..iou.functional import box_iou
+from ...boxes import convert
+from ...decoders import UnitSquareDecoder
+from ...heads import BoxHead
+from ...iou.functional import box_iou
 from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe, floating
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._checks import check_choice, check_number
-from ._dtypes import promote
-from .boxes import convert
-from .iou.functional import prepare
-from .losses import LOSSES, Loss
-from .losses._sum import check_agreement
-from .reduction import Normalizer, reduce_loss
-from .weighting import Weighting
+from .._checks import check_choice, check_number
+from .._dtypes import promote
+from ..boxes import convert
+from ..iou.functional import prepare
+from ..reduction import Normalizer, reduce_loss
+from ..weighting import Weighting
+from . import LOSSES, Loss
+from ._sum import check_agreement
 
 
 class BoxLossTerms(NamedTuple):

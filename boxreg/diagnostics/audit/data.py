@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..boxes import FORMATS, convert
+from ...boxes import FORMATS, convert
 from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe
 

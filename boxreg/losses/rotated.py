@@ -1,6 +1,6 @@
 """Losses between rotated boxes (cx, cy, w, h, angle), as functions and as modules.
 
-The boxes are compared as Gaussians; `boxreg._gaussians` says how that stays finite and unbiased. For the
+The boxes are compared as Gaussians; `boxreg.losses._gaussians` says how that stays finite and unbiased. For the
 user it comes to this: any finite input has a finite loss and gradient; identical boxes cost 0 at any
 scale; a box keeps its loss after half a turn, and after a quarter turn with width and height exchanged; a
 negative side never costs less than the positive one, and its gradient makes it positive.
@@ -16,10 +16,10 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_boxes, check_choice, check_number, check_same_shape
-from ._dtypes import promote
+from .._checks import check_boxes, check_choice, check_number, check_same_shape
+from .._dtypes import promote
+from ..reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
 from ._gaussians import Pair, bhattacharyya, kullback_leibler, pair_of, root, wasserstein
-from .reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
 
 MODES = ("l1", "l2")
 """What `mode` of `probiou_loss` may be."""

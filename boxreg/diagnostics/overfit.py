@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from ._checks import check_choice, check_number
+from .._checks import check_choice, check_number
+from ..boxes import FORMATS
+from ..iou.functional import box_iou
 from .audit import AuditReport, Finding, data, loss, outputs, parameters
 from .audit.findings import NotCheckedError, run_checks
 from .audit.probe import Batch, Probe, Settings, own_randomness, without_dropout
-from .boxes import FORMATS
-from .iou.functional import box_iou
 
 LOOK_EVERY = 10
 """Steps between two looks at the boxes."""

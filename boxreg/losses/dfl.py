@@ -5,27 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_choice, check_number, check_same_shape, check_tensor
-from ._dtypes import promote
-from .reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
+from .._checks import check_choice, check_number, check_same_shape, check_tensor
+from .._dtypes import promote
+from ..decoders.distributions import bins_along, check_bins
+from ..reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
 
 LOWEST = -(2.0**126)
 """A logit farther below the largest one than this counts as this, and keeps its gradient."""
-
-
-def _check_bins(logits: Tensor, dim: int) -> None:
-    check_tensor("logits", logits, floating=True)
-    shape = tuple(logits.shape)
-    if not -logits.ndim <= dim < logits.ndim:
-        raise ValueError(f"dim: got {dim}, but logits has shape {shape}")
-    if shape[dim] < 2:
-        raise ValueError(f"logits: got shape {shape}, expected at least 2 bins along dim {dim}")
-
-
-def _bins_along(dim: int, like: Tensor) -> Tensor:
-    """0, 1, 2 ... along `dim`, in a shape that broadcasts with `like`."""
-    bins = torch.arange(like.shape[dim], dtype=like.dtype, device=like.device)
-    return bins.view([-1 if axis == dim % like.ndim else 1 for axis in range(like.ndim)])
 
 
 def dfl_loss(
@@ -71,7 +57,7 @@ def dfl_loss(
         >>> dfl_loss(torch.zeros(1, 4), torch.tensor([1.25]))
         tensor([1.3863])
     """
-    _check_bins(logits, dim)
+    check_bins(logits, dim)
     check_tensor("target", target, floating=True)
     check_same_shape("target", target, f"logits without dim {dim}", logits.select(dim, 0))
     if weight is not None:
@@ -80,40 +66,12 @@ def dfl_loss(
     logits, target = promote(logits, target)
     # Weights by distance rather than by index: NaN has no index, and planes need no gather.
     near = target.clamp(0, logits.shape[dim] - 1).unsqueeze(dim)
-    share = 1 - (_bins_along(dim, logits) - near).abs()
+    share = 1 - (bins_along(dim, logits) - near).abs()
     share = torch.where(share <= 0, 0.0, share)
     below = logits - logits.detach().amax(dim, keepdim=True)
     below = torch.where(below < LOWEST, LOWEST + (logits - logits.detach()), below)
     loss = below.exp().sum(dim).log() - (share * below).sum(dim)
     return reduce_loss(loss, reduction, weight=weight, normalizer=normalizer)
-
-
-def dfl_integral(logits: Tensor, dim: int = -1) -> Tensor:
-    r"""The number that a distribution over bins stands for: its expectation \( \sum_i i\, p_i \).
-
-    p is the softmax of the logits. Li et al. 2020, "Generalized Focal Loss" (arXiv:2006.04388).
-
-    Args:
-        logits: a number per bin along `dim`, floating.
-        dim: the axis of the bins.
-
-    Returns:
-        `logits`' shape without `dim`, in [0, bins - 1], in units of bins, in the dtype of `logits` (float16
-        and bfloat16 are computed in float32). A logit of minus infinity shuts its bin.
-
-    Raises:
-        TypeError: if `logits` is not a floating tensor.
-        ValueError: if there are fewer than two bins.
-
-    Example:
-        >>> import torch
-        >>> from boxreg.functional import dfl_integral
-        >>> dfl_integral(torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0, 9.0]]))
-        tensor([2.0000, 3.4995])
-    """
-    _check_bins(logits, dim)
-    working, _ = promote(logits, logits)
-    return (working.softmax(dim) * _bins_along(dim, working)).sum(dim).to(logits.dtype)
 
 
 class DFLoss(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from ..boxes import convert
-from ..param_groups import _wrapped_child
+from ...boxes import convert
+from ...parameters import _wrapped_child
 from .findings import NotCheckedError
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..boxes import FORMATS, convert
-from ..iou.functional import box_iou
+from ...boxes import FORMATS, convert
+from ...iou.functional import box_iou
 from .findings import Check, Finding, Found, NotCheckedError
 from .probe import Probe, floating, replaced
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._checks import check_choice, check_number
 from ..iou import box_iou
-from ..iou.variants import VARIANTS
+from ..iou.spec import FAMILY
 from .base import Assigner, Layout, Objects, contest
 
 
@@ -86,7 +86,7 @@ class ResponsibleCellAssigner(Assigner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("kind", self.kind, VARIANTS)
+        check_choice("kind", self.kind, FAMILY)
 
     def most_positives(self, objects: int, predictions: int) -> int:
         """One an object."""

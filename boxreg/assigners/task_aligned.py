@@ -11,7 +11,7 @@ from torch import Tensor
 from .._checks import check_choice, check_number
 from ..grids import centres_of
 from ..iou import pairwise_box_iou
-from ..iou.variants import VARIANTS
+from ..iou.spec import FAMILY
 from .base import Assigner, Layout, Objects, contest
 from .cells import at_centre
 
@@ -70,7 +70,7 @@ class TaskAlignedAssigner(Assigner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("kind", self.kind, VARIANTS)
+        check_choice("kind", self.kind, FAMILY)
         check_number("alpha", self.alpha, minimum=0)
         check_number("beta", self.beta, minimum=0)
         if isinstance(self.topk, bool) or not isinstance(self.topk, int):
