@@ -12,8 +12,7 @@ from torch import Tensor
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`; suggests the nearest one."""
-    options = list(choices)
-    if value in options:
+    if value in (options := list(choices)):
         return
     near = difflib.get_close_matches(str(value).lower(), options, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""

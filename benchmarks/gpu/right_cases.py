@@ -185,9 +185,7 @@ def names(case: Case) -> tuple[str, ...]:
     return ("pred", "target") if case.gradients == "both" else (case.gradients,)
 
 
-def results(
-    case: Case, pred: Tensor, target: Tensor, weight: Tensor | None, backend: str
-) -> list[Tensor]:
+def results(case: Case, pred: Tensor, target: Tensor, weight: Tensor | None, backend: str) -> list[Tensor]:
     """The loss, and the gradients that the case asks for, under a random upstream gradient."""
     sides = {"pred": pred.detach(), "target": target.detach()}
     leaves = [sides[name].requires_grad_() for name in names(case)]

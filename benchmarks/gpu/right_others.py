@@ -252,10 +252,14 @@ def beyond_float16(device: Cuda) -> Figures:
         leaf, exact = pred.clone().requires_grad_(), pred.float().requires_grad_()
         loss = F.giou_loss(leaf, target, reduction="sum", backend="triton")
         (found,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, above))
-        (expected,) = torch.autograd.grad(F.giou_loss(exact, target.float(), reduction="sum", backend="eager"), exact)
+        (expected,) = torch.autograd.grad(
+            F.giou_loss(exact, target.float(), reduction="sum", backend="eager"), exact
+        )
         expected = above * expected.double()
         beyond = expected.abs() > 1.01 * torch.finfo(torch.float16).max
-        assert torch.equal(found.isinf(), beyond), f"under {above}: {found.tolist()}, exactly {expected.tolist()}"
+        assert torch.equal(found.isinf(), beyond), (
+            f"under {above}: {found.tolist()}, exactly {expected.tolist()}"
+        )
         apart = (found.double() - expected).abs() / expected.abs().clamp(min=above)
         assert not (apart > 0.002).logical_and(~beyond).any(), f"under {above}: apart by {apart.tolist()}"
         infinite += int(beyond.sum())
@@ -275,7 +279,12 @@ def values_at_run_time(kind: str, device: Cuda) -> Figures:
     for number in range(count):
         factor = 1.0 + number / count
         decoder = YOLOv3Decoder(stride=0.25 * factor, anchors=[(factor, 2.0 / factor)])
-        options: dict[str, Any] = {"mode": "alpha", "alpha": 1.0 + factor, "loss_weight": 3.0 / factor, "dim": 1}
+        options: dict[str, Any] = {
+            "mode": "alpha",
+            "alpha": 1.0 + factor,
+            "loss_weight": 3.0 / factor,
+            "dim": 1,
+        }
         options |= {name: value * factor for name, value in PARAMETERS.get(kind, {}).items()}
         options |= {"inner_ratio": 0.5 * factor} if inner else {}
         options |= {"decoder": decoder, "reduction": "mean"}

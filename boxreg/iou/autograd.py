@@ -1,4 +1,4 @@
-"""How autograd, torch.compile and fake tensors see the backends that compute loss and gradient in one pass."""
+"""How autograd, torch.compile and fake tensors see backends that compute loss and gradient in one pass."""
 
 from __future__ import annotations
 
@@ -67,15 +67,10 @@ class _Aligned(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             loss = eager.aligned(spec, pred, target, weight, dim)
             return *_again(loss, (pred, target), (spec.pred_grad, spec.target_grad), upstream), *[None] * 4
-        if spec.reduction == "none":
-            upstream = upstream.unsqueeze(dim)
-        elif _is_one(upstream):
-            upstream = None
-        return (
-            _scaled(pred_grad, upstream, pred.dtype),
-            _scaled(target_grad, upstream, target.dtype),
-            *[None] * 4,
-        )
+        factor = upstream.unsqueeze(dim) if spec.reduction == "none" else upstream
+        known = None if spec.reduction != "none" and _is_one(upstream) else factor
+        grads = _scaled(pred_grad, known, pred.dtype), _scaled(target_grad, known, target.dtype)
+        return *grads, *[None] * 4
 
 
 def _again(
@@ -88,7 +83,7 @@ def _again(
 
 
 def _is_one(upstream: Tensor) -> bool:
-    """Whether a scalar is known to be 1: as a rule that of `loss.backward()`. On a GPU, looking would wait."""
+    """Whether a scalar is known to be 1, as in `loss.backward()`. On a GPU, looking would wait."""
     return upstream.is_cpu and not _is_traced() and type(upstream) is Tensor and upstream.item() == 1.0
 
 
@@ -153,7 +148,8 @@ def _run(name: str, spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | N
 
 _SPEC = (
     "str backend, str kind, str mode, bool inner, str pred_fmt, str target_fmt, str reduction, str scheme, "
-    "bool pred_grad, bool target_grad, float[] parameters, float[] settings, float[] anchor_sides, float factor"
+    "bool pred_grad, bool target_grad, float[] parameters, float[] settings, float[] anchor_sides, "
+    "float factor"
 )
 _BY_AXIS = ("settings", "anchor_sides")
 """What a spec has for the x and the y axis."""

@@ -4,8 +4,8 @@
 - `numba`: loss and gradient in one vectorised kernel on the CPU.
 - `triton`: the same in one kernel on a GPU.
 - `auto`: triton on a GPU and numba on a CPU where they are installed, and eager everywhere else: under
-  torch.compile, which makes a kernel of the maths itself, under torch.func and torch.jit.trace, and for tensor
-  subclasses.
+  torch.compile, which makes kernels of the maths itself, under torch.func and torch.jit.trace, and for
+  tensor subclasses.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ def choose(name: str, pred: Tensor, target: Tensor) -> str:
     """
     if name == "eager":
         return name
-    traced = _traced(pred, target)
+    compiling = torch.compiler.is_compiling()
+    traced = None if compiling else _traced(pred, target)
     if name == "auto":
-        if traced or torch.compiler.is_compiling():
+        if compiling or traced:
             return "eager"
         if pred.is_cpu:
             return "numba" if HAS_NUMBA and target.is_cpu and _numba_or_warning() else "eager"
@@ -56,7 +57,7 @@ def _traced(*tensors: Tensor) -> str | None:
         return "a torch.func transform is active"
     if fwAD._current_level >= 0:
         return "forward-mode derivatives are being computed"
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch._C._len_torch_dispatch_stack():
         return None  # there it is an operator
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace is recording"
@@ -119,7 +120,9 @@ def _numba_error() -> str | None:
 def _numba_or_warning() -> bool:
     error = _numba_error()
     if error:
-        warnings.warn(f"boxreg: {error}; boxes on the CPU are computed by the slower eager backend", stacklevel=2)
+        warnings.warn(
+            f"boxreg: {error}; boxes on the CPU are computed by the slower eager backend", stacklevel=2
+        )
     return error is None
 
 

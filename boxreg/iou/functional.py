@@ -35,7 +35,7 @@ def aligned_loss(
     loss_weight: float = 1.0,
     **parameters: float,
 ) -> Tensor:
-    """A loss of the IoU family, by name. Arguments as of its own function, such as `boxreg.functional.ciou_loss`.
+    """A loss of the IoU family by name; arguments as in its own function, such as `ciou_loss`.
 
     Args:
         kind: the loss, a key of `boxreg.iou.spec.FAMILY`.
@@ -74,9 +74,10 @@ def aligned_loss(
     values = check_parameters(kind, mode, inner_ratio, parameters)
     if loss_weight != 1:
         check_number("loss_weight", loss_weight, minimum=0)
-    check_choice("backend", backend, dispatch.NAMES)
-    check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("fmt", fmt, FORMATS)
+    if backend not in dispatch.NAMES or reduction not in REDUCTIONS or fmt not in FORMATS:
+        check_choice("backend", backend, dispatch.NAMES)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("fmt", fmt, FORMATS)
     check_pair(pred, target, dim, decoder)
     factor = loss_weight
     if normalizer is not None:
@@ -115,9 +116,7 @@ def check_pair(pred: Tensor, target: Tensor, dim: int, decoder: Decoder | None =
     check_same_shape("pred" + within, pred.select(dim, 0), "target" + within, target.select(dim, 0))
 
 
-def _decode_inside(
-    spec: Spec, decoder: Decoder, name: str, backend: str, dtype: torch.dtype
-) -> Spec | None:
+def _decode_inside(spec: Spec, decoder: Decoder, name: str, backend: str, dtype: torch.dtype) -> Spec | None:
     """The spec with the decoder in it; None if it must decode by itself, before the loss."""
     if not isinstance(decoder, AxisDecoder):
         return None
@@ -169,9 +168,7 @@ def _weight(
     return torch.where(weight == 0, 0.0, factor * weight.to(dtype))
 
 
-def prepare(
-    pred: Tensor, target: Tensor, weight: Tensor | None, fmt: str, dim: int
-) -> tuple[Tensor, Tensor]:
+def prepare(pred: Tensor, target: Tensor, weight: Tensor | None, fmt: str, dim: int) -> tuple[Tensor, Tensor]:
     """Check a loss's boxes, and put ordinary ones in place of those of weight 0."""
     check_choice("fmt", fmt, FORMATS)
     check_pair(pred, target, dim)
@@ -283,4 +280,6 @@ def pairwise_box_iou(
 def _score_spec(kind: str, fmt: str, backend: str, parameters: dict[str, float]) -> Spec:
     check_choice("fmt", fmt, FORMATS)
     check_choice("backend", backend, dispatch.NAMES)
-    return Spec(kind, SCORE, False, fmt, fmt, parameters=check_parameters(kind, SCORE, None, dict(parameters)))
+    return Spec(
+        kind, SCORE, False, fmt, fmt, parameters=check_parameters(kind, SCORE, None, dict(parameters))
+    )

@@ -35,7 +35,7 @@ class Language:
         in_code: bool = False,
         numbers: tuple[type, ...] = (float,),
     ) -> None:
-        self._xp, self._compile, self.constant, self._in_code = xp, compile, constant, in_code
+        self.xp, self._compile, self.constant, self._in_code = xp, compile, constant, in_code
         self._numbers = numbers
         self._known: dict[Any, Any] = dict(replaced)
 
@@ -58,12 +58,12 @@ class Language:
 
     def _value(self, value: Any) -> Any:
         if value is torch:
-            return self._xp
+            return self.xp
         if isinstance(value, self._numbers):
             return self.constant(value)
-        if isinstance(value, FunctionType) or _is_known(value, self._known):
+        if isinstance(value, FunctionType):
             return self.copy(value)
-        return value
+        return self._known[value] if _is_known(value, self._known) else value
 
     def _code(self, code: CodeType) -> CodeType:
         return code.replace(co_consts=self._constants(code.co_consts))

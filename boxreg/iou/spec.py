@@ -146,7 +146,7 @@ class Spec(NamedTuple):
     @property
     def values(self) -> tuple[tuple[float, ...], ...]:
         """The parameters of overlap, penalty and mode, each by itself."""
-        overlap, penalty, mode = (len(term.parameters) for term in self.maths)
+        overlap, penalty, _ = (len(term.parameters) for term in self.maths)
         first, second = overlap, overlap + penalty
         return self.parameters[:first], self.parameters[first:second], self.parameters[second:]
 
@@ -160,6 +160,10 @@ def maths(kind: str, mode: str, inner: bool) -> Maths:
     """The terms of a loss or score."""
     penalty, overlap = FAMILY[kind]
     return Maths(INNER_IOU if inner else overlap, penalty, SCORE_TERM if mode == SCORE else MODES[mode])
+
+
+_WITHOUT_PARAMETERS: set[tuple[str, str]] = set()
+"""Kinds and modes that were found to have no parameters: nothing is left to check."""
 
 
 def check_parameters(
@@ -178,6 +182,8 @@ def check_parameters(
         ValueError: for an unknown name, a parameter that is missing or out of its range, or an inner ratio
             for a loss without IoU.
     """
+    if not given and inner_ratio is None and (kind, mode) in _WITHOUT_PARAMETERS:
+        return ()
     check_choice("kind", kind, FAMILY)
     if mode != SCORE:
         check_choice("mode", mode, MODES)
@@ -190,7 +196,9 @@ def check_parameters(
     names = [parameter.name for parameter in expected]
     for name in given:
         if name == "alpha" and name not in names:
-            raise ValueError(f"alpha: got {given[name]}, but it is the exponent of mode 'alpha', not of {mode!r}")
+            raise ValueError(
+                f"alpha: got {given[name]}, but it is the exponent of mode 'alpha', not of {mode!r}"
+            )
         if name not in names:
             raise TypeError(f"{name}: unknown; {kind!r} takes {', '.join(names) or 'no parameters'}")
     values = []
@@ -200,6 +208,8 @@ def check_parameters(
             raise ValueError(f"{name}: missing; {kind!r} has no default for it")
         check_number(name, value, minimum=minimum, maximum=maximum)
         values.append(float(value))  # type: ignore[arg-type]
+    if not expected:
+        _WITHOUT_PARAMETERS.add((kind, mode))
     return tuple(values)
 
 

@@ -57,7 +57,8 @@ class IoUFamilyLoss(Loss):
     def own_parameters(self) -> dict[str, float]:
         """The parameters that the losses do not share, such as `image_width`, by name."""
         penalty, overlap = FAMILY[self.kind]
-        return {name: getattr(self, name) for name, *_ in overlap.parameters + penalty.parameters}
+        names = overlap.parameters + penalty.parameters
+        return {name: getattr(self, name) for name, *_ in names} if names else {}
 
     def forward(
         self,

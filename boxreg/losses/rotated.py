@@ -1,7 +1,7 @@
 """Losses between rotated boxes (cx, cy, w, h, angle), as functions and as modules.
 
-The boxes are compared as Gaussians; `boxreg.losses._gaussians` says how that stays finite and unbiased. For the
-user it comes to this: any finite input has a finite loss and gradient; identical boxes cost 0 at any
+The boxes are compared as Gaussians; `boxreg.losses._gaussians` says how that stays finite and unbiased. For
+the user it comes to this: any finite input has a finite loss and gradient; identical boxes cost 0 at any
 scale; a box keeps its loss after half a turn, and after a quarter turn with width and height exchanged; a
 negative side never costs less than the positive one, and its gradient makes it positive.
 """

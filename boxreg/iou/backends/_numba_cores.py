@@ -1,7 +1,7 @@
-"""Cores: the maths of a loss, or of a decoder, over a tile of pairs. Each is compiled once and called by address.
+"""Cores: the maths of a loss, or of a decoder, over a tile of pairs; each compiled once, called by address.
 
-A tile is one flat array: `TILE` numbers of the first coordinate, then of the second, and so on. With one array
-in place of many LLVM can prove that nothing overlaps, and vectorises the loop.
+A tile is one flat array: `TILE` numbers of the first coordinate, then of the second, and so on. With one
+array in place of many LLVM can prove that nothing overlaps, and vectorises the loop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,18 @@ from ._numba_maths import jit, language, take
 TILE = 256
 """Pairs of a tile: its arrays stay in the cache nearest to the processor."""
 
-PRED, TARGET, LOSS, PRED_GRAD, TARGET_GRAD, SCALE, RAW, CELL, ANCHOR, DECODE_GRAD = 0, 4, 8, 9, 13, 17, 18, 22, 24, 26
+PRED, TARGET, LOSS, PRED_GRAD, TARGET_GRAD, SCALE, RAW, CELL, ANCHOR, DECODE_GRAD = (
+    0,
+    4,
+    8,
+    9,
+    13,
+    17,
+    18,
+    22,
+    24,
+    26,
+)
 """Where in a tile the arrays of each quantity begin."""
 
 ARRAYS = 34
@@ -63,10 +74,14 @@ def loss_core(dtype: str, kind: str, mode: str, inner: bool, pred_grad: bool, ta
         "GRAD_OF_PRED": pred_grad,
         "GRAD_OF_TARGET": target_grad,
     }
-    names |= dict(zip(("OVERLAPS", "PENALTIES", "MODES"), (len(term.parameters) for term in terms), strict=True))
+    names |= dict(
+        zip(("OVERLAPS", "PENALTIES", "MODES"), (len(term.parameters) for term in terms), strict=True)
+    )
     functions = [function for term in terms for function in (term.value, term.grad)]
     key = digest(pair, combine_grads, pair_backward, *functions) + repr((pred_grad, target_grad, mode))
-    return compiled(_value_core if not (pred_grad or target_grad) else _grad_core, names, key, core_signature(dtype))
+    return compiled(
+        _value_core if not (pred_grad or target_grad) else _grad_core, names, key, core_signature(dtype)
+    )
 
 
 @cache
@@ -88,7 +103,9 @@ def decode_core(dtype: str, scheme: str, settings: int) -> int:
         "PLACE": jit(place[decoder.needs_grid, decoder.needs_anchors]),
         "SETTINGS": settings,
     }
-    key = digest(decoder.decode_axis, decoder.decode_axis_grad) + repr((scheme, settings, decoder.needs_anchors))
+    key = digest(decoder.decode_axis, decoder.decode_axis_grad) + repr(
+        (scheme, settings, decoder.needs_anchors)
+    )
     return compiled(_decode_core, names, key, core_signature(dtype))
 
 
@@ -113,9 +130,7 @@ _KEPT: list[Any] = []
 """Compiled code, which must outlive its address."""
 
 
-def compiled(
-    make: Callable[[str], FunctionType], names: dict[str, Any], key: str, signature: Any
-) -> int:
+def compiled(make: Callable[[str], FunctionType], names: dict[str, Any], key: str, signature: Any) -> int:
     """The address of a function with further globals; from the cache on disk, where one can be written.
 
     Numba finds code in its cache by what a function's closure holds, which is the key of the maths' source.
@@ -134,7 +149,18 @@ def compiled(
     return int(found.address)
 
 
-# The names in capitals are globals that `loss_core` and `decode_core` set.
+def _set_later(*arguments: Any) -> Any:
+    """Stands for a global that `loss_core` or `decode_core` sets."""
+    raise NotImplementedError
+
+
+PAIR = OVERLAP = PENALTY = MODE = OVERLAP_GRAD = PENALTY_GRAD = MODE_GRAD = COMBINE = PAIR_BACKWARD = (
+    _set_later
+)
+DECODE = DECODE_AXIS_GRAD = PLACE = REAL = _set_later
+OVERLAPS = PENALTIES = MODES = SETTINGS = 0
+IS_LOSS = GRAD_OF_PRED = GRAD_OF_TARGET = True
+INVERSION_WEIGHT = 1.0
 
 
 def _value_core(key: str) -> FunctionType:
@@ -180,7 +206,9 @@ def _grad_core(key: str) -> FunctionType:
             overlap, penalty = OVERLAP(pair, *overlaps), PENALTY(pair, *penalties)
             loss = MODE(overlap, penalty, *modes)
             at_overlap, at_penalty = MODE_GRAD(overlap, penalty, *modes)
-            grad = COMBINE(at_overlap, at_penalty, OVERLAP_GRAD(pair, *overlaps), PENALTY_GRAD(pair, *penalties))
+            grad = COMBINE(
+                at_overlap, at_penalty, OVERLAP_GRAD(pair, *overlaps), PENALTY_GRAD(pair, *penalties)
+            )
             px1, py1, px2, py2, tx1, ty1, tx2, ty2 = PAIR_BACKWARD(pair, grad, INVERSION_WEIGHT)
             tile[LOSS * TILE + i] = loss + pair.inversion if IS_LOSS else loss
             if GRAD_OF_PRED:

@@ -129,6 +129,25 @@ def fetch_add(typing_context: Any, counters: Any, number: Any) -> Any:
 
 
 @cache
+def tile_language(dtype: str, called_once: tuple[FunctionType, ...]) -> Language:
+    """The language of the code around the maths.
+
+    What is called once becomes a part of its caller before LLVM sees it. LLVM would inline it too, but first
+    optimise it by itself and make machine code that nobody calls; that takes as long as all the rest.
+    """
+    maths = language(dtype)
+
+    def compile_function(function: FunctionType) -> Any:
+        inline = "always" if function.__name__ in {other.__name__ for other in called_once} else "never"
+        options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        return numba.njit(error_model="numpy", inline=inline, **options)(function)
+
+    own = {function: maths.copy(function) for function in (geometry.is_large, _raw.raw_backward)}
+    own[types.float64] = getattr(types, dtype)
+    return Language(maths.xp, compile_function, maths.constant, own, in_code=True)
+
+
+@cache
 def language(dtype: str) -> Language:
     """The language of scalars of a dtype, `"float32"` or `"float64"`."""
     real = getattr(numpy, dtype)
@@ -144,8 +163,8 @@ def language(dtype: str) -> Language:
     half_bits = integer(numpy.array(real(0.5)).view(integer))
     fraction = integer((1 << bits) - 1)
     constants = {k: real(v) for k, v in _CONSTANTS.items()}
-    log2e, ln2_high, ln2_low, root_half = (constants[k] for k in ("log2e", "ln2_high", "ln2_low", "root_half"))
-    zero, half, one, two = real(0), real(0.5), real(1), real(2)
+    log2e, ln2_high, ln2_low, root_half = constants.values()
+    zero, one, two = real(0), real(1), real(2)
     c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (real(1 / math.factorial(k)) for k in range(2, 14))
     o3, o5, o7, o9, o11, o13, o15, o17, o19, o21, o23 = (real(1 / k) for k in range(3, 25, 2))
 

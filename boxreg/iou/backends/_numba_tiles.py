@@ -1,21 +1,18 @@
 """What every loss has in common on the CPU: tiles of pairs are read, computed by a core, and written.
 
-Layout, format, weight and reduction are dealt with here, so that a core is the maths of a loss and no more, and
-this code is compiled once for all losses.
+Layout, format, weight and reduction are dealt with here, so that a core is the maths of a loss and no more,
+and this code is compiled once for all losses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numba
-import numpy
 from numba import types
 
-from ... import _raw
-from .. import geometry
+from ..._raw import raw_backward
+from ..geometry import SCALE_OF_LARGE, is_large
 from ..rebind import digest
 from ._numba_cores import (
     ANCHOR,
@@ -30,62 +27,66 @@ from ._numba_cores import (
     TILE,
     compiled,
 )
-from ._numba_maths import as_floats, as_pointer, call, fetch_add, language, offset, on_stack
+from ._numba_maths import as_floats, as_pointer, call, fetch_add, offset, on_stack, tile_language
 
 TILE_SIZE = ARRAYS * TILE
 
 CHUNK = 16
 """Tiles that a thread takes at a time."""
 
-# The arguments of a call are a list of 64-bit integers, each at the place that its name stands for; addresses of
-# what is not there are 0. Pairs lie in rows of so many columns; rows, all in all, in images of so many rows. For
-# each side follow the strides of coordinates, images, rows and columns. Pairwise scores are pairs with a column
-# stride of 0 for `a` and a row stride of 0 for `b`. After the integers come floats.
-FIELDS = (
-    "PRED_AT TARGET_AT LOSS_AT PRED_GRAD_AT TARGET_GRAD_AT WEIGHT_AT SUMS_AT COUNTERS_AT CORE DECODE "
-    "COUNT COLUMNS ROWS STRIDES IMAGE_STRIDE ROW_STRIDE COLUMN_STRIDE TARGET_STRIDES _1 _2 _3 GRAD_STRIDES _4 _5 _6 "
-    "REDUCED GRID_COLUMNS GRID_ROWS ANCHORS DECODE_VALUES ANCHOR_VALUES SIDES CHUNK_ROWS CHUNKS"
-).split()
+# The arguments of a call are a list of 64-bit integers, each at the place that its name stands for; addresses
+# of what is not there are 0. Pairs lie in rows of so many columns; rows, all in all, in images of so many
+# rows. For each side follow the strides of coordinates, images, rows and columns. Pairwise scores are pairs
+# with a column stride of 0 for `a` and a row stride of 0 for `b`. After the integers come floats.
+# fmt: off
+(
+    PRED_AT, TARGET_AT, LOSS_AT, PRED_GRAD_AT, TARGET_GRAD_AT, WEIGHT_AT, SUMS_AT, COUNTERS_AT,
+    CORE, DECODE, COUNT, COLUMNS, ROWS, STRIDES, IMAGE_STRIDE, ROW_STRIDE, COLUMN_STRIDE,
+    TARGET_STRIDES, _, _, _, GRAD_STRIDES, _, _, _, REDUCED, GRID_COLUMNS, GRID_ROWS, ANCHORS,
+    DECODE_VALUES, ANCHOR_VALUES, SIDES, CHUNK_ROWS, CHUNKS,
+) = range(FIELDS := 34)
+# fmt: on
 
-FORMATS_AT = len(FIELDS)
 FACTOR, VALUES = 8, 9
-"""The floats: the formats of both sides as in `_to_corners`, a factor, parameters of the loss and of a decoder."""
+"""The floats: formats of both sides as in `_to_corners`, a factor, parameters of the loss and the decoder."""
+
+REAL = types.float64
+"""The type of coordinates; in the copy for another dtype it is that."""
 
 
 @cache
 def losses(dtype: str) -> int:
-    """The address of the code that computes losses of aligned pairs with their gradients, or pairwise scores."""
-    return compiled(_losses, _names(dtype, _BOTH + _ALIGNED), _key(dtype), _SIGNATURE)
+    """The address of the code that computes losses of aligned pairs with gradients, or pairwise scores."""
+    return _driver(_losses, dtype)
 
 
 @cache
 def pairwise_backward(dtype: str) -> int:
     """The address of the code that computes the gradients of pairwise scores."""
-    return compiled(_pairwise_backward, _names(dtype, _BOTH + _PAIRWISE), _key(dtype), _SIGNATURE)
+    return _driver(_pairwise_backward, dtype)
 
 
-_SIGNATURE = types.void(types.CPointer(types.int64))
+def _driver(run: Any, dtype: str) -> int:
+    called_once = (_losses, _read_tile, _evaluate, _finish, _store)
+    names = {"run_later": tile_language(dtype, called_once).copy(run)}
+    signature = types.void(types.CPointer(types.int64))
+    return compiled(_template, names, digest(run) + dtype, signature)
 
 
-def _key(dtype: str) -> str:
-    return digest(geometry.is_large, _raw.raw_backward) + dtype
+def run_later(job: Any) -> None:
+    """Stands for the code that `_driver` sets."""
+    raise NotImplementedError
 
 
-def _names(dtype: str, functions: Sequence[Any]) -> dict[str, Any]:
-    """The globals of the code here that depend on the dtype."""
-    copy, real = language(dtype).copy, getattr(numpy, dtype)
-    names: dict[str, Any] = {field: number for number, field in enumerate(FIELDS)}
-    names |= {"REAL": getattr(types, dtype), "ONE": real(1), "ZERO": real(0)}
-    names |= {"SMALL": real(geometry.SCALE_OF_LARGE), "IS_LARGE": copy(geometry.is_large)}
-    names |= {"RAW_BACKWARD": copy(_raw.raw_backward)}
-    for function in functions:
-        own = type(function)(function.__code__, {**function.__globals__, **names}, function.__name__)
-        jit = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-        names[function.__name__.upper()[1:]] = jit(own)
-    return names
+def _template(key: str) -> Any:
+    def driver(job):  # type: ignore[no-untyped-def]
+        key  # noqa: B018 - into the closure
+        run_later(job)
+
+    return driver
 
 
-# What follows is compiled. Names in capitals that are not defined in this module are set by `_names`.
+# What follows is compiled.
 
 
 def _read(memory, step, inner, tile, count):  # type: ignore[no-untyped-def]
@@ -161,7 +162,7 @@ def _decoded_backward(tile, known, count):  # type: ignore[no-untyped-def]
     """Gradients at centre and size to those at the raw outputs, in place."""
     for axis in range(2):
         for i in range(count):
-            tile[axis * TILE + i], tile[(axis + 2) * TILE + i] = RAW_BACKWARD(
+            tile[axis * TILE + i], tile[(axis + 2) * TILE + i] = raw_backward(
                 tile[axis * TILE + i],
                 tile[(axis + 2) * TILE + i],
                 known[4 * axis * TILE + i],
@@ -177,7 +178,7 @@ def _add_up(losses, count):  # type: ignore[no-untyped-def]
     while width < count:
         width *= 2
     for i in range(count, width):
-        losses[i] = ZERO
+        losses[i] = 0.0
     while width > 1:
         width //= 2
         for i in range(width):
@@ -187,18 +188,22 @@ def _add_up(losses, count):  # type: ignore[no-untyped-def]
 
 def _store(job, memory, tile, grads, first, count):  # type: ignore[no-untyped-def]
     """Write gradients of a side at its coordinates, times the factor of each pair."""
-    weight, scale, strides = as_pointer(job[WEIGHT_AT], REAL), offset(tile, SCALE * TILE), offset(job, GRAD_STRIDES)
+    weight, scale, strides = (
+        as_pointer(job[WEIGHT_AT], REAL),
+        offset(tile, SCALE * TILE),
+        offset(job, GRAD_STRIDES),
+    )
     if job[WEIGHT_AT]:  # a NaN times a weight of 0 would be NaN
         for number in range(4):
             for i in range(count):
                 value = grads[number * TILE + i]
-                grads[number * TILE + i] = ZERO if weight[first + i] == ZERO else value
+                grads[number * TILE + i] = 0.0 if weight[first + i] == 0.0 else value
     row, column, done = first // job[COLUMNS], first % job[COLUMNS], 0
     while done < count:
         run = job[COLUMNS] - column
         run = run if run < count - done else count - done
         out = offset(memory, row * strides[2] + column * strides[3])
-        WRITE(out, strides[0], strides[3], offset(grads, done), offset(scale, done), run)
+        _write(out, strides[0], strides[3], offset(grads, done), offset(scale, done), run)
         row, column, done = row + 1, 0, done + run
 
 
@@ -212,22 +217,22 @@ def _read_tile(job, tile, first, count):  # type: ignore[no-untyped-def]
             run = job[COLUMNS] - column
             run = run if run < count - done else count - done
             start = row // job[ROWS] * strides[1] + row % job[ROWS] * strides[2] + column * strides[3]
-            READ(offset(memory, start), strides[0], strides[3], offset(goal, done), run)
+            _read(offset(memory, start), strides[0], strides[3], offset(goal, done), run)
             row, column, done = row + 1, 0, done + run
 
 
 def _evaluate(job, floats, tile, first, count):  # type: ignore[no-untyped-def]
     """Losses of the pairs of a tile, and their gradients at the corners, as the core has it."""
     scale = offset(tile, SCALE * TILE)
-    READ_TILE(job, tile, first, count)
+    _read_tile(job, tile, first, count)
     # Whole vectors: what is left over by a vector loop would be computed pair by pair.
     padded = (count + 63) // 64 * 64
     if job[DECODE]:
         if job[GRID_COLUMNS]:
-            POSITIONS(tile, job, offset(floats, job[ANCHOR_VALUES]), first, count)
+            _positions(tile, job, offset(floats, job[ANCHOR_VALUES]), first, count)
         call(job[DECODE], tile, offset(floats, job[DECODE_VALUES]), padded)
     for i in range(padded):
-        large = IS_LARGE(
+        large = is_large(
             tile[i],
             tile[TILE + i],
             tile[2 * TILE + i],
@@ -237,9 +242,9 @@ def _evaluate(job, floats, tile, first, count):  # type: ignore[no-untyped-def]
             tile[6 * TILE + i],
             tile[7 * TILE + i],
         )
-        scale[i] = SMALL if large else ONE
+        scale[i] = SCALE_OF_LARGE if large else 1.0
     for side in range(job[SIDES]):
-        TO_CORNERS(offset(tile, 4 * side * TILE), offset(floats, 4 * side), scale, padded)
+        _to_corners(offset(tile, 4 * side * TILE), offset(floats, 4 * side), scale, padded)
     call(job[CORE], tile, offset(floats, VALUES), padded)
 
 
@@ -250,23 +255,23 @@ def _finish(job, floats, tile, first, count):  # type: ignore[no-untyped-def]
     if job[WEIGHT_AT]:
         for i in range(count):
             value = losses[i] * weight[first + i]
-            losses[i] = ZERO if weight[first + i] == ZERO else value
+            losses[i] = 0.0 if weight[first + i] == 0.0 else value
             scale[i] *= weight[first + i]
     for i in range(count):
         scale[i] *= factor
     for side in range(job[SIDES]):
         if job[PRED_GRAD_AT + side]:
             grads = offset(tile, (PRED_GRAD + 4 * side) * TILE)
-            TO_FORMAT(grads, offset(floats, 4 * side), count)
+            _to_format(grads, offset(floats, 4 * side), count)
             if side == 0 and job[DECODE]:
-                DECODED_BACKWARD(grads, offset(tile, DECODE_GRAD * TILE), count)
-            STORE(job, as_pointer(job[PRED_GRAD_AT + side], REAL), tile, grads, first, count)
+                _decoded_backward(grads, offset(tile, DECODE_GRAD * TILE), count)
+            _store(job, as_pointer(job[PRED_GRAD_AT + side], REAL), tile, grads, first, count)
     if job[REDUCED]:
-        return ADD_UP(losses, count)
+        return _add_up(losses, count)
     out = as_pointer(job[LOSS_AT], REAL)
     for i in range(count):
         out[first + i] = losses[i] * factor
-    return ZERO
+    return 0.0
 
 
 def _to_format(grads, fmt, count):  # type: ignore[no-untyped-def]
@@ -297,80 +302,67 @@ def _add_to_sides(job, pred_grad, target_grad, tile, first, count):  # type: ign
                 grads = offset(tile, (PRED_GRAD + number) * TILE + done)
                 for i in range(run):
                     losses[i] = grads[i]
-                pred_grad[4 * row + number] += ADD_UP(losses, run)
+                pred_grad[4 * row + number] += _add_up(losses, run)
         done += run
 
 
-_BOTH = (_read, _read_tile, _to_corners, _positions, _evaluate, _add_up, _to_format)
-_ALIGNED = (_write, _decoded_backward, _store, _finish)
-_PAIRWISE = (_add_to_sides,)
-
-
-def _losses(key: str) -> Any:
-    def losses(job):  # type: ignore[no-untyped-def]
-        """Compute the tiles of a call that no other thread has taken."""
-        key  # noqa: B018 - into the closure
-        floats, tile = offset(as_floats(job), FORMATS_AT), on_stack(TILE_SIZE, REAL)
-        counters = as_pointer(job[COUNTERS_AT], types.int64)
-        sums, shared = as_pointer(job[SUMS_AT], types.float64), job[COUNTERS_AT] != 0
-        tiles = (job[COUNT] + TILE - 1) // TILE
-        total, number, end = 0.0, 0, 0 if shared else tiles
-        while True:
-            if number == end:
-                if not shared:
-                    break
-                if number:
-                    fetch_add(counters, 1)
-                number = CHUNK * fetch_add(counters, 0)
-                if number >= tiles:
-                    break
-                end = number + CHUNK if number + CHUNK < tiles else tiles
-            first = number * TILE
-            count = TILE if first + TILE <= job[COUNT] else job[COUNT] - first
-            EVALUATE(job, floats, tile, first, count)
-            part = FINISH(job, floats, tile, first, count)
-            if job[SUMS_AT]:
-                sums[number] = part
-            total += part
-            number += 1
-        if job[REDUCED] and not shared:
-            as_pointer(job[LOSS_AT], REAL)[0] = total * floats[FACTOR]
-
-    return losses
-
-
-def _pairwise_backward(key: str) -> Any:
-    def pairwise_backward(job):  # type: ignore[no-untyped-def]
-        """Compute the chunks of a call, some rows of `a` each, that no other thread has taken."""
-        key  # noqa: B018 - into the closure
-        floats, tile = offset(as_floats(job), FORMATS_AT), on_stack(TILE_SIZE, REAL)
-        counters = as_pointer(job[COUNTERS_AT], types.int64)
-        upstream, scale = as_pointer(job[WEIGHT_AT], REAL), offset(tile, SCALE * TILE)
-        pred_grad, parts = as_pointer(job[PRED_GRAD_AT], REAL), as_pointer(job[TARGET_GRAD_AT], REAL)
-        rows, columns = job[ROWS], job[COLUMNS]
-        by_image = (rows + job[CHUNK_ROWS] - 1) // job[CHUNK_ROWS]
-        while True:
-            chunk = fetch_add(counters, 0)
-            if chunk >= job[CHUNKS]:
+def _losses(job):  # type: ignore[no-untyped-def]
+    """Compute the tiles of a call that no other thread has taken."""
+    floats, tile = offset(as_floats(job), FIELDS), on_stack(TILE_SIZE, REAL)
+    counters = as_pointer(job[COUNTERS_AT], types.int64)
+    sums, shared = as_pointer(job[SUMS_AT], types.float64), job[COUNTERS_AT] != 0
+    tiles = (job[COUNT] + TILE - 1) // TILE
+    total, number, end = types.float64(0), 0, 0 if shared else tiles
+    while True:
+        if number == end:
+            if not shared:
                 break
-            start = chunk % by_image * job[CHUNK_ROWS]
-            end = start + job[CHUNK_ROWS] if start + job[CHUNK_ROWS] < rows else rows
-            image = chunk // by_image
-            first, stop = (image * rows + start) * columns, (image * rows + end) * columns
-            target_grad = offset(parts, chunk * 4 * columns)
-            while first < stop:
-                count = TILE if first + TILE <= stop else stop - first
-                EVALUATE(job, floats, tile, first, count)
-                for i in range(count):
-                    scale[i] *= upstream[first + i]
-                for side in range(PRED_GRAD, TARGET_GRAD + 4):
-                    for i in range(count):
-                        tile[side * TILE + i] *= scale[i]
-                for side in range(job[SIDES]):
-                    grads = offset(tile, (PRED_GRAD + 4 * side) * TILE)
-                    TO_FORMAT(grads, offset(floats, 4 * side), count)
-                ADD_TO_SIDES(job, pred_grad, target_grad, tile, first, count)
-                first += count
-            fetch_add(counters, 1)
+            if number:
+                fetch_add(counters, 1)
+            number = CHUNK * fetch_add(counters, 0)
+            if number >= tiles:
+                break
+            end = number + CHUNK if number + CHUNK < tiles else tiles
+        first = number * TILE
+        count = TILE if first + TILE <= job[COUNT] else job[COUNT] - first
+        _evaluate(job, floats, tile, first, count)
+        part = _finish(job, floats, tile, first, count)
+        if job[SUMS_AT]:
+            sums[number] = part
+        total += part
+        number += 1
+    if job[REDUCED] and not shared:
+        as_pointer(job[LOSS_AT], REAL)[0] = total * floats[FACTOR]
 
-    return pairwise_backward
+
+def _pairwise_backward(job):  # type: ignore[no-untyped-def]
+    """Compute the chunks of a call, some rows of `a` each, that no other thread has taken."""
+    floats, tile = offset(as_floats(job), FIELDS), on_stack(TILE_SIZE, REAL)
+    counters = as_pointer(job[COUNTERS_AT], types.int64)
+    upstream, scale = as_pointer(job[WEIGHT_AT], REAL), offset(tile, SCALE * TILE)
+    pred_grad, parts = as_pointer(job[PRED_GRAD_AT], REAL), as_pointer(job[TARGET_GRAD_AT], REAL)
+    rows, columns = job[ROWS], job[COLUMNS]
+    by_image = (rows + job[CHUNK_ROWS] - 1) // job[CHUNK_ROWS]
+    while True:
+        chunk = fetch_add(counters, 0)
+        if chunk >= job[CHUNKS]:
+            break
+        start = chunk % by_image * job[CHUNK_ROWS]
+        end = start + job[CHUNK_ROWS] if start + job[CHUNK_ROWS] < rows else rows
+        image = chunk // by_image
+        first, stop = (image * rows + start) * columns, (image * rows + end) * columns
+        target_grad = offset(parts, chunk * 4 * columns)
+        while first < stop:
+            count = TILE if first + TILE <= stop else stop - first
+            _evaluate(job, floats, tile, first, count)
+            for i in range(count):
+                scale[i] *= upstream[first + i]
+            for side in range(PRED_GRAD, TARGET_GRAD + 4):
+                for i in range(count):
+                    tile[side * TILE + i] *= scale[i]
+            for side in range(job[SIDES]):
+                grads = offset(tile, (PRED_GRAD + 4 * side) * TILE)
+                _to_format(grads, offset(floats, 4 * side), count)
+            _add_to_sides(job, pred_grad, target_grad, tile, first, count)
+            first += count
+        fetch_add(counters, 1)

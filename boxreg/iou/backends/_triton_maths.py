@@ -128,15 +128,15 @@ class _ForTriton(ast.NodeTransformer):
         node.annotation = None
         return node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.decorator_list, node.returns = [], None
         return self.generic_visit(node)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:  # noqa: N802
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
         self.generic_visit(node)
         return node.value and ast.Assign([node.target], node.value)
 
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:  # noqa: N802
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         self.generic_visit(node)
         if not isinstance(node.op, ast.Pow):
             return node
@@ -193,7 +193,9 @@ vars(_XP).update(
 
 # And what a user's decoder may call `math`.
 _MATH = ModuleType("math")
-vars(_MATH).update({name: tl.constexpr(value) for name, value in vars(math).items() if isinstance(value, float)})
+vars(_MATH).update(
+    {name: tl.constexpr(value) for name, value in vars(math).items() if isinstance(value, float)}
+)
 vars(_MATH).update(exp=_exp, log=_log, sqrt=_sqrt, pow=_power)
 
 MATHS = Language(

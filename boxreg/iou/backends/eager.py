@@ -37,7 +37,8 @@ def blank_ignored(
 ) -> tuple[Tensor, Tensor]:
     """Pred and target with an ordinary box in place of those of weight 0; of raw outputs, with zeros."""
     # A box in any format, made on the device.
-    place = torch.arange(4, device=pred.device).view(-1, *[1] * (-1 - dim if dim < 0 else target.ndim - 1 - dim))
+    after = -1 - dim if dim < 0 else target.ndim - 1 - dim
+    place = torch.arange(4, device=pred.device).view(-1, *[1] * after)
     ordinary = (place > 1).to(target.dtype)
     return (
         without_ignored(pred, weight, dim, 0.0 if raw else ordinary.to(pred.dtype)),
@@ -70,9 +71,7 @@ def _block(spec: Spec, b: Tensor, rows: Tensor) -> Tensor:
     return aligned(spec, rows.unsqueeze(-2), b.unsqueeze(-3), None, -1)
 
 
-def _corners(
-    pred: Tensor, target: Tensor, pred_fmt: str, target_fmt: str, dim: int
-) -> tuple[Planes, Planes]:
+def _corners(pred: Tensor, target: Tensor, pred_fmt: str, target_fmt: str, dim: int) -> tuple[Planes, Planes]:
     """The corners of both, scaled together where their lengths would overflow."""
     large = geometry.is_large(*pred.unbind(dim), *target.unbind(dim)).unsqueeze(dim)
     return (

@@ -50,8 +50,12 @@ def aligned(spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim
     target_grad = torch.empty(shape, dtype=dtype) if spec.target_grad else None
     if weight is not None:
         weight = weight.detach().contiguous()
-    pred, pred_strides = _strides(pred, dim, inner)
-    target, target_strides = _strides(target, dim, inner)
+    contiguous = (1, 0, 0, 4) if inner == 1 else (inner, 0, 4 * inner, 1)
+    pred_strides = target_strides = contiguous
+    if not pred.is_contiguous():
+        pred, pred_strides = _strided(pred, dim)
+    if not target.is_contiguous():
+        target, target_strides = _strided(target, dim)
     settings = (*spec.settings[0], *spec.settings[1])
     values = tiles.VALUES + len(spec.parameters)
     decoder = SCHEMES[spec.scheme] if spec.scheme else None
@@ -72,7 +76,7 @@ def aligned(spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim
         ENDLESS,
         *pred_strides,
         *target_strides,
-        *_contiguous(inner),
+        *contiguous,
         reduced,
         rest[-1] if grid else 0,
         rest[-2] if grid else 0,
@@ -103,17 +107,11 @@ ENDLESS = 2**62
 """So many rows an image has where there are no images."""
 
 
-def _strides(boxes: Tensor, dim: int, inner: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+def _strided(boxes: Tensor, dim: int) -> tuple[Tensor, tuple[int, int, int, int]]:
     """Boxes as compiled code can read them, and their strides: of coordinates, images, rows and columns."""
-    if boxes.is_contiguous():
-        return boxes, _contiguous(inner)
     planes = as_planes(boxes, dim)
-    step, outer, within = planes.stride()
-    return planes, (step, 0, 0, outer) if inner == 1 else (step, 0, outer, within)
-
-
-def _contiguous(inner: int) -> tuple[int, int, int, int]:
-    return (1, 0, 0, 4) if inner == 1 else (inner, 0, 4 * inner, 1)
+    step, outer, inner = planes.stride()
+    return planes, (step, 0, 0, outer) if planes.shape[2] == 1 else (step, 0, outer, inner)
 
 
 @cache
@@ -134,7 +132,9 @@ def scores(spec: Spec, a: Tensor, b: Tensor) -> Tensor:
     return found
 
 
-def scores_backward(spec: Spec, a: Tensor, b: Tensor, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def scores_backward(
+    spec: Spec, a: Tensor, b: Tensor, upstream: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of the boxes, from that of their scores.
 
     Each chunk of rows of `a` has sums of its own for `b`. Chunks do not depend on the number of threads, so
@@ -150,7 +150,9 @@ def scores_backward(spec: Spec, a: Tensor, b: Tensor, upstream: Tensor) -> tuple
     places = a_grad.data_ptr() if spec.pred_grad else 0, parts.data_ptr() if spec.target_grad else 0
     arguments = _pairwise(a, b, 0, *places, upstream.data_ptr(), core, upstream.numel())
     shared = (*arguments, step, chunks)
-    _run(tiles.pairwise_backward(name), shared, _floats(spec), chunks, 1, upstream.numel(), False, always=True)
+    _run(
+        tiles.pairwise_backward(name), shared, _floats(spec), chunks, 1, upstream.numel(), False, always=True
+    )
     b_grad = parts.sum(1).mT.contiguous() if spec.target_grad else None
     return a_grad if spec.pred_grad else None, b_grad
 
@@ -170,7 +172,7 @@ def _floats(spec: Spec) -> tuple[float, ...]:
 
 @cache
 def _struct(floats: int) -> Struct:
-    return Struct(f"{len(tiles.FIELDS)}q{floats}d")
+    return Struct(f"{tiles.FIELDS}q{floats}d")
 
 
 @cache

@@ -168,7 +168,9 @@ def scores(spec: Spec, a: Tensor, b: Tensor) -> Tensor:
     return values
 
 
-def scores_backward(spec: Spec, a: Tensor, b: Tensor, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def scores_backward(
+    spec: Spec, a: Tensor, b: Tensor, upstream: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of the boxes, from that of their scores: a launch for either side that needs one."""
     upstream = upstream.contiguous()
     return (
