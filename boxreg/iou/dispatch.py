@@ -97,10 +97,10 @@ def cannot_decode(name: str, spec: Spec, dtype: torch.dtype) -> str | None:
 @lru_cache(1024)
 def _numba_decode_error(dtype: torch.dtype, scheme: str, settings: int) -> str | None:
     """What Numba says about a user's decoder that it cannot compile."""
-    from .backends import numba
+    from .backends._numba_cores import decode_core
 
     try:
-        numba.decode_core(numba.DTYPES[dtype], scheme, settings)
+        decode_core(str(dtype).removeprefix("torch."), scheme, settings)
     except Exception as error:
         return str(error)
     return None

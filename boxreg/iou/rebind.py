@@ -33,7 +33,7 @@ class Language:
         constant: Callable[[float], Any],
         replaced: Mapping[Any, Any],
         in_code: bool = False,
-        numbers: tuple[type, ...] = (float,),
+        numbers: tuple[type[float], ...] = (float,),
     ) -> None:
         self.xp, self._compile, self.constant, self._in_code = xp, compile, constant, in_code
         self._numbers = numbers

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from boxreg.iou.spec import FAMILY
+from boxreg.losses import LOSSES
 
 from ..config import PRESETS, TrainConfig
 
@@ -202,7 +202,7 @@ OF_REFERENCE = (
 
 FAMILY = tuple(
     Row(f"reference, {kind}", "reference", {"loss.overlap": kind})
-    for kind in FAMILY
+    for kind in LOSSES
     if kind != PRESETS["reference"].loss.overlap
 )
 

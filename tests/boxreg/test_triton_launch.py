@@ -71,7 +71,8 @@ def step():
     options |= {"decoder": decoder, "loss_weight": value(0.5, 2), "reduction": "mean", "backend": "triton"}
     options |= {"weight": weight, "normalizer": value(1, 9)}
     size = {"image_width": value(1, 900), "image_height": value(1, 900)}
-    (mpdiou_loss(pred, target, **size, **options) + shapeiou_loss(pred, target, scale=value(0, 2), **options)).backward()
+    loss = mpdiou_loss(pred, target, **size, **options)
+    (loss + shapeiou_loss(pred, target, scale=value(0, 2), **options)).backward()
     del options["inner_ratio"]
     nwd_loss(pred, target, constant=value(1, 90), **options).backward()
     pairwise_box_iou(rows, rows, "mpdiou", backend="triton", **size)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from boxreg.iou.spec import FAMILY
+from boxreg.losses import LOSSES
 from reference_trainer import ablation
 from reference_trainer.ablation.intervals import mean_interval, t_quantile
 from reference_trainer.ablation.lines import ABOUT, RUNS, Lines
@@ -106,7 +106,7 @@ def test_every_recommendation_has_a_row_or_a_reason() -> None:
 
 def test_every_loss_of_the_family_is_a_row() -> None:
     rows = {row.changes["loss.overlap"] for row in FAMILY}
-    assert rows | {PRESETS["reference"].loss.overlap} == FAMILY.keys()
+    assert rows | {PRESETS["reference"].loss.overlap} == LOSSES.keys()
 
 
 def test_settings_in_epochs_shrink_with_the_run() -> None:

@@ -130,7 +130,7 @@ _KEPT: list[Any] = []
 """Compiled code, which must outlive its address."""
 
 
-def compiled(make: Callable[[str], FunctionType], names: dict[str, Any], key: str, signature: Any) -> int:
+def compiled(make: Callable[[str], Any], names: dict[str, Any], key: str, signature: Any) -> int:
     """The address of a function with further globals; from the cache on disk, where one can be written.
 
     Numba finds code in its cache by what a function's closure holds, which is the key of the maths' source.
@@ -163,8 +163,8 @@ IS_LOSS = GRAD_OF_PRED = GRAD_OF_TARGET = True
 INVERSION_WEIGHT = 1.0
 
 
-def _value_core(key: str) -> FunctionType:
-    def value_core(tile, values, count):  # type: ignore[no-untyped-def]
+def _value_core(key: str) -> Callable[..., Any]:
+    def value_core(tile, values, count):
         key  # noqa: B018 - into the closure
         overlaps = take(values, 0, OVERLAPS, REAL)
         penalties = take(values, OVERLAPS, PENALTIES, REAL)
@@ -186,8 +186,8 @@ def _value_core(key: str) -> FunctionType:
     return value_core
 
 
-def _grad_core(key: str) -> FunctionType:
-    def grad_core(tile, values, count):  # type: ignore[no-untyped-def]
+def _grad_core(key: str) -> Callable[..., Any]:
+    def grad_core(tile, values, count):
         key  # noqa: B018 - into the closure
         overlaps = take(values, 0, OVERLAPS, REAL)
         penalties = take(values, OVERLAPS, PENALTIES, REAL)
@@ -225,8 +225,8 @@ def _grad_core(key: str) -> FunctionType:
     return grad_core
 
 
-def _decode_core(key: str) -> FunctionType:
-    def decode_core(tile, values, count):  # type: ignore[no-untyped-def]
+def _decode_core(key: str) -> Callable[..., Any]:
+    def decode_core(tile, values, count):
         key  # noqa: B018 - into the closure
         columns, rows = REAL(values[0]), REAL(values[1])
         x_settings = take(values, 2, SETTINGS, REAL)

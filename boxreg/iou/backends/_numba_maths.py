@@ -7,8 +7,9 @@ into vector code.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numba
@@ -23,7 +24,7 @@ from .. import geometry
 from ..rebind import Language
 
 
-def jit(function: FunctionType) -> Any:
+def jit(function: Callable[..., Any]) -> Any:
     """Compile a function so that it is always inlined: one call left in a loop stops vectorisation."""
     return numba.njit(
         error_model="numpy",
@@ -129,7 +130,7 @@ def fetch_add(typing_context: Any, counters: Any, number: Any) -> Any:
 
 
 @cache
-def tile_language(dtype: str, called_once: tuple[FunctionType, ...]) -> Language:
+def tile_language(dtype: str, called_once: tuple[Callable[..., Any], ...]) -> Language:
     """The language of the code around the maths.
 
     What is called once becomes a part of its caller before LLVM sees it. LLVM would inline it too, but first
@@ -137,7 +138,7 @@ def tile_language(dtype: str, called_once: tuple[FunctionType, ...]) -> Language
     """
     maths = language(dtype)
 
-    def compile_function(function: FunctionType) -> Any:
+    def compile_function(function: Callable[..., Any]) -> Any:
         inline = "always" if function.__name__ in {other.__name__ for other in called_once} else "never"
         options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
         return numba.njit(error_model="numpy", inline=inline, **options)(function)

@@ -79,7 +79,7 @@ def run_later(job: Any) -> None:
 
 
 def _template(key: str) -> Any:
-    def driver(job):  # type: ignore[no-untyped-def]
+    def driver(job):
         key  # noqa: B018 - into the closure
         run_later(job)
 
@@ -89,7 +89,7 @@ def _template(key: str) -> Any:
 # What follows is compiled.
 
 
-def _read(memory, step, inner, tile, count):  # type: ignore[no-untyped-def]
+def _read(memory, step, inner, tile, count):
     """Read four coordinates, `step` apart, of pairs that are `inner` apart."""
     if step == 1 and inner == 4:
         for i in range(count):
@@ -111,7 +111,7 @@ def _read(memory, step, inner, tile, count):  # type: ignore[no-untyped-def]
                 tile[number * TILE + i] = memory[number * step + inner * i]
 
 
-def _write(memory, step, inner, tile, factor, count):  # type: ignore[no-untyped-def]
+def _write(memory, step, inner, tile, factor, count):
     """Write four gradients, times the factor of each pair."""
     if step == 1 and inner == 4:
         for i in range(count):
@@ -125,7 +125,7 @@ def _write(memory, step, inner, tile, factor, count):  # type: ignore[no-untyped
                 memory[number * step + i] = tile[number * TILE + i] * factor[i]
 
 
-def _to_corners(tile, fmt, scale, count):  # type: ignore[no-untyped-def]
+def _to_corners(tile, fmt, scale, count):
     """Boxes of a format to corners, in place.
 
     Both ends of a side are sums of its two coordinates times factors; `fmt` holds these four.
@@ -138,7 +138,7 @@ def _to_corners(tile, fmt, scale, count):  # type: ignore[no-untyped-def]
             tile[(axis + 2) * TILE + i] = c * first + d * second
 
 
-def _positions(tile, job, values, first, count):  # type: ignore[no-untyped-def]
+def _positions(tile, job, values, first, count):
     """Column and row of each pair in a grid, and the sides of its anchor."""
     columns, rows, anchors = job[GRID_COLUMNS], job[GRID_ROWS], job[ANCHORS]
     column, row = first % columns, first // columns % rows
@@ -158,7 +158,7 @@ def _positions(tile, job, values, first, count):  # type: ignore[no-untyped-def]
                     box = 0
 
 
-def _decoded_backward(tile, known, count):  # type: ignore[no-untyped-def]
+def _decoded_backward(tile, known, count):
     """Gradients at centre and size to those at the raw outputs, in place."""
     for axis in range(2):
         for i in range(count):
@@ -172,7 +172,7 @@ def _decoded_backward(tile, known, count):  # type: ignore[no-untyped-def]
             )
 
 
-def _add_up(losses, count):  # type: ignore[no-untyped-def]
+def _add_up(losses, count):
     """The sum of the losses of a tile, by halves: always in the same order."""
     width = 1
     while width < count:
@@ -186,7 +186,7 @@ def _add_up(losses, count):  # type: ignore[no-untyped-def]
     return losses[0]
 
 
-def _store(job, memory, tile, grads, first, count):  # type: ignore[no-untyped-def]
+def _store(job, memory, tile, grads, first, count):
     """Write gradients of a side at its coordinates, times the factor of each pair."""
     weight, scale, strides = (
         as_pointer(job[WEIGHT_AT], REAL),
@@ -207,7 +207,7 @@ def _store(job, memory, tile, grads, first, count):  # type: ignore[no-untyped-d
         row, column, done = row + 1, 0, done + run
 
 
-def _read_tile(job, tile, first, count):  # type: ignore[no-untyped-def]
+def _read_tile(job, tile, first, count):
     """Read the boxes of both sides; raw outputs go where the decoder expects them."""
     for side in range(job[SIDES]):
         memory, strides = as_pointer(job[PRED_AT + side], REAL), offset(job, STRIDES + 4 * side)
@@ -221,7 +221,7 @@ def _read_tile(job, tile, first, count):  # type: ignore[no-untyped-def]
             row, column, done = row + 1, 0, done + run
 
 
-def _evaluate(job, floats, tile, first, count):  # type: ignore[no-untyped-def]
+def _evaluate(job, floats, tile, first, count):
     """Losses of the pairs of a tile, and their gradients at the corners, as the core has it."""
     scale = offset(tile, SCALE * TILE)
     _read_tile(job, tile, first, count)
@@ -248,7 +248,7 @@ def _evaluate(job, floats, tile, first, count):  # type: ignore[no-untyped-def]
     call(job[CORE], tile, offset(floats, VALUES), padded)
 
 
-def _finish(job, floats, tile, first, count):  # type: ignore[no-untyped-def]
+def _finish(job, floats, tile, first, count):
     """Weigh and write losses and gradients; returns the sum of the losses, if it is asked for."""
     weight, losses, factor = as_pointer(job[WEIGHT_AT], REAL), offset(tile, LOSS * TILE), REAL(floats[FACTOR])
     scale = offset(tile, SCALE * TILE)
@@ -274,7 +274,7 @@ def _finish(job, floats, tile, first, count):  # type: ignore[no-untyped-def]
     return 0.0
 
 
-def _to_format(grads, fmt, count):  # type: ignore[no-untyped-def]
+def _to_format(grads, fmt, count):
     """Gradients at the corners to those at the coordinates of a format, in place."""
     a, b, c, d = REAL(fmt[0]), REAL(fmt[1]), REAL(fmt[2]), REAL(fmt[3])
     for axis in range(2):
@@ -284,7 +284,7 @@ def _to_format(grads, fmt, count):  # type: ignore[no-untyped-def]
             grads[(axis + 2) * TILE + i] = b * low + d * high
 
 
-def _add_to_sides(job, pred_grad, target_grad, tile, first, count):  # type: ignore[no-untyped-def]
+def _add_to_sides(job, pred_grad, target_grad, tile, first, count):
     """Add the gradients of a tile of pairs to those of their boxes; planes (4, columns) for `b`."""
     columns, done = job[COLUMNS], 0
     while done < count:
@@ -306,7 +306,7 @@ def _add_to_sides(job, pred_grad, target_grad, tile, first, count):  # type: ign
         done += run
 
 
-def _losses(job):  # type: ignore[no-untyped-def]
+def _losses(job):
     """Compute the tiles of a call that no other thread has taken."""
     floats, tile = offset(as_floats(job), FIELDS), on_stack(TILE_SIZE, REAL)
     counters = as_pointer(job[COUNTERS_AT], types.int64)
@@ -335,7 +335,7 @@ def _losses(job):  # type: ignore[no-untyped-def]
         as_pointer(job[LOSS_AT], REAL)[0] = total * floats[FACTOR]
 
 
-def _pairwise_backward(job):  # type: ignore[no-untyped-def]
+def _pairwise_backward(job):
     """Compute the chunks of a call, some rows of `a` each, that no other thread has taken."""
     floats, tile = offset(as_floats(job), FIELDS), on_stack(TILE_SIZE, REAL)
     counters = as_pointer(job[COUNTERS_AT], types.int64)

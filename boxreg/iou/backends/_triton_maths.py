@@ -122,7 +122,7 @@ def _ordered(first, second, inverted):
 
 
 class _ForTriton(ast.NodeTransformer):
-    """Puts what Triton knows in place of what it does not: annotations, which it would look up, and powers."""
+    """Takes out what Triton has not: annotations, which it would look up, and powers."""
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None

@@ -29,8 +29,9 @@ PAIRS, WARPS = 512, 8
 CHUNK = 4096
 """Partial sums that the last program adds at a time."""
 
-_is_large, _in_range, _pair = map(MATHS.copy, (geometry.is_large, geometry.in_range, geometry.pair))
-_combine, _pair_backward = map(MATHS.copy, (geometry.combine_grads, geometry.pair_backward))
+_is_large, _in_range = MATHS.copy(geometry.is_large), MATHS.copy(geometry.in_range)
+_pair, _pair_backward = MATHS.copy(geometry.pair), MATHS.copy(geometry.pair_backward)
+_combine = MATHS.copy(geometry.combine_grads)
 _raw_backward = MATHS.copy(raw_backward)
 
 
