@@ -18,6 +18,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
+from ..decoders import SCHEMES
 from .autograd import BACKENDS, Backend
 from .spec import Spec
 
@@ -87,20 +88,27 @@ def no_triton(pred: Tensor, target: Tensor) -> str | None:
     return None
 
 
-def cannot_decode(name: str, spec: Spec, dtype: torch.dtype) -> str | None:
+def cannot_decode(name: str, spec: Spec, raw: Tensor) -> str | None:
     """Why a backend cannot decode raw outputs as a spec says; None if it can."""
-    if name != "numba" or torch.compiler.is_compiling():
+    if name == "eager" or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return None
-    return _numba_decode_error(dtype, spec.scheme, len(spec.settings[0]))
+    counts = len(spec.settings[0]), len(spec.anchor_sides[0])
+    return _decode_error(name, spec.scheme, *counts, raw.dtype, raw.device)
 
 
 @lru_cache(1024)
-def _numba_decode_error(dtype: torch.dtype, scheme: str, settings: int) -> str | None:
-    """What Numba says about a user's decoder that it cannot compile."""
-    from .backends._numba_cores import decode_core
-
+def _decode_error(
+    name: str, scheme: str, settings: int, anchors: int, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """What a backend says about a user's decoder that it cannot compile."""
+    if SCHEMES[scheme].__module__.startswith("boxreg."):
+        return None
+    numbers, sides = (1.0,) * settings, (1.0,) * anchors
+    raw = torch.zeros(1, 4, max(anchors, 1), 1, 1, dtype=dtype, device=device)
+    spec = Spec("iou", "linear", False, "cxcywh", "cxcywh", scheme=scheme, pred_grad=True)
+    spec = spec._replace(settings=(numbers, numbers), anchor_sides=(sides, sides))
     try:
-        decode_core(str(dtype).removeprefix("torch."), scheme, settings)
+        BACKENDS[name]().aligned(spec, raw, raw, None, 1)
     except Exception as error:
         return str(error)
     return None

@@ -90,7 +90,7 @@ def aligned_loss(
         weight = _weight(weight, weighting, pred, target, fmt, dim, decoder)
     name = dispatch.choose(backend, pred, target)
     if decoder is not None:
-        inside = _decode_inside(spec, decoder, name, backend, working_dtype(pred, target))
+        inside = _decode_inside(spec, decoder, name, backend, pred)
         pred = pred if inside else _decoded(decoder, pred, target, weight, fmt, dim)
         spec = inside or spec
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
@@ -116,7 +116,7 @@ def check_pair(pred: Tensor, target: Tensor, dim: int, decoder: Decoder | None =
     check_same_shape("pred" + within, pred.select(dim, 0), "target" + within, target.select(dim, 0))
 
 
-def _decode_inside(spec: Spec, decoder: Decoder, name: str, backend: str, dtype: torch.dtype) -> Spec | None:
+def _decode_inside(spec: Spec, decoder: Decoder, name: str, backend: str, raw: Tensor) -> Spec | None:
     """The spec with the decoder in it; None if it must decode by itself, before the loss."""
     if not isinstance(decoder, AxisDecoder):
         return None
@@ -126,7 +126,7 @@ def _decode_inside(spec: Spec, decoder: Decoder, name: str, backend: str, dtype:
         settings=decoder.settings,
         anchor_sides=decoder.anchor_sides,
     )
-    error = dispatch.cannot_decode(name, spec, dtype)
+    error = dispatch.cannot_decode(name, spec, raw)
     if error is None:
         return spec
     if backend != "auto":

@@ -148,6 +148,6 @@ def test_the_guide_names_checks_that_there_are() -> None:
     guide = (DOCS / "stuck.md").read_text()
     lines = [line for line in guide.splitlines() if line.startswith("**Audit shows it as**")]
     named = {name for line in lines for name in re.findall(r"`([a-z-]+)`", line)} - {"declared"}
-    source = "".join(path.read_text() for path in (ROOT / "boxreg" / "audit").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "boxreg" / "diagnostics" / "audit").glob("*.py"))
     assert len(named) > 20
     assert [name for name in sorted(named) if f'"{name}"' not in source] == []
