@@ -1,26 +1,26 @@
 r"""The IoU family, defined once: every backend runs these functions and no others.
 
-Every loss is `mode(overlap(pair), penalty(pair)) + pair.inversion`, and mostly 1 - iou + penalty. `pair`
-is the only geometry pass. An overlap (`overlaps`), a penalty (`penalties`) and a mode (`modes`) are each a
-value and, beside it, its partial derivatives (slopes); `combine_grads` and `pair_backward` take slopes to the
-corners of both boxes. The eager backend lets autograd differentiate the loss; the others find it and its
-gradient in one pass. `variants` has the tables.
+Every loss is `mode(overlap(pair), penalty(pair)) + pair.inversion`, mostly 1 - iou + penalty. `pair` is the
+only pass over the geometry. Overlaps (`overlaps`), penalties (`boxreg.losses`) and modes (`modes`) are each a
+value and, beside it, its partial derivatives; `combine_grads` and `pair_backward` take these to the corners
+of both boxes. The eager backend lets autograd differentiate the value; the others compute value and gradient
+in one pass. `spec` says what can be asked for.
 
 How it stays finite and unbiased:
 
-- Nothing is added to a denominator. Overlap and areas are taken in shares of the enclosing box, each
-  axis by its own side: IoU and the enclosing share do not change under such scaling, products neither
-  overflow nor underflow, and a union below 2^-100 of the enclosing box can be floored, because IoU
-  is then smaller than 2^-98 and cannot be seen beside 1. Distances are taken in the enclosing box's longer
-  side.
-- A unit is held constant under differentiation. That is exact, not an approximation: IoU and the
-  penalties do not depend on the unit, so their derivative with respect to it is zero. (`inversion`
-  does: its slope is that of un-crossing alone, or an inverted box could fall by moving away.)
-- PairGrad grow as 1 / side, as they must; below a side of 2^-100 (8e-31) they saturate.
-- Ties share the slope in halves, so identical boxes have a gradient of exactly 0. At zero extent the
-  slope is the one towards a positive extent: a collapsed side can grow, a touching box can move in.
-- An inverted side (x2 < x1) has no area and no overlap; its extent feels `inversion` alone, which
-  falls when the corners un-cross, and its place keeps its slope.
+- Nothing is added to a denominator. Overlap and areas are measured in the enclosing box, each axis by its
+  own side: IoU does not change under such scaling, products neither overflow nor underflow, and a union below
+  2^-100 of the enclosing box can be floored, because IoU is then smaller than 2^-98 and invisible beside 1.
+  Distances are measured in the enclosing box's longer side.
+- A unit is constant under differentiation. This is exact: IoU and the penalties do not depend on the unit,
+  so their derivative with respect to it is zero. (`inversion` does depend on it: its gradient is that of
+  un-inverting alone, or an inverted box could reduce its loss by moving away.)
+- Gradients grow as 1 / side, as they must; below a side of 2^-100 (8e-31) they saturate.
+- At a tie both sides get half of the gradient, so identical boxes have a gradient of exactly 0. At zero
+  extent the gradient is the one towards a positive extent: a collapsed side can grow, a touching box can
+  move in.
+- An inverted side (x2 < x1) has no area and no overlap; its extent has the gradient of `inversion` alone,
+  which falls as the corners un-invert, and its place keeps its gradient.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def ratio(part: Tensor, whole: Tensor, limit: float) -> Tensor:
 
 
 def guarded_unit(length: Tensor, zero: Tensor, negligible: Tensor) -> Unit:
-    """The unit that a held length makes, where it is neither 0 nor negligible."""
-    slope = 1.0 / xp.where(negligible, SMALLEST, length)
-    return Unit(xp.where(zero, 1.0, length), xp.where(zero, 0.0, slope))
+    """The unit that a constant length makes, where it is neither 0 nor negligible."""
+    reciprocal = 1.0 / xp.where(negligible, SMALLEST, length)
+    return Unit(xp.where(zero, 1.0, length), xp.where(zero, 0.0, reciprocal))
 
 
 def unit_of(length: Tensor) -> Unit:
@@ -123,7 +123,7 @@ def unit_of(length: Tensor) -> Unit:
 
 
 def measure(length: Tensor, unit: Unit) -> Tensor:
-    """The length in a unit that is no shorter, 0 without one; its slope is the unit's."""
+    """The length in a unit that is no shorter, 0 without one; its gradient is 1 / unit."""
     constant = stop_gradient(length)
     return constant / unit.divisor + (length - constant) * unit.reciprocal
 
@@ -251,7 +251,7 @@ def side_backward(
     """Gradient at the two ends of a side, from those at its overlap with the other side, size and span.
 
     An end that is the inner one of the two bounds the overlap; the outer one bounds the span; `crossed` is
-    the slope at how far a side runs backwards.
+    the gradient of how far a side is inverted.
     """
     at_low = -split_at_tie(low, other_low, overlap, span) - size
     at_high = split_at_tie(other_high, high, overlap, span) + size
@@ -271,7 +271,7 @@ class ShareGrad(NamedTuple):
 
 
 def share_grad(other: Axis, intersection: Tensor, area: Tensor, enclosing: Tensor) -> ShareGrad:
-    """Gradient at the shares of an axis: a product's slope at one factor is the other factor."""
+    """Gradient at the shares of an axis: the derivative of a product by one factor is the other."""
     return ShareGrad(
         overlap=intersection * other.overlap_share,
         size=area * other.share,
@@ -299,7 +299,7 @@ def axis_backward(
 def pair_backward(pair: Pair, grad: PairGrad, inversion_weight: float) -> tuple[Tensor, ...]:
     """The gradient with respect to all eight corners, in the order of `pair`'s arguments, from grad.
 
-    `inversion_weight` is the slope at `inversion`: 1 of a loss, 0 of a score.
+    `inversion_weight` is the derivative by `inversion`: 1 of a loss, 0 of a score.
     """
     x, y = pair.x, pair.y
     per_union = 1.0 / floored(pair.union)

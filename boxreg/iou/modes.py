@@ -1,6 +1,6 @@
 """What a loss makes of overlap and penalty, with the partial derivatives: the modes.
 
-Written like `family`, and run by every backend.
+Written like `geometry`, and run by every backend.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ vars(_MATH).update(exp=_exp, log=_log, sqrt=_sqrt, pow=_power)
 MATHS = Language(
     _XP,
     jit,
-    tl.constexpr,
+    (lambda number: number) if INTERPRETED else tl.constexpr,  # the interpreter multiplies these wrongly
     replaced={
         math: _MATH,
         geometry.stop_gradient: _stop_gradient,
