@@ -43,9 +43,14 @@ def aligned(name: str, spec: Spec, pred: Tensor, target: Tensor, weight: Tensor 
     """The loss or score of aligned boxes by a backend, differentiable in pred and target."""
     if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
         spec = spec._replace(pred_grad=pred.requires_grad, target_grad=target.requires_grad)
-        loss: Tensor = _Aligned.apply(pred, target, weight, name, spec, dim)
+        loss: Tensor = _Aligned.apply(pred, _savable(target), _savable(weight), name, spec, dim)
         return loss
     return _run(name, spec, pred, target, weight, dim)[0]
+
+
+def _savable(tensor: Any) -> Any:
+    """The tensor, or a copy of one that inference mode made: autograd saves none of these."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
 class _Aligned(torch.autograd.Function):
@@ -56,21 +61,29 @@ class _Aligned(torch.autograd.Function):
         ctx: Any, pred: Tensor, target: Tensor, weight: Tensor | None, name: str, spec: Spec, dim: int
     ) -> Tensor:
         loss, *grads = _run(name, spec, pred, target, weight, dim)
-        ctx.save_for_backward(*grads, pred, target, weight)
-        ctx.spec, ctx.dim = spec, dim
+        traced = _is_traced()
+        ctx.save_for_backward(pred, target, weight, *(grads if traced else ()))
+        ctx.grads = None if traced else grads
+        ctx.name, ctx.spec, ctx.dim = name, spec, dim
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         spec, dim = ctx.spec, ctx.dim
-        pred_grad, target_grad, pred, target, weight = ctx.saved_tensors
+        pred, target, weight, *saved = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             loss = eager.aligned(spec, pred, target, weight, dim)
             return *_again(loss, (pred, target), (spec.pred_grad, spec.target_grad), upstream), *[None] * 4
-        factor = upstream.unsqueeze(dim) if spec.reduction == "none" else upstream
-        known = None if spec.reduction != "none" and _is_one(upstream) else factor
-        grads = _scaled(pred_grad, known, pred.dtype), _scaled(target_grad, known, target.dtype)
-        return *grads, *[None] * 4
+        # They are given away, and may be changed: a second backward computes them again.
+        pred_grad, target_grad = saved or ctx.grads or _run(ctx.name, spec, pred, target, weight, dim)[1:]
+        ctx.grads = None
+        if spec.reduction == "none":
+            factor: Tensor | None = upstream.unsqueeze(dim)
+        else:
+            factor = None if _is_one(upstream) else upstream
+        of_pred = None if pred_grad is None else _scaled(pred_grad, factor, pred.dtype)
+        of_target = None if target_grad is None else _scaled(target_grad, factor, target.dtype)
+        return of_pred, of_target, *[None] * 4
 
 
 def _again(
@@ -84,16 +97,20 @@ def _again(
 
 def _is_one(upstream: Tensor) -> bool:
     """Whether a scalar is known to be 1, as in `loss.backward()`. On a GPU, looking would wait."""
-    return upstream.is_cpu and not _is_traced() and type(upstream) is Tensor and upstream.item() == 1.0
+    return upstream.is_cpu and not (_is_traced() or _is_batched(upstream)) and upstream.item() == 1.0
 
 
-def _scaled(grad: Tensor | None, upstream: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for several, as under `is_grads_batched`."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
+def _scaled(grad: Tensor, upstream: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The gradient times the upstream gradient, in the dtype of the boxes; infinite beyond its range."""
-    if grad is None:
-        return None
     if upstream is None:
         return grad.to(dtype)
-    if dtype == grad.dtype or torch.compiler.is_compiling():
+    if dtype == grad.dtype or torch.compiler.is_compiling() or _is_batched(upstream):
         return (grad * upstream).to(dtype)
     # Multiplied and rounded in one launch.
     return torch.mul(grad, upstream.detach(), out=torch.empty_like(grad, dtype=dtype))
@@ -102,7 +119,7 @@ def _scaled(grad: Tensor | None, upstream: Tensor | None, dtype: torch.dtype) ->
 def pairwise(name: str, spec: Spec, a: Tensor, b: Tensor) -> Tensor:
     """Scores (..., N, M) of boxes in one working dtype by a backend, differentiable in both."""
     flat = [side.reshape(side.shape[:-2].numel(), *side.shape[-2:]) for side in (a, b)]
-    scores: Tensor = _Pairwise.apply(*flat, name, spec)
+    scores: Tensor = _Pairwise.apply(*map(_savable, flat), name, spec)
     return scores.reshape(*a.shape[:-1], b.shape[-2])
 
 
@@ -116,21 +133,24 @@ class _Pairwise(torch.autograd.Function):
         if _is_traced():
             scores: Tensor = torch.ops.boxreg.pairwise(a, b, name, *_as_arguments(spec))
             return scores
-        return BACKENDS[name]().scores(spec, a.detach(), b.detach())
+        return BACKENDS[name]().scores(spec, _in_memory(a.detach()), _in_memory(b.detach()))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            scores = eager.pairwise(ctx.spec, a, b)
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if again or _is_batched(upstream):
+            with torch.enable_grad():
+                scores = eager.pairwise(ctx.spec, a, b)
             return *_again(scores, (a, b), needed, upstream), None, None
         spec = ctx.spec._replace(pred_grad=needed[0], target_grad=needed[1])
         if _is_traced():
             arguments = a, b, upstream, ctx.name, *_as_arguments(spec)
             grads = torch.ops.boxreg.pairwise_backward(*arguments)
             return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None
-        return *BACKENDS[ctx.name]().scores_backward(spec, a, b, upstream), None, None
+        sides = map(_in_memory, (a, b, upstream))
+        return *BACKENDS[ctx.name]().scores_backward(spec, *sides), None, None
 
 
 def _is_traced() -> bool:
@@ -138,8 +158,15 @@ def _is_traced() -> bool:
     return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack())
 
 
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The tensor with its numbers in memory as they are: not negated in thought, not known to be 0."""
+    return tensor.clone() if tensor.is_neg() or tensor._is_zerotensor() else tensor
+
+
 def _run(name: str, spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim: int) -> Result:
     if not _is_traced():
+        pred, target = _in_memory(pred), _in_memory(target)
+        weight = None if weight is None else _in_memory(weight)
         return BACKENDS[name]().aligned(spec, pred, target, weight, dim)
     arguments = pred, target, weight, dim, name, *_as_arguments(spec)
     loss, pred_grad, target_grad = torch.ops.boxreg.aligned(*arguments)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -21,9 +23,6 @@ from torch import Tensor, nn
 from ..decoders import SCHEMES
 from .autograd import BACKENDS, Backend
 from .spec import Spec
-
-NAMES = ("auto", "eager", "numba", "triton")
-"""What `backend` may be."""
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -46,7 +45,7 @@ def choose(name: str, pred: Tensor, target: Tensor) -> str:
         if pred.is_cpu:
             return "numba" if HAS_NUMBA and target.is_cpu and _numba_or_warning() else "eager"
         return "triton" if pred.is_cuda and no_triton(pred, target) is None else "eager"
-    reason = traced or (no_triton if name == "triton" else no_numba)(pred, target)
+    reason = traced or KERNELS[name].refusal(pred, target)
     if reason:
         raise ValueError(f"backend: got {name!r}, but {reason}; use 'auto' or 'eager'")
     return name
@@ -154,4 +153,17 @@ def _triton() -> Backend:
     return Backend(triton.aligned, triton_pairwise.scores, triton_pairwise.scores_backward)
 
 
-BACKENDS.update(numba=_numba, triton=_triton)
+class Kernels(NamedTuple):
+    """A backend beside eager: how it is loaded, and why it cannot compute boxes like these, or None."""
+
+    load: Callable[[], Backend]
+    refusal: Callable[[Tensor, Tensor], str | None]
+
+
+KERNELS = {"numba": Kernels(_numba, no_numba), "triton": Kernels(_triton, no_triton)}
+"""The backends. Each is imported when it is called for."""
+
+NAMES = ("auto", "eager", *KERNELS)
+"""What `backend` may be."""
+
+BACKENDS.update({name: kernels.load for name, kernels in KERNELS.items()})

@@ -51,6 +51,7 @@ class Language:
             )
             copied = FunctionType(code, names, function.__name__, defaults, cells)
             copied.__module__, copied.__qualname__ = function.__module__, function.__qualname__
+            copied.__kwdefaults__ = function.__kwdefaults__
             self._known[function] = self._compile(copied)
             for name, value in _globals(function):
                 names[name] = self._value(value)
@@ -74,33 +75,62 @@ class Language:
         return self.constant(value) if isinstance(value, float) else value
 
 
-def digest(*functions: Callable[..., Any]) -> str:
-    """A key of the code of functions and of all that they call, and of their constants."""
+def digest(*functions: Callable[..., Any]) -> str | None:
+    """A key of the code of functions, of all that they call, and of the constants that they read.
+
+    Returns:
+        The key; None if they read something whose value cannot be told from its text.
+    """
     found = hashlib.sha256()
     done: set[Any] = set()
+    known = True
 
-    def add(value: Any) -> None:
-        if isinstance(value, FunctionType) and value not in done:
-            done.add(value)
-            code = value.__code__
-            found.update(repr((value.__qualname__, code.co_code, code.co_names, value.__defaults__)).encode())
-            found.update(repr([c for c in code.co_consts if not isinstance(c, CodeType)]).encode())
-            for name, other in _globals(value):
-                found.update(name.encode())
-                add(other)
-            for cell in value.__closure__ or ():
-                add(cell.cell_contents)
-        elif isinstance(value, int | float | str):
+    def add(value: Any, names: tuple[str, ...] = ()) -> None:
+        nonlocal known
+        if isinstance(value, FunctionType):
+            found.update(value.__qualname__.encode())
+            if value not in done:
+                done.add(value)
+                add((value.__code__, value.__defaults__, tuple((value.__kwdefaults__ or {}).items())))
+                for name, other in _globals(value):
+                    found.update(name.encode())
+                    add(other, _names(value.__code__))
+                for cell in value.__closure__ or ():
+                    add(cell.cell_contents, _names(value.__code__))
+        elif isinstance(value, CodeType):
+            found.update(repr((value.co_code, value.co_names)).encode())
+            add(value.co_consts)
+        elif isinstance(value, tuple):
+            found.update(b"(%d" % len(value))
+            for part in value:
+                add(part, names)
+        elif isinstance(value, ModuleType) and value.__name__.partition(".")[0] not in ("torch", "math"):
+            for name in names:
+                add(getattr(value, name, None))
+        elif isinstance(value, type) and hasattr(value, "_fields"):
+            fields: Any = value
+            add((value.__qualname__, fields._fields, tuple(fields._field_defaults.values())))
+        elif isinstance(value, ModuleType):
+            found.update(value.__name__.encode())
+        elif value is None or isinstance(value, bool | int | float | str | bytes):
             found.update(repr(value).encode())
+        else:
+            known = False
 
     for function in functions:
         add(function)
-    return found.hexdigest()
+    return found.hexdigest() if known else None
+
+
+def _names(code: CodeType) -> tuple[str, ...]:
+    """The names that code reads, functions inside of it included."""
+    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
+    return *code.co_names, *inner
 
 
 def _globals(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """The globals that a function reads, by name."""
-    for name in function.__code__.co_names:
+    for name in _names(function.__code__):
         if name in function.__globals__:
             yield name, function.__globals__[name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -162,6 +163,9 @@ def maths(kind: str, mode: str, inner: bool) -> Maths:
     return Maths(INNER_IOU if inner else overlap, penalty, SCORE_TERM if mode == SCORE else MODES[mode])
 
 
+OPTIONS = ("fmt", "reduction", "weight", "normalizer", "dim", "backend", "decoder", "mode", "weighting")
+"""Arguments of a loss that a misspelt parameter may have been meant for."""
+
 _WITHOUT_PARAMETERS: set[tuple[str, str]] = set()
 """Kinds and modes that were found to have no parameters: nothing is left to check."""
 
@@ -200,7 +204,10 @@ def check_parameters(
                 f"alpha: got {given[name]}, but it is the exponent of mode 'alpha', not of {mode!r}"
             )
         if name not in names:
-            raise TypeError(f"{name}: unknown; {kind!r} takes {', '.join(names) or 'no parameters'}")
+            near = difflib.get_close_matches(name, [*names, *OPTIONS], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            takes = ", ".join(names) or "none"
+            raise TypeError(f"{name}: unknown{hint}; the parameters of {kind!r} are: {takes}")
     values = []
     for name, minimum, maximum, default, _ in expected:
         value = given.get(name, default)

@@ -66,6 +66,7 @@ class IoUFamilyLoss(Loss):
         target: Tensor,
         weight: Tensor | None = None,
         normalizer: Normalizer | None = None,
+        factor: float = 1.0,
     ) -> Tensor:
         """The loss of `pred` against `target`.
 
@@ -77,6 +78,7 @@ class IoUFamilyLoss(Loss):
                 a gradient of exactly 0, even if it holds NaN.
             normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of
                 positives of all ranks: a number or a tensor of one element; with 0 the loss is 0.
+            factor: multiplies the result, as `loss_weight` does; a sum of losses gives it.
 
         Returns:
             A scalar; or with `reduction="none"` a loss for each box, in the shape of `pred` without `dim`.
@@ -101,7 +103,7 @@ class IoUFamilyLoss(Loss):
             alpha=self.alpha,
             inner_ratio=self.inner_ratio,
             weighting=self.weighting,
-            loss_weight=self.loss_weight,
+            loss_weight=factor * self.loss_weight,
             **self.own_parameters(),
         )
 

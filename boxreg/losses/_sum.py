@@ -152,7 +152,9 @@ class LossSum(Loss):
         normalizer: Normalizer | None = None,
     ) -> Tensor:
         """The sum of the losses of `pred` against `target`; arguments as in `IoUFamilyLoss.forward`."""
-        losses = [factor * term(pred, target, weight, normalizer) for factor, term in self.weighted_terms()]
+        # Scaled inside of the term's own pass: a product afterwards would be another one over all gradients.
+        options = {"weight": weight, "normalizer": normalizer}
+        losses = [term(pred, target, factor=factor, **options) for factor, term in self.weighted_terms()]
         total: Tensor = sum(losses[1:], losses[0])
         return total
 

@@ -101,7 +101,10 @@ class BoxLoss(nn.Module):
         alpha: the exponent of mode `"alpha"`.
         inner_ratio: the scale of the boxes between which the IoU is taken.
         weighting: a factor per box from its IoU.
-        **parameters: of the loss, such as `image_width`.
+        **parameters: further options of the overlap: `loss_weight`, a factor of the overlap term beside
+            `lambda_iou` (default 1.0); for `"mpdiou"`, `image_width` and `image_height`, the size of the
+            image in the unit of the boxes (both required); for `"shapeiou"`, `scale`, its exponent, from 0 to
+            16 (default 0.0); for `"nwd"`, `constant`, a length in the unit of the boxes (required).
 
     Raises:
         TypeError: if a lambda or a parameter is not a number.

@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -39,28 +38,19 @@ def _bounded(distance: Callable[[Pair], Tensor], fun: str, tau: float, pair: Pai
     return (tau - 1.0 + value) / (tau + value)
 
 
-def _check_form(fun: str, tau: float) -> None:
+def _check_fun_and_tau(fun: str, tau: float) -> None:
     check_choice("fun", fun, FUNCTIONS)
     check_number("tau", tau, minimum=1)
-
-
-class RotatedOptions(TypedDict, total=False):
-    """The keyword arguments that every loss function of this module takes; see `probiou_loss`."""
-
-    reduction: str
-    weight: Tensor | None
-    normalizer: Normalizer | None
-    dim: int
 
 
 def _reduced(
     per_box: Callable[[Pair], Tensor],
     pred: Tensor,
     target: Tensor,
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
+    reduction: str,
+    weight: Tensor | None,
+    normalizer: Normalizer | None,
+    dim: int,
 ) -> Tensor:
     check_boxes("pred", pred, dim, coordinates=5)
     check_boxes("target", target, dim, coordinates=5)
@@ -74,34 +64,54 @@ def _reduced(
 
 
 def probiou_loss(
-    pred: Tensor, target: Tensor, *, mode: str = "l1", **options: Unpack[RotatedOptions]
+    pred: Tensor,
+    target: Tensor,
+    *,
+    mode: str = "l1",
+    reduction: str = "none",
+    weight: Tensor | None = None,
+    normalizer: Normalizer | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    r"""ProbIoU loss: the Hellinger distance of the boxes' Gaussians, or the distance it comes from.
+    r"""ProbIoU loss: the Hellinger distance of the boxes as Gaussians, or the distance it comes from.
 
     \[ L_1 = \sqrt{1 - e^{-B}}, \qquad L_2 = B = -\ln(1 - L_1^2), \qquad
        B = \tfrac18 d^T \Sigma^{-1} d + \tfrac12 \ln \frac{|\Sigma|}{\sqrt{|\Sigma_p| |\Sigma_t|}} \]
 
-    d is the offset of the centres, Sigma the mean of the two covariances, k = 1/12: those of uniform
-    distributions over the boxes. Llerena et al. 2021, "Gaussian Bounding Boxes and Probabilistic
-    Intersection-over-Union for Object Detection" (arXiv:2106.06072). L1 is 1 - ProbIoU; its gradient fades
-    out as e^-B for boxes far apart, where the gradient of L2 does not. Neither changes under scaling.
+    d is the offset of the centres and Sigma the mean of the two covariances. A covariance is
+    R diag(w^2, h^2) R^T / 12, that of a uniform distribution over the box; R rotates by its angle. Llerena et
+    al. 2021, "Gaussian Bounding Boxes and Probabilistic Intersection-over-Union for Object Detection"
+    (arXiv:2106.06072).
+
+    `mode` `"l1"` is 1 - ProbIoU. Its gradient fades out as e^-B for boxes far apart, where the gradient of
+    `"l2"` does not. Neither loss changes under scaling.
+
+    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
+    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
+    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
 
     Args:
-        pred: predicted boxes, (cx, cy, w, h, angle) along `dim`, any shape and unit, angle in radians.
-        target: target boxes of the same shape and unit; nothing is broadcast.
-        mode: `"l1"` or `"l2"`.
-        **options: `reduction`, `"none"` (default), `"mean"` or `"sum"`; `weight`, a factor per box, where 0
-            gives exactly 0 loss and gradient even for NaN; `normalizer`, the divisor of `"mean"` in place
-            of the number of boxes; `dim`, the coordinate axis, -1 (default) for rows (N, 5), 1 for planes
-            (B, 5, H, W).
+        pred: predicted boxes (cx, cy, w, h, angle) along `dim`, any shape, floating. Lengths are in any unit;
+            the angle is in radians, from the x axis towards the y axis, and is that of the side w.
+        target: target boxes in the same format, shape and unit; nothing is broadcast.
+        mode: `"l1"` or `"l2"`, see above. Default: 'l1'.
+        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'none'.
+        weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and a
+            gradient of exactly 0, even if it holds NaN. None for 1 each.
+        normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of positives
+            of all ranks: a number or a tensor of one element; with 0 the loss is 0. None for the number.
+        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
 
     Returns:
-        A loss per box (`pred`'s shape without `dim`), or a scalar; float32, or float64 for float64 input. For
-        boxes with positive sides in [0, 1] (`"l1"`) or at least 0 (`"l2"`).
+        A loss for each box, in the shape of `pred` without `dim`; or a scalar if `reduction` is not `"none"`.
+        float32, or float64 for float64 input. Without negative sides the loss of a box is in [0, 1] for
+        `"l1"` and at least 0 for `"l2"`.
 
     Raises:
-        TypeError: if a tensor is not floating.
-        ValueError: for an unknown name, no axis of five coordinates, or shapes that differ.
+        TypeError: if `pred` or `target` is not a floating tensor, `weight` not a real or boolean one, or
+            `normalizer` not a number; or for an unknown keyword.
+        ValueError: for an unknown mode or reduction, no axis of five coordinates, a `weight` of another
+            shape, a `normalizer` that is negative or not for `"mean"`, or shapes or devices that differ.
 
     Example:
         >>> import torch
@@ -114,7 +124,7 @@ def probiou_loss(
         tensor([0.0938])
     """
     check_choice("mode", mode, MODES)
-    return _reduced(partial(_hellinger, mode), pred, target, **options)
+    return _reduced(partial(_hellinger, mode), pred, target, reduction, weight, normalizer, dim)
 
 
 def kld_loss(
@@ -123,32 +133,53 @@ def kld_loss(
     *,
     fun: str = "log1p",
     tau: float = 1.0,
-    **options: Unpack[RotatedOptions],
+    reduction: str = "none",
+    weight: Tensor | None = None,
+    normalizer: Normalizer | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    r"""Kullback-Leibler loss, \( 1 - 1 / (\tau + f(D)) \), with D = KL(p || t) of the boxes' Gaussians.
+    r"""Kullback-Leibler loss of rotated boxes, \( 1 - 1 / (\tau + f(D)) \).
 
     \[ D = \tfrac12 \left( d^T \Sigma_t^{-1} d + \mathrm{tr}(\Sigma_t^{-1} \Sigma_p)
            + \ln \frac{|\Sigma_t|}{|\Sigma_p|} \right) - 1 \]
 
-    d is the offset of the centres, k = 1/4. Yang et al. 2021, "Learning High-Precision Bounding Box for
-    Rotated Object Detection via Kullback-Leibler Divergence" (arXiv:2106.01883). f is ln(1 + D) or the
-    root of D, tau at least 1, as in the paper; identical boxes cost 1 - 1 / tau. The defaults, ln(1 + D) and
-    1, are those of the authors' implementation in MMRotate; to have 0 at the minimum takes tau = 1. Does not
-    change under scaling.
+    D is KL(p || t) of the predicted and the target box as Gaussians, d the offset of the centres. A
+    covariance Sigma is R diag(w^2, h^2) R^T / 4; R rotates by the angle of the box. Yang et al. 2021,
+    "Learning High-Precision Bounding Box for Rotated Object Detection via Kullback-Leibler Divergence"
+    (arXiv:2106.01883).
+
+    f is ln(1 + D) or the square root of D, and tau at least 1, as in the paper. The defaults are those of the
+    authors' implementation in MMRotate. With tau = 1 identical boxes cost 0. The loss does not change under
+    scaling.
+
+    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
+    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
+    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
 
     Args:
-        pred: predicted boxes, (cx, cy, w, h, angle) along `dim`, any shape and unit, angle in radians.
-        target: target boxes of the same shape and unit; nothing is broadcast.
-        fun: f, `"log1p"` or `"sqrt"`.
-        tau: the paper's tau.
-        **options: `reduction` (default `"none"`), `weight`, `normalizer`, `dim`: see `probiou_loss`.
+        pred: predicted boxes (cx, cy, w, h, angle) along `dim`, any shape, floating. Lengths are in any unit;
+            the angle is in radians, from the x axis towards the y axis, and is that of the side w.
+        target: target boxes in the same format, shape and unit; nothing is broadcast.
+        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
+        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
+        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'none'.
+        weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and a
+            gradient of exactly 0, even if it holds NaN. None for 1 each.
+        normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of positives
+            of all ranks: a number or a tensor of one element; with 0 the loss is 0. None for the number.
+        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
 
     Returns:
-        A loss per box in [1 - 1 / tau, 1] for boxes with positive sides, or a scalar; float32 or float64.
+        A loss for each box, in the shape of `pred` without `dim`; or a scalar if `reduction` is not `"none"`.
+        float32, or float64 for float64 input. Without negative sides the loss of a box is in [1 - 1 / tau,
+        1].
 
     Raises:
-        TypeError: if a tensor is not floating, or `tau` not a number.
-        ValueError: for an unknown name, `tau` below 1, no axis of five coordinates, or shapes that differ.
+        TypeError: if `pred` or `target` is not a floating tensor, `weight` not a real or boolean one, or
+            `tau` or `normalizer` not a number; or for an unknown keyword.
+        ValueError: for an unknown `fun` or reduction, a `tau` below 1, no axis of five coordinates, a
+            `weight` of another shape, a `normalizer` that is negative or not for `"mean"`, or shapes or
+            devices that differ.
 
     Example:
         >>> import torch
@@ -158,8 +189,10 @@ def kld_loss(
         >>> kld_loss(pred, target, fun="sqrt")
         tensor([0.2612])
     """
-    _check_form(fun, tau)
-    return _reduced(partial(_bounded, kullback_leibler, fun, tau), pred, target, **options)
+    _check_fun_and_tau(fun, tau)
+    return _reduced(
+        partial(_bounded, kullback_leibler, fun, tau), pred, target, reduction, weight, normalizer, dim
+    )
 
 
 def gwd_loss(
@@ -168,33 +201,54 @@ def gwd_loss(
     *,
     fun: str = "log1p",
     tau: float = 1.0,
-    **options: Unpack[RotatedOptions],
+    reduction: str = "none",
+    weight: Tensor | None = None,
+    normalizer: Normalizer | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    r"""Gaussian Wasserstein loss, \( 1 - 1 / (\tau + f(D)) \), whose D does not change under scaling.
+    r"""Gaussian Wasserstein loss of rotated boxes, \( 1 - 1 / (\tau + f(D)) \).
 
     \[ D = \frac{W^2}{\sqrt{w h\, w_t h_t}}, \qquad
        W^2 = |d|^2 + \mathrm{tr} \left( \Sigma_p + \Sigma_t
            - 2 (\Sigma_p^{1/2} \Sigma_t \Sigma_p^{1/2})^{1/2} \right) \]
 
-    d is the offset of the centres, k = 1/4. Yang et al. 2021, "Rethinking Rotated Object Detection with
-    Gaussian Wasserstein Distance Loss" (arXiv:2101.11952). The paper's D is W^2 itself, in pixels squared;
-    the division is that of the authors' implementation in MMRotate (which gives f the root of D). f is
-    ln(1 + D) or the root of D, tau at least 1, as in the paper; identical boxes cost 1 - 1 / tau. The
-    defaults, ln(1 + D) and 1, are MMRotate's; to have 0 at the minimum takes tau = 1.
+    W is the Wasserstein distance of the boxes as Gaussians, d the offset of the centres. A covariance Sigma
+    is R diag(w^2, h^2) R^T / 4; R rotates by the angle of the box. Yang et al. 2021, "Rethinking Rotated
+    Object Detection with Gaussian Wasserstein Distance Loss" (arXiv:2101.11952).
+
+    The paper's D is W^2 itself, in the unit of the boxes squared. The division, after which the loss does not
+    change under scaling, is that of the authors' implementation in MMRotate (which gives f the root of D).
+    f is ln(1 + D) or the square root of D, and tau at least 1, as in the paper; the defaults are MMRotate's.
+    With tau = 1 identical boxes cost 0.
+
+    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
+    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
+    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
 
     Args:
-        pred: predicted boxes, (cx, cy, w, h, angle) along `dim`, any shape and unit, angle in radians.
-        target: target boxes of the same shape and unit; nothing is broadcast.
-        fun: f, `"log1p"` or `"sqrt"`.
-        tau: the paper's tau.
-        **options: `reduction` (default `"none"`), `weight`, `normalizer`, `dim`: see `probiou_loss`.
+        pred: predicted boxes (cx, cy, w, h, angle) along `dim`, any shape, floating. Lengths are in any unit;
+            the angle is in radians, from the x axis towards the y axis, and is that of the side w.
+        target: target boxes in the same format, shape and unit; nothing is broadcast.
+        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
+        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
+        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'none'.
+        weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and a
+            gradient of exactly 0, even if it holds NaN. None for 1 each.
+        normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of positives
+            of all ranks: a number or a tensor of one element; with 0 the loss is 0. None for the number.
+        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
 
     Returns:
-        A loss per box in [1 - 1 / tau, 1] for boxes with positive sides, or a scalar; float32 or float64.
+        A loss for each box, in the shape of `pred` without `dim`; or a scalar if `reduction` is not `"none"`.
+        float32, or float64 for float64 input. Without negative sides the loss of a box is in [1 - 1 / tau,
+        1].
 
     Raises:
-        TypeError: if a tensor is not floating, or `tau` not a number.
-        ValueError: for an unknown name, `tau` below 1, no axis of five coordinates, or shapes that differ.
+        TypeError: if `pred` or `target` is not a floating tensor, `weight` not a real or boolean one, or
+            `tau` or `normalizer` not a number; or for an unknown keyword.
+        ValueError: for an unknown `fun` or reduction, a `tau` below 1, no axis of five coordinates, a
+            `weight` of another shape, a `normalizer` that is negative or not for `"mean"`, or shapes or
+            devices that differ.
 
     Example:
         >>> import torch
@@ -204,19 +258,22 @@ def gwd_loss(
         >>> gwd_loss(pred, target, fun="sqrt")
         tensor([0.4142])
     """
-    _check_form(fun, tau)
-    return _reduced(partial(_bounded, wasserstein, fun, tau), pred, target, **options)
+    _check_fun_and_tau(fun, tau)
+    return _reduced(
+        partial(_bounded, wasserstein, fun, tau), pred, target, reduction, weight, normalizer, dim
+    )
 
 
 class RotatedLoss(nn.Module, ABC):
     """What the losses of rotated boxes share as modules.
 
     Args:
-        reduction: `"none"`, `"mean"` or `"sum"`.
-        loss_weight: the lambda that scales the result.
-        dim: the coordinate axis: -1 for rows (N, 5), 1 for planes (B, 5, H, W).
+        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
+        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
+        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
 
     Raises:
+        TypeError: if `loss_weight` is not a number.
         ValueError: for an unknown reduction, or a negative or non-finite `loss_weight`.
     """
 
@@ -237,7 +294,28 @@ class RotatedLoss(nn.Module, ABC):
         weight: Tensor | None = None,
         normalizer: Normalizer | None = None,
     ) -> Tensor:
-        """The loss of `pred` against `target`; arguments as in `probiou_loss`."""
+        """The loss of `pred` against `target`.
+
+        Args:
+            pred: predicted boxes (cx, cy, w, h, angle) along `dim`, any shape, floating. Lengths are in any
+                unit; the angle is in radians, from the x axis towards the y axis, and is that of the side w.
+            target: target boxes in the same format, shape and unit; nothing is broadcast.
+            weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and
+                a gradient of exactly 0, even if it holds NaN. None for 1 each.
+            normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of
+                positives of all ranks: a number or a tensor of one element; with 0 the loss is 0. None for
+                the number.
+
+        Returns:
+            A scalar; or with `reduction="none"` a loss for each box, in the shape of `pred` without `dim`.
+            float32, or float64 for float64 input.
+
+        Raises:
+            TypeError: if `pred` or `target` is not a floating tensor, `weight` not a real or boolean one, or
+                `normalizer` not a number.
+            ValueError: for no axis of five coordinates, a `weight` of another shape, a `normalizer` that is
+                negative or not for `"mean"`, or shapes or devices that differ.
+        """
         loss = _reduced(self.per_box, pred, target, self.reduction, weight, normalizer, self.dim)
         return loss * self.loss_weight
 
@@ -247,16 +325,36 @@ class RotatedLoss(nn.Module, ABC):
 
 
 class ProbIoULoss(RotatedLoss):
-    """ProbIoU loss (Llerena et al. 2021, arXiv:2106.06072): `probiou_loss` as a module.
+    r"""ProbIoU loss as a module (Llerena et al. 2021, arXiv:2106.06072).
+
+    \[ L_1 = \sqrt{1 - e^{-B}}, \qquad L_2 = B = -\ln(1 - L_1^2), \qquad
+       B = \tfrac18 d^T \Sigma^{-1} d + \tfrac12 \ln \frac{|\Sigma|}{\sqrt{|\Sigma_p| |\Sigma_t|}} \]
+
+    d is the offset of the centres and Sigma the mean of the two covariances. A covariance is
+    R diag(w^2, h^2) R^T / 12, that of a uniform distribution over the box; R rotates by its angle. Llerena et
+    al. 2021, "Gaussian Bounding Boxes and Probabilistic Intersection-over-Union for Object Detection"
+    (arXiv:2106.06072).
+
+    `mode` `"l1"` is 1 - ProbIoU. Its gradient fades out as e^-B for boxes far apart, where the gradient of
+    `"l2"` does not. Neither loss changes under scaling.
+
+    Without negative sides the loss of a box is in [0, 1] for `"l1"` and at least 0 for `"l2"`.
+
+    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
+    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
+    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
+
+    Call it as `criterion(pred, target, weight=None, normalizer=None)`, see `forward`.
 
     Args:
-        mode: `"l1"` or `"l2"`.
-        reduction: `"none"`, `"mean"` or `"sum"`.
-        loss_weight: the lambda that scales the result.
-        dim: the coordinate axis.
+        mode: `"l1"` or `"l2"`, see above. Default: 'l1'.
+        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
+        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
+        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
 
     Raises:
-        ValueError: for an unknown name, or a negative or non-finite `loss_weight`.
+        TypeError: if `loss_weight` is not a number, or for an unknown keyword.
+        ValueError: for an unknown mode or reduction, or a negative or non-finite `loss_weight`.
 
     Example:
         >>> import torch
@@ -287,15 +385,16 @@ class BoundedLoss(RotatedLoss):
     """A distance D brought below 1 by 1 - 1 / (tau + f(D)); the subclasses name the distance.
 
     Args:
-        fun: f, `"log1p"` or `"sqrt"`.
-        tau: at least 1; identical boxes cost 1 - 1 / tau.
-        reduction: `"none"`, `"mean"` or `"sum"`.
-        loss_weight: the lambda that scales the result.
-        dim: the coordinate axis.
+        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
+        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
+        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
+        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
+        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
 
     Raises:
-        TypeError: if `tau` is not a number.
-        ValueError: for an unknown name, `tau` below 1, or a negative or non-finite `loss_weight`.
+        TypeError: if `tau` or `loss_weight` is not a number, or for an unknown keyword.
+        ValueError: for an unknown `fun` or reduction, a `tau` below 1, or a negative or non-finite
+            `loss_weight`.
     """
 
     def __init__(
@@ -307,7 +406,7 @@ class BoundedLoss(RotatedLoss):
         dim: int = -1,
     ) -> None:
         super().__init__(reduction, loss_weight, dim)
-        _check_form(fun, tau)
+        _check_fun_and_tau(fun, tau)
         self.fun, self.tau = fun, tau
 
     @abstractmethod
@@ -324,7 +423,41 @@ class BoundedLoss(RotatedLoss):
 
 
 class KLDLoss(BoundedLoss):
-    """KLD loss (Yang et al. 2021, arXiv:2106.01883): `kld_loss` as a module.
+    r"""KLD loss of rotated boxes as a module (Yang et al. 2021, arXiv:2106.01883).
+
+    \( L = 1 - 1 / (\tau + f(D)) \), where
+
+    \[ D = \tfrac12 \left( d^T \Sigma_t^{-1} d + \mathrm{tr}(\Sigma_t^{-1} \Sigma_p)
+           + \ln \frac{|\Sigma_t|}{|\Sigma_p|} \right) - 1 \]
+
+    D is KL(p || t) of the predicted and the target box as Gaussians, d the offset of the centres. A
+    covariance Sigma is R diag(w^2, h^2) R^T / 4; R rotates by the angle of the box. Yang et al. 2021,
+    "Learning High-Precision Bounding Box for Rotated Object Detection via Kullback-Leibler Divergence"
+    (arXiv:2106.01883).
+
+    f is ln(1 + D) or the square root of D, and tau at least 1, as in the paper. The defaults are those of the
+    authors' implementation in MMRotate. With tau = 1 identical boxes cost 0. The loss does not change under
+    scaling.
+
+    Without negative sides the loss of a box is in [1 - 1 / tau, 1].
+
+    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
+    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
+    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
+
+    Call it as `criterion(pred, target, weight=None, normalizer=None)`, see `forward`.
+
+    Args:
+        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
+        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
+        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
+        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
+        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
+
+    Raises:
+        TypeError: if `tau` or `loss_weight` is not a number, or for an unknown keyword.
+        ValueError: for an unknown `fun` or reduction, a `tau` below 1, or a negative or non-finite
+            `loss_weight`.
 
     Example:
         >>> import torch
@@ -341,7 +474,42 @@ class KLDLoss(BoundedLoss):
 
 
 class GWDLoss(BoundedLoss):
-    """GWD loss (Yang et al. 2021, arXiv:2101.11952): `gwd_loss` as a module.
+    r"""GWD loss of rotated boxes as a module (Yang et al. 2021, arXiv:2101.11952).
+
+    \( L = 1 - 1 / (\tau + f(D)) \), where
+
+    \[ D = \frac{W^2}{\sqrt{w h\, w_t h_t}}, \qquad
+       W^2 = |d|^2 + \mathrm{tr} \left( \Sigma_p + \Sigma_t
+           - 2 (\Sigma_p^{1/2} \Sigma_t \Sigma_p^{1/2})^{1/2} \right) \]
+
+    W is the Wasserstein distance of the boxes as Gaussians, d the offset of the centres. A covariance Sigma
+    is R diag(w^2, h^2) R^T / 4; R rotates by the angle of the box. Yang et al. 2021, "Rethinking Rotated
+    Object Detection with Gaussian Wasserstein Distance Loss" (arXiv:2101.11952).
+
+    The paper's D is W^2 itself, in the unit of the boxes squared. The division, after which the loss does not
+    change under scaling, is that of the authors' implementation in MMRotate (which gives f the root of D).
+    f is ln(1 + D) or the square root of D, and tau at least 1, as in the paper; the defaults are MMRotate's.
+    With tau = 1 identical boxes cost 0.
+
+    Without negative sides the loss of a box is in [1 - 1 / tau, 1].
+
+    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
+    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
+    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
+
+    Call it as `criterion(pred, target, weight=None, normalizer=None)`, see `forward`.
+
+    Args:
+        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
+        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
+        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
+        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
+        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
+
+    Raises:
+        TypeError: if `tau` or `loss_weight` is not a number, or for an unknown keyword.
+        ValueError: for an unknown `fun` or reduction, a `tau` below 1, or a negative or non-finite
+            `loss_weight`.
 
     Example:
         >>> import torch

@@ -106,8 +106,9 @@ class YOLOLoss(nn.Module):
             (arXiv:1708.02002; alpha 0.25, gamma 2; soft targets as in Li et al. 2020), or `"mse"` for the
             squared error of the probability.
         class_loss: likewise, for the classes.
-        **box: further arguments of `BoxLoss`: `distance`, `size`, `mode`, `inner_ratio`, `weighting`,
-            `backend`, and the parameters of the overlap.
+        **box: further arguments of `BoxLoss`: `distance`, `size`, `mode`, `alpha`, `inner_ratio`,
+            `weighting`, `backend`, and the options of the overlap: `loss_weight`, `image_width` and
+            `image_height`, `scale`, `constant`.
 
     Raises:
         TypeError: if an argument is of the wrong type.

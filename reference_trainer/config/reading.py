@@ -17,7 +17,7 @@ from .tree import TrainConfig
 
 _SHOWN = 3
 
-_FORMER = {"pictures": "images"}
+_FORMER = {"images": "images"}
 """Keys that were renamed to something that is spelled quite differently."""
 
 

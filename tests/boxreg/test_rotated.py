@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -282,6 +284,35 @@ class TestGraphs:
         versions = [side._version for side in given]
         step(variant, *given).backward()
         assert [side._version for side in given] == versions
+
+
+OWN = {"probiou": {"mode"}, "kld": {"fun", "tau"}, "gwd": {"fun", "tau"}}
+"""The options that are not those of every loss."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+class TestSignatures:
+    def test_every_option_is_written_out(self, name: str) -> None:
+        of_function = inspect.signature(getattr(functional, f"{name}_loss")).parameters
+        common = {"pred", "target", "reduction", "weight", "normalizer", "dim"}
+        assert set(of_function) == OWN[name] | common
+        of_module = inspect.signature(MODULES[name]).parameters
+        assert set(of_module) == OWN[name] | {"reduction", "loss_weight", "dim"}
+        for option in OWN[name] | {"dim"}:
+            assert of_module[option].default == of_function[option].default
+
+    def test_help_explains_every_option(self, name: str) -> None:
+        for documented in (getattr(functional, f"{name}_loss"), MODULES[name]):
+            text = inspect.getdoc(documented) or ""
+            arguments = text.partition("\nArgs:\n")[2].partition("\n\n")[0]
+            entries = {
+                entry.partition(":")[0]: entry for entry in re.split(r"^ {4}(?! )", arguments, flags=re.M)
+            }
+            for option, parameter in inspect.signature(documented).parameters.items():
+                stated = parameter.default not in (parameter.empty, None)
+                assert f"Default: {parameter.default!r}." * stated in entries[option]
+            for part in ("arXiv:", r"\[", "\nRaises:\n", "\nExample:\n", "NaN"):
+                assert part in text
 
 
 class TestArguments:

@@ -6,9 +6,11 @@ array in place of many LLVM can prove that nothing overlaps, and vectorises the 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -50,7 +52,7 @@ def loss_core(dtype: str, kind: str, mode: str, inner: bool, pred_grad: bool, ta
 
     Args:
         dtype: `"float32"` or `"float64"`.
-        kind: of the loss, a key of `KINDS`.
+        kind: of the loss, a key of `FAMILY`.
         mode: of the loss.
         inner: whether the IoU is that of scaled boxes.
         pred_grad: whether the gradients of predicted boxes are computed.
@@ -78,10 +80,9 @@ def loss_core(dtype: str, kind: str, mode: str, inner: bool, pred_grad: bool, ta
         zip(("OVERLAPS", "PENALTIES", "MODES"), (len(term.parameters) for term in terms), strict=True)
     )
     functions = [function for term in terms for function in (term.value, term.grad)]
-    key = digest(pair, combine_grads, pair_backward, *functions) + repr((pred_grad, target_grad, mode))
-    return compiled(
-        _value_core if not (pred_grad or target_grad) else _grad_core, names, key, core_signature(dtype)
-    )
+    maths_key = digest(pair, combine_grads, pair_backward, *functions)
+    make = _grad_core if pred_grad or target_grad else _value_core
+    return compiled(make, names, maths_key, repr((pred_grad, target_grad, mode)), core_signature(dtype))
 
 
 @cache
@@ -103,10 +104,9 @@ def decode_core(dtype: str, scheme: str, settings: int) -> int:
         "PLACE": jit(place[decoder.needs_grid, decoder.needs_anchors]),
         "SETTINGS": settings,
     }
-    key = digest(decoder.decode_axis, decoder.decode_axis_grad) + repr(
-        (scheme, settings, decoder.needs_anchors)
-    )
-    return compiled(_decode_core, names, key, core_signature(dtype))
+    maths_key = digest(decoder.decode_axis, decoder.decode_axis_grad)
+    key = repr((scheme, settings, decoder.needs_anchors))
+    return compiled(_decode_core, names, maths_key, key, core_signature(dtype))
 
 
 def _nowhere(cell: Any, cells: Any, anchor: Any) -> Any:
@@ -130,18 +130,33 @@ _KEPT: list[Any] = []
 """Compiled code, which must outlive its address."""
 
 
-def compiled(make: Callable[[str], Any], names: dict[str, Any], key: str, signature: Any) -> int:
+_SOURCE = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("_numba_*.py")))
+).hexdigest()
+"""A key of the code around the maths."""
+
+
+def compiled(
+    make: Callable[[str], Any], names: dict[str, Any], maths_key: str | None, key: str, signature: Any
+) -> int:
     """The address of a function with further globals; from the cache on disk, where one can be written.
 
-    Numba finds code in its cache by what a function's closure holds, which is the key of the maths' source.
+    Numba finds code in its cache by what a function's closure holds, which is the key of all source.
+
+    Args:
+        make: of a key, the function whose closure holds it.
+        names: its further globals.
+        maths_key: the `digest` of the maths; None if it may not come from the cache.
+        key: what else the code depends on.
+        signature: the types of arguments and result.
     """
-    template = make(key)
+    template = make(f"{_SOURCE} {maths_key} {key}")
     core = FunctionType(
         template.__code__, {**template.__globals__, **names}, template.__name__, None, template.__closure__
     )
     core.__qualname__, core.__module__ = template.__qualname__, template.__module__
     try:
-        found = numba.cfunc(signature, cache=True, error_model="numpy")(core)
+        found = numba.cfunc(signature, cache=maths_key is not None, error_model="numpy")(core)
     except Exception as error:  # a cache that cannot be read or written is no error
         logger.debug("compiled without the cache on disk: %s", error)
         found = numba.cfunc(signature, error_model="numpy")(core)

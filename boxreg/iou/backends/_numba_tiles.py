@@ -70,7 +70,7 @@ def _driver(run: Any, dtype: str) -> int:
     called_once = (_losses, _read_tile, _evaluate, _finish, _store)
     names = {"run_later": tile_language(dtype, called_once).copy(run)}
     signature = types.void(types.CPointer(types.int64))
-    return compiled(_template, names, digest(run) + dtype, signature)
+    return compiled(_template, names, digest(is_large, raw_backward), f"{run.__name__} {dtype}", signature)
 
 
 def run_later(job: Any) -> None:

@@ -208,6 +208,7 @@ def compile_kernels(kinds: Iterable[str], dtype: torch.dtype) -> None:
         check_choice("kinds", kind, FAMILY)
         for mode, grad in (("linear", False), ("linear", True), (SCORE, False)):
             loss_core(name, kind, mode, False, grad, False)
+        loss_core(name, kind, SCORE, False, True, True)
     for scheme, decoder in SCHEMES.items():
         if decoder.__module__.startswith("boxreg.") and not inspect.isabstract(decoder):
             arguments = len(inspect.signature(decoder.decode_axis).parameters)
