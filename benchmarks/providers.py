@@ -82,6 +82,9 @@ def providers(device: torch.device, compiling: bool) -> dict[str, Provider]:
     found |= {peer.__name__: peer() for module, peer in PEERS.items() if find_spec(module)}
     if device.type == "cpu":
         found |= {"powerboxes": powerboxes(False), "powerboxes, parallel": powerboxes(True)}
+    if compiling:  # what auto is in a model that is compiled
+        eager = Provider(loss=ours("eager", device).loss)
+        found |= {"boxreg, torch.compile": eager.compiled()}
     return found | {
         "boxreg auto": ours("auto", device),
         "boxreg eager": ours("eager", device),
