@@ -104,12 +104,18 @@ def made(case: Case, device: torch.device, fmt: str, near: bool) -> tuple[Tensor
 
 
 def disagreement(work: Work) -> float:
-    """How far a step's value and gradient are from the truth in float64, as a share of the largest."""
+    """How far a step's value and gradient are from the truth in float64, as a share of the largest.
+
+    Of gradients, one coordinate in 10,000 is left out: where edges of two boxes coincide but for a rounding,
+    the gradient jumps, and float32 may see the other side.
+    """
     expected = truth(work.case, work.pred.device, work.provider.near, work.provider.zeros)
-    apart = [
-        (found - true).abs().max() / true.abs().max()
-        for found, true in zip(work.results(), expected, strict=True)
-    ]
+    (value, *grads), (true_value, *true_grads) = work.results(), expected
+    apart = [(value - true_value).abs().max() / true_value.abs().max()]
+    for found, true in zip(grads, true_grads, strict=True):
+        errors = (found - true).abs().flatten()
+        most = max(round(0.9999 * errors.numel()), 1)
+        apart.append(errors.kthvalue(most).values / true.abs().max())
     return torch.stack(apart).max().item()
 
 

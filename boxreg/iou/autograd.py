@@ -43,14 +43,12 @@ def aligned(name: str, spec: Spec, pred: Tensor, target: Tensor, weight: Tensor 
     """The loss or score of aligned boxes by a backend, differentiable in pred and target."""
     if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
         spec = spec._replace(pred_grad=pred.requires_grad, target_grad=target.requires_grad)
-        loss: Tensor = _Aligned.apply(pred, _savable(target), _savable(weight), name, spec, dim)
+        # Autograd saves no tensors that inference mode made.
+        target = target.clone() if target.is_inference() else target
+        weight = weight.clone() if weight is not None and weight.is_inference() else weight
+        loss: Tensor = _Aligned.apply(pred, target, weight, name, spec, dim)
         return loss
-    return _run(name, spec, pred, target, weight, dim)[0]
-
-
-def _savable(tensor: Any) -> Any:
-    """The tensor, or a copy of one that inference mode made: autograd saves none of these."""
-    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+    return _run(name, spec, pred, target, weight, dim, _is_traced())[0]
 
 
 class _Aligned(torch.autograd.Function):
@@ -60,10 +58,10 @@ class _Aligned(torch.autograd.Function):
     def forward(
         ctx: Any, pred: Tensor, target: Tensor, weight: Tensor | None, name: str, spec: Spec, dim: int
     ) -> Tensor:
-        loss, *grads = _run(name, spec, pred, target, weight, dim)
-        traced = _is_traced()
-        ctx.save_for_backward(pred, target, weight, *(grads if traced else ()))
-        ctx.grads = None if traced else grads
+        ctx.traced = _is_traced()
+        loss, *grads = _run(name, spec, pred, target, weight, dim, ctx.traced)
+        ctx.save_for_backward(pred, target, weight, *(grads if ctx.traced else ()))
+        ctx.grads = None if ctx.traced else grads
         ctx.name, ctx.spec, ctx.dim = name, spec, dim
         return loss
 
@@ -75,12 +73,14 @@ class _Aligned(torch.autograd.Function):
             loss = eager.aligned(spec, pred, target, weight, dim)
             return *_again(loss, (pred, target), (spec.pred_grad, spec.target_grad), upstream), *[None] * 4
         # They are given away, and may be changed: a second backward computes them again.
-        pred_grad, target_grad = saved or ctx.grads or _run(ctx.name, spec, pred, target, weight, dim)[1:]
+        pred_grad, target_grad = (
+            saved or ctx.grads or _run(ctx.name, spec, pred, target, weight, dim, ctx.traced)[1:]
+        )
         ctx.grads = None
         if spec.reduction == "none":
             factor: Tensor | None = upstream.unsqueeze(dim)
         else:
-            factor = None if _is_one(upstream) else upstream
+            factor = None if not ctx.traced and _is_one(upstream) else upstream
         of_pred = None if pred_grad is None else _scaled(pred_grad, factor, pred.dtype)
         of_target = None if target_grad is None else _scaled(target_grad, factor, target.dtype)
         return of_pred, of_target, *[None] * 4
@@ -97,7 +97,7 @@ def _again(
 
 def _is_one(upstream: Tensor) -> bool:
     """Whether a scalar is known to be 1, as in `loss.backward()`. On a GPU, looking would wait."""
-    return upstream.is_cpu and not (_is_traced() or _is_batched(upstream)) and upstream.item() == 1.0
+    return upstream.is_cpu and not _is_batched(upstream) and upstream.item() == 1.0
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -119,7 +119,8 @@ def _scaled(grad: Tensor, upstream: Tensor | None, dtype: torch.dtype) -> Tensor
 def pairwise(name: str, spec: Spec, a: Tensor, b: Tensor) -> Tensor:
     """Scores (..., N, M) of boxes in one working dtype by a backend, differentiable in both."""
     flat = [side.reshape(side.shape[:-2].numel(), *side.shape[-2:]) for side in (a, b)]
-    scores: Tensor = _Pairwise.apply(*map(_savable, flat), name, spec)
+    flat = [side.clone() if side.is_inference() else side for side in flat]
+    scores: Tensor = _Pairwise.apply(*flat, name, spec)
     return scores.reshape(*a.shape[:-1], b.shape[-2])
 
 
@@ -163,10 +164,14 @@ def _in_memory(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_neg() or tensor._is_zerotensor() else tensor
 
 
-def _run(name: str, spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim: int) -> Result:
-    if not _is_traced():
-        pred, target = _in_memory(pred), _in_memory(target)
-        weight = None if weight is None else _in_memory(weight)
+def _run(
+    name: str, spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim: int, traced: bool
+) -> Result:
+    if not traced:
+        known = pred.is_neg() or pred._is_zerotensor() or target.is_neg() or target._is_zerotensor()
+        if known or (weight is not None and (weight.is_neg() or weight._is_zerotensor())):
+            pred, target = _in_memory(pred), _in_memory(target)
+            weight = None if weight is None else _in_memory(weight)
         return BACKENDS[name]().aligned(spec, pred, target, weight, dim)
     arguments = pred, target, weight, dim, name, *_as_arguments(spec)
     loss, pred_grad, target_grad = torch.ops.boxreg.aligned(*arguments)
