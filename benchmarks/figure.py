@@ -23,7 +23,7 @@ MUTED = ("#4d4d4d", "#9a9a9a", "#b08968", "#8a9a5b")
 
 def draw(rows: list[Row], path: Path) -> None:
     """Draw the losses' rows of one device and write a PNG."""
-    rows = [row for row in rows if row.job == "loss" and row.median_us is not None]
+    rows = [row for row in rows if row.job == "loss" and row.kind == "ciou" and row.median_us is not None]
     if not rows:
         return
     colors = colors_of(row.provider for row in rows)
