@@ -1,7 +1,7 @@
-"""Compile the CPU kernels of the losses now, so that their first calls need not: `python -m boxreg.warm`.
+"""Compile the CPU kernels of the losses ahead of their first use: `python -m boxreg.warm`.
 
-These are the losses in mode linear with the gradient of predictions, all scores and all decoders. Other modes,
-inner boxes and gradients of targets are compiled when they are first used.
+These are the losses in mode linear with the gradient of predictions, all scores and all decoders. Other
+modes, inner boxes and gradients of targets are compiled when they are first used.
 
 Numba keeps compiled code on disk, beside the package where that can be written and in the user's cache folder
 otherwise (`NUMBA_CACHE_DIR` names another). Run this once while a container image is built.
