@@ -263,6 +263,7 @@ class TestAuto:
         return found
 
     def test_plain_boxes_on_the_cpu_are_numbas(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("numba")
         taken = []
         own = autograd.BACKENDS["numba"]
         monkeypatch.setitem(autograd.BACKENDS, "numba", lambda: (taken.append("numba"), own())[1])
@@ -297,6 +298,8 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_numba_that_cannot_be_imported_is_told_once_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+
     def broken() -> None:
         raise ImportError("Numba needs NumPy 2.4 or less")
 

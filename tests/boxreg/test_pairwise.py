@@ -240,6 +240,7 @@ class TestNumba:
         assert (scores[:, 7] == 0).all()
 
     def test_auto_takes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("numba")
         taken = []
         own = autograd.BACKENDS["numba"]
         monkeypatch.setitem(autograd.BACKENDS, "numba", lambda: (taken.append("numba"), own())[1])
