@@ -36,7 +36,7 @@ SIDE, BATCH, OBJECTS, CLASSES, BINS = 640, 16, 50, 3, 16
 STRIDES = (8, 16, 32)
 LEVELS = tuple(Level(SIDE // stride, SIDE // stride, float(stride)) for stride in STRIDES)
 AT_ONCE = 4
-"""Pictures that the model sees at once; its activations take memory, its time goes with their number."""
+"""Images that the model sees at once; its activations take memory, its time goes with their number."""
 
 AIM = 0.10
 CASES: dict[str, tuple[Assigner, bool]] = {
@@ -143,11 +143,11 @@ def main() -> None:
     lines = [
         "# Assignment and loss of a step",
         "",
-        f"Written by `python -m benchmarks.assignment`: {BATCH} pictures of {SIDE} x {SIDE}, "
+        f"Written by `python -m benchmarks.assignment`: {BATCH} images of {SIDE} x {SIDE}, "
         f"{OBJECTS} objects each; seconds of the processor, medians. "
         f"{machine['processor']}, one thread, Python {machine['python']}, torch {machine['torch']}. "
         "The model is the reference trainer's default backbone with a dense head on maps of stride "
-        f"{', '.join(map(str, STRIDES))}, forward and backward, in parts of {AT_ONCE} pictures. "
+        f"{', '.join(map(str, STRIDES))}, forward and backward, in parts of {AT_ONCE} images. "
         f"At most {AIM:.0%} of the model is aimed at.",
         "",
         "| assigner | assignment | with the loss, forward and backward | model | share |",

@@ -1,4 +1,4 @@
-"""A loop of nothing but PyTorch with the trainer's model and data, and the trainer: pictures a second."""
+"""A loop of nothing but PyTorch with the trainer's model and data, and the trainer: images a second."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from reference_trainer.config import DataConfig, TrainConfig
 from reference_trainer.data.loading import Squares, train_loader
 from reference_trainer.tasks import build_task
 
-PICTURES = 400
-"""Toy pictures; four fifths are trained on."""
+IMAGES = 400
+"""Toy images; four fifths are trained on."""
 
 EPOCHS = 3
-"""The first one draws the pictures and is not counted."""
+"""The first one draws the images and is not counted."""
 
-CONFIG = TrainConfig(epochs=EPOCHS, device="cpu", data=DataConfig(images=PICTURES, workers=0))
+CONFIG = TrainConfig(epochs=EPOCHS, device="cpu", data=DataConfig(images=IMAGES, workers=0))
 
 
 def bare_speed() -> float:
@@ -32,14 +32,14 @@ def bare_speed() -> float:
 
 
 def bare_loop() -> float:
-    """Trains, and returns the pictures a second."""
+    """Trains, and returns the images a second."""
     torch.manual_seed(0)
     task = build_task(CONFIG)
     with redirect_stderr(io.StringIO()):
         sources = task.open_data(["train", "val"]).splits
-    pictures = Squares(sources["train"], CONFIG.data.size)
-    loader, batches = train_loader(pictures, CONFIG, task.collate)
-    model = task.build_model(sources["train"].names, pictures)
+    dataset = Squares(sources["train"], CONFIG.data.size)
+    loader, batches = train_loader(dataset, CONFIG, task.collate)
+    model = task.build_model(sources["train"].names, dataset)
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     started = time.perf_counter()
@@ -53,21 +53,21 @@ def bare_loop() -> float:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return (EPOCHS - 1) * len(pictures) / (time.perf_counter() - started)
+    return (EPOCHS - 1) * len(dataset) / (time.perf_counter() - started)
 
 
 def trainer_speed() -> float:
     """The real command line, with all that it does between two epochs but the last one's validation."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "reference_trainer", "train", "--epochs", str(EPOCHS + 1)]
-        command += ["--device", "cpu", "--data.images", str(PICTURES), "--data.workers", "0"]
+        command += ["--device", "cpu", "--data.images", str(IMAGES), "--data.workers", "0"]
         command += ["--validate-every", "1000", "--out", out]
         subprocess.run(command, check=True, capture_output=True)
         (metrics,) = Path(out).glob("*/metrics.jsonl")
         rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     # From the end of the first epoch to that of the last but one; a row is written before its state is saved.
-    pictures = sum(row["images"] for row in rows[1:EPOCHS])
-    return float(pictures / (rows[EPOCHS - 1]["seconds"] - rows[0]["seconds"]))
+    images = sum(row["images"] for row in rows[1:EPOCHS])
+    return float(images / (rows[EPOCHS - 1]["seconds"] - rows[0]["seconds"]))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "mpdiou": {"image_width": 2 * CENTRE, "image_height": 2 * CENTRE},
     "nwd": {"constant": 1.0},
 }
-"""Of the rows that need some: the picture around the targets, and the targets' size."""
+"""Of the rows that need some: the image around the targets, and the targets' size."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def report(walks: list[Walk], pairs: int, apart: float, machine: str) -> str:
             "",
             'The simulation is that of Zheng et al. 2020, "Distance-IoU Loss" (arXiv:1911.08287): seven '
             "sizes and seven shapes of boxes all over a disc around seven targets, moved by rate x (2 - IoU) "
-            "x gradient, the rate falling to a tenth after 80 % and 90 % of the steps. MPDIoU's picture is "
+            "x gradient, the rate falling to a tenth after 80 % and 90 % of the steps. MPDIoU's image is "
             "20 x 20, NWD's constant 1, the targets' size.",
             "",
             f"## At one rate, {PAPERS_RATE}",
@@ -173,7 +173,7 @@ def report(walks: list[Walk], pairs: int, apart: float, machine: str) -> str:
             "",
             "## Each at its own best rate",
             "",
-            f"Of {', '.join(f'{rate:g}' for rate in RATES)}: losses differ in the size of their slopes, so "
+            f"Of {', '.join(f'{rate:g}' for rate in RATES)}: losses differ in the size of their gradients, so "
             "one rate is not the same for all.",
             "",
             *table(sorted(best_of(walks), key=lambda row: row.rank)),

@@ -29,7 +29,7 @@ from reference_trainer.checkpoint import newest_state, states, unpack_state
 from reference_trainer.errors import CheckpointError
 from reference_trainer.learner import Learner
 
-from .bare_loop import PICTURES, bare_speed, trainer_speed
+from .bare_loop import IMAGES, bare_speed, trainer_speed
 from .breaking import (
     SETTINGS,
     STEPS,
@@ -232,9 +232,9 @@ def speed(turns: int) -> Row:
     pairs = [(trainer_speed(), bare_speed()) for _ in range(turns)]
     trainer, bare = (median(column) for column in zip(*pairs, strict=True))
     return (
-        f"the trainer, saving each epoch, against a bare loop; median of {turns}, {PICTURES} pictures",
-        "at least 0.9 of its pictures/s",
-        f"{trainer / bare:.2f} ({trainer:.0f} and {bare:.0f} pictures/s)",
+        f"the trainer, saving each epoch, against a bare loop; median of {turns}, {IMAGES} images",
+        "at least 0.9 of its images/s",
+        f"{trainer / bare:.2f} ({trainer:.0f} and {bare:.0f} images/s)",
         trainer / bare >= 0.9,
     )
 

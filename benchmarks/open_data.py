@@ -1,6 +1,6 @@
-"""How long a data set of many pictures takes to open, and how much memory: `python -m benchmarks.open_data`.
+"""How long a data set of many images takes to open, and how much memory: `python -m benchmarks.open_data`.
 
-The set is generated: hard links to a few pictures, with seven boxes each.
+The set is generated: hard links to a few images, with seven boxes each.
 """
 
 from __future__ import annotations
@@ -87,15 +87,15 @@ KINDS = {
 def write(kind: str, root: Path, count: int) -> None:
     random.seed(0)
     write_labels, folder = KINDS[kind]
-    pictures = root / folder
-    pictures.mkdir(parents=True)
+    images = root / folder
+    images.mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((WIDTH, HEIGHT))
+    image = Image.fromarray(noise).resize((WIDTH, HEIGHT))
     sets = []
     for number in range(count):
-        file = pictures / f"{number:06d}.jpg"
+        file = images / f"{number:06d}.jpg"
         if number % LINKS == 0:
-            picture.save(file)
+            image.save(file)
             linked = file
         else:
             os.link(linked, file)
@@ -121,7 +121,7 @@ def busy_seconds() -> float:
 
 
 def private_to_worker(files: ImageFiles) -> float:
-    """MB that a forked process no longer shares once it has asked for the boxes and path of each picture."""
+    """MB that a forked process no longer shares once it has asked for the boxes and path of each image."""
     receiver, sender = os.pipe()
     if worker := os.fork():
         os.waitpid(worker, 0)
@@ -170,7 +170,7 @@ def measure_start(root: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=100_000, help="pictures")
+    parser.add_argument("--count", type=int, default=100_000, help="images")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of data sets")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
@@ -184,11 +184,11 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
     columns = [
         "kind",
-        "pictures",
+        "images",
         "s",
         "s of CPU",
         "MB more",
-        "bytes held a picture",
+        "bytes held a image",
         "MB private to a worker",
     ]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)

@@ -75,7 +75,7 @@ def boxes(*rows: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def pixels(count: int = 10_000) -> Tensor:
-    """Random boxes in a picture of 640 x 640."""
+    """Random boxes in a image of 640 x 640."""
     generator = torch.Generator().manual_seed(0)
     corners = 600 * torch.rand(count, 2, generator=generator)
     return torch.cat((corners, corners + 1 + 39 * torch.rand(count, 2, generator=generator)), -1)

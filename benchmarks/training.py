@@ -71,7 +71,7 @@ def run(name: str, arguments: list[str], data: Path | None = None) -> dict[str, 
         "arguments": arguments,
         "summary": summary,
         "reached": reached,
-        "pictures": sum(row["images"] for row in metrics),
+        "images": sum(row["images"] for row in metrics),
         "step_share": sum(row["step_share"] for row in metrics) / len(metrics),
     }
 
@@ -83,7 +83,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{rows[0]['summary']['task']}; {where}; Python {machine['python']}, torch {machine['torch']}",
         "",
-        "| run | options | best val IoU | seconds | pictures | to 0.90 | to 0.92 | to 0.94 | step share |",
+        "| run | options | best val IoU | seconds | images | to 0.90 | to 0.92 | to 0.94 | step share |",
         "|" + "---|" * 9,
     ]
     for row in rows:

@@ -45,7 +45,7 @@ DECODERS: dict[str, Decoder] = {
     "grid_cell_stretched": GridCellDecoder(stretch=1.2),
     "grid_cell_pixels": GridCellDecoder(image_size=(640.0, 480.0), stretch=1.1),
 }
-"""Schemes of one picture, with settings that differ."""
+"""Schemes of one image, with settings that differ."""
 
 LEVEL_DECODERS: dict[str, Decoder] = {
     "yolov3": YOLOv3Decoder(stride=8.0, anchors=[(10.0, 13.0)]),

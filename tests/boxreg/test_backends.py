@@ -258,8 +258,8 @@ class TestAuto:
         pred, target = pairs("random")
         pred.requires_grad_()
         loss = aligned_loss(kind, pred, target, backend=backend).square().sum()
-        (slopes,) = torch.autograd.grad(loss, pred, create_graph=True)
-        (found,) = torch.autograd.grad(slopes.square().sum(), pred)
+        (grad,) = torch.autograd.grad(loss, pred, create_graph=True)
+        (found,) = torch.autograd.grad(grad.square().sum(), pred)
         return found
 
     def test_plain_boxes_on_the_cpu_are_numbas(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +280,8 @@ class TestAuto:
         with torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(pred, tangent)
             found = torch.autograd.forward_ad.unpack_dual(aligned_loss("giou", dual, target)).tangent
-        (slopes,) = torch.autograd.grad(aligned_loss("giou", pred.requires_grad_(), target).sum(), pred)
-        torch.testing.assert_close(found, (slopes * tangent).sum(-1))
+        (grad,) = torch.autograd.grad(aligned_loss("giou", pred.requires_grad_(), target).sum(), pred)
+        torch.testing.assert_close(found, (grad * tangent).sum(-1))
 
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
