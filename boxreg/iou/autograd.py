@@ -43,9 +43,9 @@ def aligned(name: str, spec: Spec, pred: Tensor, target: Tensor, weight: Tensor 
     """The loss or score of aligned boxes by a backend, differentiable in pred and target."""
     if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
         spec = spec._replace(pred_grad=pred.requires_grad, target_grad=target.requires_grad)
-        # Autograd saves no tensors that inference mode made.
-        target = target.clone() if target.is_inference() else target
-        weight = weight.clone() if weight is not None and weight.is_inference() else weight
+        if not torch.compiler.is_compiling():  # autograd saves no tensors that inference mode made
+            target = target.clone() if target.is_inference() else target
+            weight = weight.clone() if weight is not None and weight.is_inference() else weight
         loss: Tensor = _Aligned.apply(pred, target, weight, name, spec, dim)
         return loss
     return _run(name, spec, pred, target, weight, dim, _is_traced())[0]
@@ -119,7 +119,8 @@ def _scaled(grad: Tensor, upstream: Tensor | None, dtype: torch.dtype) -> Tensor
 def pairwise(name: str, spec: Spec, a: Tensor, b: Tensor) -> Tensor:
     """Scores (..., N, M) of boxes in one working dtype by a backend, differentiable in both."""
     flat = [side.reshape(side.shape[:-2].numel(), *side.shape[-2:]) for side in (a, b)]
-    flat = [side.clone() if side.is_inference() else side for side in flat]
+    if not torch.compiler.is_compiling():
+        flat = [side.clone() if side.is_inference() else side for side in flat]
     scores: Tensor = _Pairwise.apply(*flat, name, spec)
     return scores.reshape(*a.shape[:-1], b.shape[-2])
 
@@ -140,8 +141,7 @@ class _Pairwise(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
-        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if again or _is_batched(upstream):
+        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _is_batched(upstream)):
             with torch.enable_grad():
                 scores = eager.pairwise(ctx.spec, a, b)
             return *_again(scores, (a, b), needed, upstream), None, None

@@ -206,8 +206,8 @@ def check_parameters(
         if name not in names:
             near = difflib.get_close_matches(name, [*names, *OPTIONS], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            takes = ", ".join(names) or "none"
-            raise TypeError(f"{name}: unknown{hint}; the parameters of {kind!r} are: {takes}")
+            takes = ", ".join(names) or "no parameters"
+            raise TypeError(f"{name}: unknown{hint}; {kind!r} takes {takes}")
     values = []
     for name, minimum, maximum, default, _ in expected:
         value = given.get(name, default)

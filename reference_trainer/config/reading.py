@@ -17,7 +17,7 @@ from .tree import TrainConfig
 
 _SHOWN = 3
 
-_FORMER = {"images": "images"}
+_FORMER = {"pictures": "images"}
 """Keys that were renamed to something that is spelled quite differently."""
 
 

@@ -232,7 +232,7 @@ def test_missing_keys_keep_their_default_and_numbers_may_be_written_as_1e_3(tmp_
     [
         ("epoch: 3", "epoch: unknown setting; did you mean 'epochs'?"),
         ("data: {image: 3}", "data.image: unknown setting; did you mean 'images'?"),
-        ("data: {images: 3}", "data.images: unknown setting; did you mean 'images'?"),
+        ("data: {pictures: 3}", "data.pictures: unknown setting; did you mean 'images'?"),
         ("optimizer: {learning_rate: 3}", "optimizer.learning_rate: unknown setting; "),
         ("zzz: 3", "zzz: unknown setting; known are task, epochs, seed, "),
     ],
@@ -247,7 +247,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
 
 @pytest.mark.parametrize(
     ("option", "suggestion"),
-    [("--epochz", "--epochs"), ("--data.images", "--data.images"), ("--optimizer.lrr", "--optimizer.lr")],
+    [("--epochz", "--epochs"), ("--data.pictures", "--data.images"), ("--optimizer.lrr", "--optimizer.lr")],
 )
 def test_an_unknown_option_is_refused_with_a_suggestion(
     option: str, suggestion: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
