@@ -173,7 +173,7 @@ def report(walks: list[Walk], pairs: int, apart: float, machine: str) -> str:
             "",
             "## Each at its own best rate",
             "",
-            f"Of {', '.join(f'{rate:g}' for rate in RATES)}: losses differ in the size of their gradients, so "
+            f"Of {', '.join(f'{rate:g}' for rate in RATES)}: losses differ in gradient size, so "
             "one rate is not the same for all.",
             "",
             *table(sorted(best_of(walks), key=lambda row: row.rank)),
