@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
@@ -17,6 +22,24 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     near = difflib.get_close_matches(str(value).lower(), options, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, options))}{hint}")
+
+
+def suggests_keywords(function: Function) -> Function:
+    """The function with an error that suggests the right name for a misspelt keyword argument."""
+    names = frozenset(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        for name in keywords:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(
+                    f"{function.__qualname__}() got an unexpected keyword argument {name!r}{hint}"
+                )
+        return function(*arguments, **keywords)
+
+    return cast(Function, call)
 
 
 def check_number(

@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from .._checks import Function, suggests_keywords
+
 Class = TypeVar("Class", bound=type)
 
 COMMON = r"""
@@ -78,6 +79,7 @@ def loss_docs(values: str, **own: str) -> Callable[[Function], Function]:
     """
 
     def complete(function: Function) -> Function:
+        function = suggests_keywords(function)
         if function.__doc__:  # there is none under python -OO
             text, example = _parts(function.__doc__)
             _sources[function] = text, values, own

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_number
+from .._checks import check_choice, check_number, suggests_keywords
 from ..boxes import FORMATS
 from ..decoders import Decoder, check_decoder
 from ..iou.dispatch import NAMES
@@ -27,6 +27,7 @@ class IoUFamilyLoss(Loss):
     kind: ClassVar[str]
     """The loss, a key of `boxreg.losses.LOSSES`; a subclass of any name keeps it."""
 
+    @suggests_keywords
     def __init__(
         self,
         fmt: str = "xyxy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch as xp
 from torch import Tensor
 
+from .._checks import suggests_keywords
 from ..decoders import Decoder
 from ..iou.functional import aligned_loss
 from ..iou.geometry import Axis, AxisGrad, Pair, PairGrad
@@ -131,6 +132,7 @@ class MPDIoULoss(IoUFamilyLoss):
 
     kind = KIND
 
+    @suggests_keywords
     def __init__(
         self,
         fmt: str = "xyxy",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch as xp
 from torch import Tensor
 
+from .._checks import suggests_keywords
 from ..decoders import Decoder
 from ..iou.functional import aligned_loss
 from ..iou.geometry import SMALLEST, Axis, AxisGrad, Pair, PairGrad, Unit, guarded_unit, larger, measure
@@ -143,6 +144,7 @@ class NWDLoss(IoUFamilyLoss):
 
     kind = KIND
 
+    @suggests_keywords
     def __init__(
         self,
         fmt: str = "xyxy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch as xp
 from torch import Tensor
 
+from .._checks import suggests_keywords
 from ..decoders import Decoder
 from ..iou.distances import (
     direction,
@@ -148,6 +149,7 @@ class ShapeIoULoss(IoUFamilyLoss):
 
     kind = KIND
 
+    @suggests_keywords
     def __init__(
         self,
         fmt: str = "xyxy",

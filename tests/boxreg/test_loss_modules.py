@@ -271,3 +271,16 @@ class TestBoxLoss:
     def test_options_must_agree(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             BoxLoss(0.5 * CIoULoss(), **options)
+
+
+def test_a_misspelt_keyword_is_answered_with_the_right_one() -> None:
+    from boxreg import CIoULoss, MPDIoULoss
+    from boxreg.functional import ciou_loss
+
+    boxes = torch.rand(3, 4)
+    with pytest.raises(TypeError, match=r"ciou_loss\(\) got .*'reductoin'; did you mean 'reduction'\?"):
+        ciou_loss(boxes, boxes, reductoin="sum")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"got .*'reductoin'; did you mean 'reduction'\?"):
+        CIoULoss(reductoin="sum")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"got .*'image_with'; did you mean 'image_width'\?"):
+        MPDIoULoss(image_with=4.0, image_height=2.0)  # type: ignore[call-arg]
