@@ -1,108 +1,116 @@
-"""What the docstrings of all losses of the IoU family have in common, filled in when they are imported."""
+"""What the losses of a family have in common, added to signatures and docstrings when they are imported."""
 
 from __future__ import annotations
 
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from .._checks import Function, suggests_keywords
 
 Class = TypeVar("Class", bound=type)
 
-COMMON = r"""
-`mode` combines the overlap, mostly the IoU, with the penalty:
+RETURNS = """A loss for each box, {values}, in the shape of `pred` without `dim`; or a scalar if `reduction`
+    is not `"none"`. float32, or float64 for float64 input."""
 
-- `"linear"`: \( 1 - \mathrm{IoU} + \mathrm{penalty} \).
-- `"log"`: \( -\log \mathrm{IoU} + \mathrm{penalty} \) (Yu et al. 2016, "UnitBox", arXiv:1608.01471).
-  Below an IoU of 2^-20 (1e-6) the logarithm continues as its tangent, up to 14.9 at an IoU of 0.
-- `"square"`: \( 1 - \mathrm{IoU}^2 + \mathrm{penalty} \).
-- `"alpha"`: \( 1 - \mathrm{IoU}^\alpha + \mathrm{penalty}^\alpha \) (He et al. 2021, "Alpha-IoU",
-  arXiv:2110.13675). The power is taken of the whole penalty, as in the paper's general form; the paper's
-  CIoU raises each part of its penalty separately. A penalty above 4 continues as the tangent. Where boxes
-  only touch, the power of the IoU has no gradient.
+BOUNDS = "The loss of a box is {values}."
 
-`inner_ratio` takes the IoU between boxes scaled by this factor about their own centres; the penalty remains
-that of the boxes (Zhang et al. 2023, "Inner-IoU", arXiv:2311.02877, with ratios from 0.5 to 1.5). Below 1 the
-gradient of nearly fitting boxes is larger; above 1 boxes that do not touch have one too.
-
-Any finite input gives a finite loss and gradient, including boxes without area and inverted boxes (x2 < x1).
-An inverted box never costs less than the same box with its corners sorted, and its gradient un-inverts it.
-NaN or infinity gives NaN for that pair alone. Gradients grow as 1 / side, up to a side of 2^-100.
-"""
-
-OPTIONS = {
-    "pred": """predicted boxes, four coordinates along `dim`, any shape and unit, floating; with a `decoder`,
-        its raw outputs.""",
-    "target": "target boxes, the same shape and unit; nothing is broadcast.",
-    "fmt": """`"xyxy"`, `"xywh"` or `"cxcywh"`, the format of predictions and targets; with a `decoder`, of
-        the targets alone.""",
-    "reduction": '`"none"`, `"mean"` or `"sum"` over the boxes.',
-    "weight": """a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and
-        a gradient of exactly 0, even if it holds NaN.""",
-    "normalizer": """the divisor of `"mean"` in place of the number of boxes, such as the number of positives
-        of all ranks: a number or a tensor of one element; with 0 the loss is 0.""",
-    "dim": "the coordinate axis: -1 for boxes (N, 4), 1 for planes (B, 4, H, W).",
-    "backend": '`"auto"`, `"eager"`, `"numba"` (CPU) or `"triton"` (CUDA).',
-    "decoder": """how raw outputs stand for boxes: `pred` then holds `decoder.channels` of them along `dim`.
-        Loss and gradient at the raw outputs come from one pass if it is an `AxisDecoder`; any other decodes
-        through autograd.""",
-    "mode": '`"linear"`, `"log"`, `"square"` or `"alpha"`, see above.',
-    "alpha": 'the exponent of mode `"alpha"`, from 1 to 10; None for 3. No other mode takes one.',
-    "inner_ratio": """the scale of the boxes between which the IoU is taken, from 0.1 to 10; None for the
-        boxes themselves. NWD, which has no IoU, takes none.""",
-    "weighting": """a factor for each box from its IoU, such as `FocalWeighting()`; applied before `weight`.
-        If it is a module, it is a submodule of the loss's module.""",
-    "loss_weight": "lambda, the factor of the result, finite and not negative.",
-}
-"""The text of every argument that the losses share."""
-
-RETURNS = """A loss for each box, {}, in the shape of `pred` without `dim`; or a scalar if `reduction` is not
-    `"none"`. float32, or float64 for float64 input."""
+CALL = "Call it as `criterion(pred, target, weight=None, normalizer=None)`, see `forward`."
 
 RAISES = [
-    "TypeError: for a tensor that is not floating, a parameter that is no number, or an unknown keyword.",
-    """ValueError: for an unknown name, a parameter out of its range, no axis of four coordinates, or shapes
-    or devices that differ.""",
+    """TypeError: if `pred` or `target` is not a floating tensor, or `weight` not a real or boolean one; for a
+    parameter that is no number, or an unknown keyword.""",
+    """ValueError: for an unknown name, a parameter out of its range, no axis of {coordinates} coordinates, a
+    `weight` of another shape, a `normalizer` that is negative or not for `"mean"`, or shapes or devices that
+    differ.""",
 ]
 
-_sources: dict[Callable[..., Any], tuple[str, str, Mapping[str, str]]] = {}
 
+class LossFamily(NamedTuple):
+    """Losses that take the same options, and the part of their docstrings that is the same.
 
-def loss_docs(values: str, **own: str) -> Callable[[Function], Function]:
-    """Complete the docstring of a loss function: common text, arguments, what it returns and raises.
-
-    Args:
-        values: what the loss of a box may be, such as "in [0, 2]".
-        **own: the text of the arguments that the losses do not share.
+    Attributes:
+        common: what holds for each of them.
+        texts: the text of each argument that they share, by its name.
+        coordinates: how many a box has, as a word.
+        called: the function to which each loss function passes its `**options` on.
     """
 
-    def complete(function: Function) -> Function:
-        function = suggests_keywords(function)
-        if function.__doc__:  # there is none under python -OO
+    common: str
+    texts: Mapping[str, str]
+    coordinates: str
+    called: Callable[..., Any]
+
+    def function(self, values: str, **own: str) -> Callable[[Function], Function]:
+        """Complete a loss function: its options in its signature, and its docstring.
+
+        Args:
+            values: what the loss of a box may be, such as "in [0, 2]".
+            **own: the texts of the arguments that the family does not share.
+        """
+
+        def complete(function: Function) -> Function:
+            function = with_options(function, self.called)
             text, example = _parts(function.__doc__)
             _sources[function] = text, values, own
-            returns = _section("Returns", [RETURNS.format(values)], hanging=4)
-            function.__doc__ = _joined(text, COMMON, _arguments(function, own), returns, _raises(), example)
-        return function
+            returns = _section("Returns", [RETURNS.format(values=values)], hanging=4)
+            arguments = self._arguments(function, own)
+            function.__doc__ = _joined(text, self.common, arguments, returns, self._raises(), example)
+            return function
 
-    return complete
+        return complete
 
+    def module(self, function: Callable[..., Any]) -> Callable[[Class], Class]:
+        """Complete the module of a loss function: the same, with the text of its function."""
 
-def module_docs(function: Callable[..., Any]) -> Callable[[Class], Class]:
-    """Complete the docstring of a loss's module with the text of its function."""
-
-    def complete(module: Class) -> Class:
-        if module.__doc__:
+        def complete(module: Class) -> Class:
+            if own_init := vars(module).get("__init__"):
+                module.__init__ = with_options(own_init, module.__mro__[1].__init__)  # type: ignore[misc]
             line, example = _parts(module.__doc__)
             text, values, own = _sources[function]
-            bounds = f"The loss of a box is {values}."
-            arguments = _arguments(module, own)
-            module.__doc__ = _joined(line, text, bounds, COMMON, arguments, _raises(), example)
-        return module
+            bounds, arguments = BOUNDS.format(values=values), self._arguments(module, own)
+            sections = (line, text, bounds, self.common, CALL, arguments, self._raises(), example)
+            module.__doc__ = _joined(*sections)
+            return module
 
-    return complete
+        return complete
+
+    def _arguments(self, documented: Callable[..., Any], own: Mapping[str, str]) -> str:
+        texts, entries = {**self.texts, **own}, []
+        for name, parameter in inspect.signature(documented).parameters.items():
+            stated = parameter.default not in (parameter.empty, None)
+            entries.append(f"{name}: {texts[name]}" + f" Default: {parameter.default!r}." * stated)
+        return _section("Args", entries)
+
+    def _raises(self) -> str:
+        return _section("Raises", [entry.format(coordinates=self.coordinates) for entry in RAISES])
+
+
+_sources: dict[Callable[..., Any], tuple[str, str, Mapping[str, str]]] = {}
+"""What the docstring of each loss function says of it alone, its values and its own arguments."""
+
+
+def with_options(function: Function, called: Callable[..., Any]) -> Function:
+    """The function, with its `**options` written out in its signature as those of what it passes them to."""
+    signature = inspect.signature(function)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    if len(own) < len(signature.parameters):
+        keywords = inspect.signature(called).parameters.values()
+        options = [each for each in keywords if each.kind is each.KEYWORD_ONLY]
+        types = get_type_hints(called)
+        function.__annotations__ = {
+            **{name: text for name, text in function.__annotations__.items() if name != "options"},
+            **{option.name: types[option.name] for option in options},
+        }
+        function.__signature__ = signature.replace(parameters=own + options)  # type: ignore[attr-defined]
+    return suggests_keywords(function)
+
+
+def texts_of(options: type) -> dict[str, str]:
+    """The text of each option of a `TypedDict`, whose types are `Annotated[type, text]`."""
+    hints = get_type_hints(options, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
 
 def about(function: Callable[..., Any]) -> str:
@@ -110,25 +118,13 @@ def about(function: Callable[..., Any]) -> str:
     return _sources[function][0]
 
 
-def _parts(text: str) -> tuple[str, str]:
-    before, heading, example = inspect.cleandoc(text).partition("Example:\n")
+def _parts(text: str | None) -> tuple[str, str]:
+    before, heading, example = inspect.cleandoc(text or "").partition("Example:\n")
     return before.strip(), heading + example
 
 
 def _joined(*sections: str) -> str:
     return "\n\n".join(section.strip("\n") for section in sections)
-
-
-def _arguments(documented: Callable[..., Any], own: Mapping[str, str]) -> str:
-    texts, entries = {**OPTIONS, **own}, []
-    for name, parameter in inspect.signature(documented).parameters.items():
-        stated = parameter.default not in (parameter.empty, None)
-        entries.append(f"{name}: {texts[name]}" + f" Default: {parameter.default!r}." * stated)
-    return _section("Args", entries)
-
-
-def _raises() -> str:
-    return _section("Raises", RAISES)
 
 
 def _section(heading: str, entries: list[str], hanging: int = 8) -> str:

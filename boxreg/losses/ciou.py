@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch as xp
 from torch import Tensor
 
-from ..decoders import Decoder
 from ..iou.distances import direction
 from ..iou.functional import aligned_loss
 from ..iou.geometry import SMALLEST, AxisGrad, Pair, PairGrad, stop_gradient, unit_of
 from ..iou.spec import Term, define
-from ..reduction import Normalizer
-from ..weighting import Weighting
-from ._docs import loss_docs, module_docs
 from ._family import IoUFamilyLoss
+from ._options import IOU_FAMILY, Options
 from .diou import diou_penalty, diou_penalty_grad
 
 FOUR_OVER_PI_SQUARED = 4.0 / math.pi**2
@@ -64,24 +62,8 @@ def ciou_penalty_grad(pair: Pair) -> PairGrad:
 KIND = define("ciou", penalty=Term(ciou_penalty, ciou_penalty_grad))
 
 
-@loss_docs("in [0, 3] for boxes that are not inverted")
-def ciou_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    fmt: str = "xyxy",
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
-    backend: str = "auto",
-    decoder: Decoder | None = None,
-    mode: str = "linear",
-    alpha: float | None = None,
-    inner_ratio: float | None = None,
-    weighting: Weighting | None = None,
-    loss_weight: float = 1.0,
-) -> Tensor:
+@IOU_FAMILY.function("in [0, 3] for boxes that are not inverted")
+def ciou_loss(pred: Tensor, target: Tensor, **options: Unpack[Options]) -> Tensor:
     r"""Complete IoU loss, \( 1 - \mathrm{IoU} + \rho^2 / c^2 + \alpha v \).
 
     \[ v = \frac{4}{\pi^2} \left( \arctan\frac{w_t}{h_t} - \arctan\frac{w}{h} \right)^2, \qquad
@@ -97,14 +79,10 @@ def ciou_loss(
         >>> ciou_loss(torch.tensor([[0.0, 0.0, 2.0, 1.0]]), torch.tensor([[0.0, 0.0, 1.0, 2.0]]))
         tensor([0.7629])
     """
-    return aligned_loss(
-        KIND, pred, target, fmt=fmt, reduction=reduction, weight=weight, normalizer=normalizer, dim=dim,
-        backend=backend, decoder=decoder, mode=mode, alpha=alpha, inner_ratio=inner_ratio,
-        weighting=weighting, loss_weight=loss_weight,
-    )  # fmt: skip
+    return aligned_loss(KIND, pred, target, **options)
 
 
-@module_docs(ciou_loss)
+@IOU_FAMILY.module(ciou_loss)
 class CIoULoss(IoUFamilyLoss):
     """Complete IoU loss as a module (Zheng et al. 2020, arXiv:1911.08287).
 

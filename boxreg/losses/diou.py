@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 
-from ..decoders import Decoder
 from ..iou.distances import distance_grad, squared, squared_diagonal
 from ..iou.functional import aligned_loss
 from ..iou.geometry import Pair, PairGrad, ratio
 from ..iou.spec import Term, define
-from ..reduction import Normalizer
-from ..weighting import Weighting
-from ._docs import loss_docs, module_docs
 from ._family import IoUFamilyLoss
+from ._options import IOU_FAMILY, Options
 
 
 def diou_penalty(pair: Pair) -> Tensor:
@@ -35,24 +34,8 @@ def diou_penalty_grad(pair: Pair) -> PairGrad:
 KIND = define("diou", penalty=Term(diou_penalty, diou_penalty_grad))
 
 
-@loss_docs("in [0, 2] for boxes that are not inverted")
-def diou_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    fmt: str = "xyxy",
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
-    backend: str = "auto",
-    decoder: Decoder | None = None,
-    mode: str = "linear",
-    alpha: float | None = None,
-    inner_ratio: float | None = None,
-    weighting: Weighting | None = None,
-    loss_weight: float = 1.0,
-) -> Tensor:
+@IOU_FAMILY.function("in [0, 2] for boxes that are not inverted")
+def diou_loss(pred: Tensor, target: Tensor, **options: Unpack[Options]) -> Tensor:
     r"""Distance IoU loss, \( 1 - \mathrm{IoU} + \rho^2 / c^2 \).
 
     rho is the distance of the centres, c the diagonal of the smallest enclosing box. Zheng et al. 2020,
@@ -64,14 +47,10 @@ def diou_loss(
         >>> diou_loss(torch.tensor([[0.0, 0.0, 1.0, 3.0]]), torch.tensor([[3.0, 0.0, 4.0, 3.0]]))
         tensor([1.3600])
     """
-    return aligned_loss(
-        KIND, pred, target, fmt=fmt, reduction=reduction, weight=weight, normalizer=normalizer, dim=dim,
-        backend=backend, decoder=decoder, mode=mode, alpha=alpha, inner_ratio=inner_ratio,
-        weighting=weighting, loss_weight=loss_weight,
-    )  # fmt: skip
+    return aligned_loss(KIND, pred, target, **options)
 
 
-@module_docs(diou_loss)
+@IOU_FAMILY.module(diou_loss)
 class DIoULoss(IoUFamilyLoss):
     """Distance IoU loss as a module (Zheng et al. 2020, arXiv:1911.08287).
 

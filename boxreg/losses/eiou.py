@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 
-from ..decoders import Decoder
 from ..iou.functional import aligned_loss
 from ..iou.geometry import Axis, AxisGrad, Pair, PairGrad, measure, ratio
 from ..iou.spec import Term, define
-from ..reduction import Normalizer
-from ..weighting import Weighting
-from ._docs import loss_docs, module_docs
 from ._family import IoUFamilyLoss
+from ._options import IOU_FAMILY, Options
 from .diou import diou_penalty, diou_penalty_grad
 
 
@@ -49,24 +48,8 @@ def eiou_penalty_grad(pair: Pair) -> PairGrad:
 KIND = define("eiou", penalty=Term(eiou_penalty, eiou_penalty_grad))
 
 
-@loss_docs("in [0, 3.25] for boxes that are not inverted")
-def eiou_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    fmt: str = "xyxy",
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
-    backend: str = "auto",
-    decoder: Decoder | None = None,
-    mode: str = "linear",
-    alpha: float | None = None,
-    inner_ratio: float | None = None,
-    weighting: Weighting | None = None,
-    loss_weight: float = 1.0,
-) -> Tensor:
+@IOU_FAMILY.function("in [0, 3.25] for boxes that are not inverted")
+def eiou_loss(pred: Tensor, target: Tensor, **options: Unpack[Options]) -> Tensor:
     r"""Efficient IoU loss: the distance of the centres, and the difference of the sizes.
 
     \[ 1 - \mathrm{IoU} + \frac{\rho^2}{c^2} + \frac{(w - w_t)^2}{C_w^2} + \frac{(h - h_t)^2}{C_h^2} \]
@@ -82,14 +65,10 @@ def eiou_loss(
         >>> eiou_loss(torch.tensor([[1.0, 0.0, 3.0, 4.0]]), torch.tensor([[0.0, 0.0, 4.0, 4.0]]))
         tensor([0.7500])
     """
-    return aligned_loss(
-        KIND, pred, target, fmt=fmt, reduction=reduction, weight=weight, normalizer=normalizer, dim=dim,
-        backend=backend, decoder=decoder, mode=mode, alpha=alpha, inner_ratio=inner_ratio,
-        weighting=weighting, loss_weight=loss_weight,
-    )  # fmt: skip
+    return aligned_loss(KIND, pred, target, **options)
 
 
-@module_docs(eiou_loss)
+@IOU_FAMILY.module(eiou_loss)
 class EIoULoss(IoUFamilyLoss):
     """Efficient IoU loss as a module (Zhang et al. 2021, arXiv:2101.08158).
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch as xp
 from torch import Tensor
 
-from .._checks import suggests_keywords
-from ..decoders import Decoder
 from ..iou.functional import aligned_loss
 from ..iou.geometry import Axis, AxisGrad, Pair, PairGrad
 from ..iou.spec import Term, define, length
-from ..reduction import Normalizer
-from ..weighting import Weighting
-from ._docs import loss_docs, module_docs
 from ._family import IoUFamilyLoss
+from ._options import IOU_FAMILY, ModuleOptions, Options
 
 FAR = 2.0**40
 """Distances beyond this many diagonals of the image (1e12) count as this: no square overflows."""
@@ -70,29 +68,13 @@ KIND = define(
 )
 
 
-@loss_docs(
+@IOU_FAMILY.function(
     "not negative and without a bound",
     image_width="W, the width of the image in the unit of the boxes, from 2^-28 to 2^28.",
     image_height="H, its height, likewise.",
 )
 def mpdiou_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    image_width: float,
-    image_height: float,
-    fmt: str = "xyxy",
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
-    backend: str = "auto",
-    decoder: Decoder | None = None,
-    mode: str = "linear",
-    alpha: float | None = None,
-    inner_ratio: float | None = None,
-    weighting: Weighting | None = None,
-    loss_weight: float = 1.0,
+    pred: Tensor, target: Tensor, *, image_width: float, image_height: float, **options: Unpack[Options]
 ) -> Tensor:
     r"""MPDIoU loss, \( 1 - \mathrm{IoU} + (d_1^2 + d_2^2) / (W^2 + H^2) \).
 
@@ -111,14 +93,10 @@ def mpdiou_loss(
         >>> mpdiou_loss(pred, target, image_width=4.0, image_height=2.0)
         tensor([1.1000])
     """
-    return aligned_loss(
-        KIND, pred, target, fmt=fmt, reduction=reduction, weight=weight, normalizer=normalizer, dim=dim,
-        backend=backend, decoder=decoder, mode=mode, alpha=alpha, inner_ratio=inner_ratio,
-        weighting=weighting, loss_weight=loss_weight, image_width=image_width, image_height=image_height,
-    )  # fmt: skip
+    return aligned_loss(KIND, pred, target, image_width=image_width, image_height=image_height, **options)
 
 
-@module_docs(mpdiou_loss)
+@IOU_FAMILY.module(mpdiou_loss)
 class MPDIoULoss(IoUFamilyLoss):
     """MPDIoU loss as a module (Ma and Xu 2023, arXiv:2307.07662).
 
@@ -132,7 +110,6 @@ class MPDIoULoss(IoUFamilyLoss):
 
     kind = KIND
 
-    @suggests_keywords
     def __init__(
         self,
         fmt: str = "xyxy",
@@ -141,16 +118,7 @@ class MPDIoULoss(IoUFamilyLoss):
         *,
         image_width: float,
         image_height: float,
-        dim: int = -1,
-        backend: str = "auto",
-        decoder: Decoder | None = None,
-        mode: str = "linear",
-        alpha: float | None = None,
-        inner_ratio: float | None = None,
-        weighting: Weighting | None = None,
+        **options: Unpack[ModuleOptions],
     ) -> None:
         self.image_width, self.image_height = image_width, image_height
-        super().__init__(
-            fmt, reduction, loss_weight, dim=dim, backend=backend, decoder=decoder, mode=mode, alpha=alpha,
-            inner_ratio=inner_ratio, weighting=weighting,
-        )  # fmt: skip
+        super().__init__(fmt, reduction, loss_weight, **options)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch as xp
 from torch import Tensor
 
-from .._checks import suggests_keywords
-from ..decoders import Decoder
 from ..iou.functional import aligned_loss
 from ..iou.geometry import SMALLEST, Axis, AxisGrad, Pair, PairGrad, Unit, guarded_unit, larger, measure
 from ..iou.spec import Term, define, length
-from ..reduction import Normalizer
-from ..weighting import Weighting
-from ._docs import loss_docs, module_docs
 from ._family import IoUFamilyLoss
+from ._options import IOU_FAMILY, ModuleOptions, Options
 
 FARTHEST = 2.0**10
 """In units of the constant: exp(-1024) is 0 in every dtype."""
@@ -80,7 +76,7 @@ def nwd_score_grad(pair: Pair, constant: float) -> PairGrad:
 KIND = define("nwd", overlap=Term(nwd_score, nwd_score_grad, (length("constant"),)))
 
 
-@loss_docs(
+@IOU_FAMILY.function(
     "in [0, 1] for boxes that are not inverted",
     constant=(
         "C, in the unit of the boxes, from 2^-28 to 2^28. The paper relates it to the "
@@ -88,24 +84,7 @@ KIND = define("nwd", overlap=Term(nwd_score, nwd_score_grad, (length("constant")
         "almost flat."
     ),
 )
-def nwd_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    constant: float,
-    fmt: str = "xyxy",
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
-    backend: str = "auto",
-    decoder: Decoder | None = None,
-    mode: str = "linear",
-    alpha: float | None = None,
-    inner_ratio: float | None = None,
-    weighting: Weighting | None = None,
-    loss_weight: float = 1.0,
-) -> Tensor:
+def nwd_loss(pred: Tensor, target: Tensor, *, constant: float, **options: Unpack[Options]) -> Tensor:
     r"""NWD loss, \( 1 - e^{-W_2 / C} \): the Wasserstein distance of the boxes as Gaussians.
 
     \[ W_2^2 = d_x^2 + d_y^2 + \frac{(w - w_t)^2 + (h - h_t)^2}{4} \]
@@ -123,14 +102,10 @@ def nwd_loss(
         >>> nwd_loss(pred, target, constant=10.0)
         tensor([0.3935])
     """
-    return aligned_loss(
-        KIND, pred, target, fmt=fmt, reduction=reduction, weight=weight, normalizer=normalizer, dim=dim,
-        backend=backend, decoder=decoder, mode=mode, alpha=alpha, inner_ratio=inner_ratio,
-        weighting=weighting, loss_weight=loss_weight, constant=constant,
-    )  # fmt: skip
+    return aligned_loss(KIND, pred, target, constant=constant, **options)
 
 
-@module_docs(nwd_loss)
+@IOU_FAMILY.module(nwd_loss)
 class NWDLoss(IoUFamilyLoss):
     """NWD loss as a module (Wang et al. 2021, arXiv:2110.13389).
 
@@ -144,7 +119,6 @@ class NWDLoss(IoUFamilyLoss):
 
     kind = KIND
 
-    @suggests_keywords
     def __init__(
         self,
         fmt: str = "xyxy",
@@ -152,16 +126,7 @@ class NWDLoss(IoUFamilyLoss):
         loss_weight: float = 1.0,
         *,
         constant: float,
-        dim: int = -1,
-        backend: str = "auto",
-        decoder: Decoder | None = None,
-        mode: str = "linear",
-        alpha: float | None = None,
-        inner_ratio: float | None = None,
-        weighting: Weighting | None = None,
+        **options: Unpack[ModuleOptions],
     ) -> None:
         self.constant = constant
-        super().__init__(
-            fmt, reduction, loss_weight, dim=dim, backend=backend, decoder=decoder, mode=mode, alpha=alpha,
-            inner_ratio=inner_ratio, weighting=weighting,
-        )  # fmt: skip
+        super().__init__(fmt, reduction, loss_weight, **options)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch as xp
 from torch import Tensor
 
-from .._checks import suggests_keywords
-from ..decoders import Decoder
 from ..iou.distances import (
     direction,
     distance_grad,
@@ -20,10 +20,8 @@ from ..iou.distances import (
 from ..iou.functional import aligned_loss
 from ..iou.geometry import SMALLEST, Axis, AxisGrad, Pair, PairGrad, Unit, ratio, stop_gradient
 from ..iou.spec import Parameter, Term, define
-from ..reduction import Normalizer
-from ..weighting import Weighting
-from ._docs import loss_docs, module_docs
 from ._family import IoUFamilyLoss
+from ._options import IOU_FAMILY, ModuleOptions, Options
 
 
 def shape_weights(pair: Pair, scale: float) -> tuple[Tensor, Tensor]:
@@ -85,28 +83,11 @@ KIND = define(
 )
 
 
-@loss_docs(
+@IOU_FAMILY.function(
     "in [0, 3.28] for boxes that are not inverted",
     scale=("the exponent s, from 0 to 16; the paper relates it to the sizes of a dataset's objects."),
 )
-def shapeiou_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    scale: float = 0.0,
-    fmt: str = "xyxy",
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
-    backend: str = "auto",
-    decoder: Decoder | None = None,
-    mode: str = "linear",
-    alpha: float | None = None,
-    inner_ratio: float | None = None,
-    weighting: Weighting | None = None,
-    loss_weight: float = 1.0,
-) -> Tensor:
+def shapeiou_loss(pred: Tensor, target: Tensor, *, scale: float = 0.0, **options: Unpack[Options]) -> Tensor:
     r"""Shape-IoU loss: costs of distance and shape, weighted by the target's shape.
 
     \[ 1 - \mathrm{IoU} + \frac{a d_x^2 + b d_y^2}{c^2}
@@ -128,14 +109,10 @@ def shapeiou_loss(
         >>> shapeiou_loss(pred, target), shapeiou_loss(pred, target, scale=1.0)
         (tensor([0.7667]), tensor([0.7333]))
     """
-    return aligned_loss(
-        KIND, pred, target, fmt=fmt, reduction=reduction, weight=weight, normalizer=normalizer, dim=dim,
-        backend=backend, decoder=decoder, mode=mode, alpha=alpha, inner_ratio=inner_ratio,
-        weighting=weighting, loss_weight=loss_weight, scale=scale,
-    )  # fmt: skip
+    return aligned_loss(KIND, pred, target, scale=scale, **options)
 
 
-@module_docs(shapeiou_loss)
+@IOU_FAMILY.module(shapeiou_loss)
 class ShapeIoULoss(IoUFamilyLoss):
     """Shape-IoU loss as a module (Zhang and Zhang 2023, arXiv:2312.17663).
 
@@ -149,7 +126,6 @@ class ShapeIoULoss(IoUFamilyLoss):
 
     kind = KIND
 
-    @suggests_keywords
     def __init__(
         self,
         fmt: str = "xyxy",
@@ -157,16 +133,7 @@ class ShapeIoULoss(IoUFamilyLoss):
         loss_weight: float = 1.0,
         *,
         scale: float = 0.0,
-        dim: int = -1,
-        backend: str = "auto",
-        decoder: Decoder | None = None,
-        mode: str = "linear",
-        alpha: float | None = None,
-        inner_ratio: float | None = None,
-        weighting: Weighting | None = None,
+        **options: Unpack[ModuleOptions],
     ) -> None:
         self.scale = scale
-        super().__init__(
-            fmt, reduction, loss_weight, dim=dim, backend=backend, decoder=decoder, mode=mode, alpha=alpha,
-            inner_ratio=inner_ratio, weighting=weighting,
-        )  # fmt: skip
+        super().__init__(fmt, reduction, loss_weight, **options)

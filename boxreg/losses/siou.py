@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch as xp
 from torch import Tensor
 
-from ..decoders import Decoder
 from ..iou.distances import half_shape_cost_grad, shape_cost, size_mismatch, size_mismatch_grad
 from ..iou.functional import aligned_loss
 from ..iou.geometry import SMALLEST, Axis, AxisGrad, Pair, PairGrad, guarded_unit, larger, measure, ratio
 from ..iou.spec import Term, define
-from ..reduction import Normalizer
-from ..weighting import Weighting
-from ._docs import loss_docs, module_docs
 from ._family import IoUFamilyLoss
+from ._options import IOU_FAMILY, Options
 
 
 class Heading(NamedTuple):
@@ -104,24 +101,8 @@ def siou_penalty_grad(pair: Pair) -> PairGrad:
 KIND = define("siou", penalty=Term(siou_penalty, siou_penalty_grad))
 
 
-@loss_docs("in [0, 2.03] for boxes that are not inverted")
-def siou_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    fmt: str = "xyxy",
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
-    backend: str = "auto",
-    decoder: Decoder | None = None,
-    mode: str = "linear",
-    alpha: float | None = None,
-    inner_ratio: float | None = None,
-    weighting: Weighting | None = None,
-    loss_weight: float = 1.0,
-) -> Tensor:
+@IOU_FAMILY.function("in [0, 2.03] for boxes that are not inverted")
+def siou_loss(pred: Tensor, target: Tensor, **options: Unpack[Options]) -> Tensor:
     r"""SIoU loss, \( 1 - \mathrm{IoU} + (\Delta + \Omega) / 2 \): angle, distance and shape costs.
 
     \[ \Lambda = \frac{2 |d_x d_y|}{d_x^2 + d_y^2}, \qquad
@@ -142,14 +123,10 @@ def siou_loss(
         >>> siou_loss(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
         tensor([1.3377])
     """
-    return aligned_loss(
-        KIND, pred, target, fmt=fmt, reduction=reduction, weight=weight, normalizer=normalizer, dim=dim,
-        backend=backend, decoder=decoder, mode=mode, alpha=alpha, inner_ratio=inner_ratio,
-        weighting=weighting, loss_weight=loss_weight,
-    )  # fmt: skip
+    return aligned_loss(KIND, pred, target, **options)
 
 
-@module_docs(siou_loss)
+@IOU_FAMILY.module(siou_loss)
 class SIoULoss(IoUFamilyLoss):
     """SIoU loss as a module (Gevorgyan 2022, arXiv:2205.12740).
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch as xp
 from torch import Tensor
 
-from ..decoders import Decoder
 from ..iou.distances import squared, squared_diagonal
 from ..iou.functional import aligned_loss
 from ..iou.geometry import Axis, AxisGrad, Pair, PairGrad, Unit, measure, ratio, stop_gradient
 from ..iou.spec import Term, define
-from ..reduction import Normalizer
-from ..weighting import Weighting
-from ._docs import loss_docs, module_docs
 from ._family import IoUFamilyLoss
+from ._options import IOU_FAMILY, Options
 
 
 def constant_diagonal(pair: Pair) -> Tensor:
@@ -48,24 +47,8 @@ def wiou_penalty_grad(pair: Pair) -> PairGrad:
 KIND = define("wiou", penalty=Term(wiou_penalty, wiou_penalty_grad))
 
 
-@loss_docs("in [0, e] for boxes that are not inverted")
-def wiou_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    fmt: str = "xyxy",
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
-    backend: str = "auto",
-    decoder: Decoder | None = None,
-    mode: str = "linear",
-    alpha: float | None = None,
-    inner_ratio: float | None = None,
-    weighting: Weighting | None = None,
-    loss_weight: float = 1.0,
-) -> Tensor:
+@IOU_FAMILY.function("in [0, e] for boxes that are not inverted")
+def wiou_loss(pred: Tensor, target: Tensor, **options: Unpack[Options]) -> Tensor:
     r"""Wise-IoU loss, version 1: \( R\, (1 - \mathrm{IoU}) \) with \( R = e^{\rho^2 / c^2} \).
 
     rho is the distance of the centres, c the diagonal of the smallest enclosing box. c^2 is a constant under
@@ -81,14 +64,10 @@ def wiou_loss(
         >>> wiou_loss(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
         tensor([1.6979])
     """
-    return aligned_loss(
-        KIND, pred, target, fmt=fmt, reduction=reduction, weight=weight, normalizer=normalizer, dim=dim,
-        backend=backend, decoder=decoder, mode=mode, alpha=alpha, inner_ratio=inner_ratio,
-        weighting=weighting, loss_weight=loss_weight,
-    )  # fmt: skip
+    return aligned_loss(KIND, pred, target, **options)
 
 
-@module_docs(wiou_loss)
+@IOU_FAMILY.module(wiou_loss)
 class WIoULoss(IoUFamilyLoss):
     """Wise-IoU loss as a module (Tong et al. 2023, arXiv:2301.10051).
 

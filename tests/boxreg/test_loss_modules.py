@@ -7,7 +7,7 @@ import inspect
 import pickle
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from boxreg import BoxLoss, CIoULoss, GIoULoss, LossSum, NWDLoss, UnitSquareDeco
 from boxreg.iou.functional import aligned_loss
 from boxreg.iou.spec import FAMILY
 from boxreg.losses import LOSSES, IoUFamilyLoss
+from boxreg.losses._options import ModuleOptions, Options
 from tests.cases import PARAMETERS
 
 every_kind = pytest.mark.parametrize("kind", LOSSES)
@@ -68,6 +69,20 @@ class TestSignatures:
         assert all(option.kind is inspect.Parameter.KEYWORD_ONLY for option in options.values())
         assert {name: option for name, option in options.items() if name in COMMON} == COMMON
         assert set(options) - set(COMMON) == set(PARAMETERS.get(kind, {}))
+
+    def test_type_checkers_read_the_options_of_run_time(self) -> None:
+        hints = get_type_hints(aligned_loss)
+        assert get_type_hints(Options) == {name: hints[name] for name in COMMON}
+        own = inspect.signature(IoUFamilyLoss).parameters.values()
+        assert set(get_type_hints(ModuleOptions)) == {
+            each.name for each in own if each.kind is each.KEYWORD_ONLY
+        }
+
+    @every_kind
+    def test_annotations_are_types(self, kind: str) -> None:
+        hints = get_type_hints(function_of(kind))
+        assert get_type_hints(Options).items() <= hints.items()
+        assert set(hints) == {*inspect.signature(function_of(kind)).parameters, "return"}
 
     @every_kind
     def test_modules_take_the_options_of_their_functions(self, kind: str) -> None:
