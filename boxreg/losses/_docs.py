@@ -10,21 +10,29 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 from .._checks import Function, suggests_keywords
 
 Class = TypeVar("Class", bound=type)
+Documented = TypeVar("Documented", bound=Callable[..., Any])
 
 RETURNS = """A loss for each box, {values}, in the shape of `pred` without `dim`; or a scalar if `reduction`
     is not `"none"`. float32, or float64 for float64 input."""
+
+FORWARD = """A scalar; or with `reduction="none"` a loss for each box, in the shape of `pred` without `dim`.
+    float32, or float64 for float64 input."""
 
 BOUNDS = "The loss of a box is {values}."
 
 CALL = "Call it as `criterion(pred, target, weight=None, normalizer=None)`, see `forward`."
 
-RAISES = [
-    """TypeError: if `pred` or `target` is not a floating tensor, or `weight` not a real or boolean one; for a
-    parameter that is no number, or an unknown keyword.""",
-    """ValueError: for an unknown name, a parameter out of its range, no axis of {coordinates} coordinates, a
-    `weight` of another shape, a `normalizer` that is negative or not for `"mean"`, or shapes or devices that
-    differ.""",
-]
+WRONG_OPTIONS = {
+    "TypeError": "for a parameter that is no number, or an unknown keyword",
+    "ValueError": "for an unknown name, or a parameter out of its range",
+}
+
+WRONG_BOXES = {
+    "TypeError": """if `pred` or `target` is not a floating tensor, `weight` not a real or boolean one, or
+        `normalizer` not a number""",
+    "ValueError": """for no axis of {coordinates} coordinates, a `weight` of another shape, a `normalizer`
+        that is negative or not for `"mean"`, or shapes or devices that differ""",
+}
 
 
 class LossFamily(NamedTuple):
@@ -55,8 +63,8 @@ class LossFamily(NamedTuple):
             text, example = _parts(function.__doc__)
             _sources[function] = text, values, own
             returns = _section("Returns", [RETURNS.format(values=values)], hanging=4)
-            arguments = self._arguments(function, own)
-            function.__doc__ = _joined(text, self.common, arguments, returns, self._raises(), example)
+            arguments, raises = self._arguments(function, own), self._raises(WRONG_OPTIONS, WRONG_BOXES)
+            function.__doc__ = _joined(text, self.common, arguments, returns, raises, example)
             return function
 
         return complete
@@ -70,21 +78,38 @@ class LossFamily(NamedTuple):
             line, example = _parts(module.__doc__)
             text, values, own = _sources[function]
             bounds, arguments = BOUNDS.format(values=values), self._arguments(module, own)
-            sections = (line, text, bounds, self.common, CALL, arguments, self._raises(), example)
-            module.__doc__ = _joined(*sections)
+            raises = self._raises(WRONG_OPTIONS)
+            module.__doc__ = _joined(line, text, bounds, self.common, CALL, arguments, raises, example)
             return module
+
+        return complete
+
+    def arguments(self, **own: str) -> Callable[[Documented], Documented]:
+        """Complete the docstring of a base class or of its `forward`; `own` as in `function`."""
+
+        def complete(documented: Documented) -> Documented:
+            sections = [documented.__doc__ or "", self._arguments(documented, own)]
+            if inspect.isclass(documented):
+                sections += [self._raises(WRONG_OPTIONS)]
+            else:
+                sections += [_section("Returns", [FORWARD], hanging=4), self._raises(WRONG_BOXES)]
+            documented.__doc__ = _joined(*sections)
+            return documented
 
         return complete
 
     def _arguments(self, documented: Callable[..., Any], own: Mapping[str, str]) -> str:
         texts, entries = {**self.texts, **own}, []
         for name, parameter in inspect.signature(documented).parameters.items():
+            if name == "self":
+                continue
             stated = parameter.default not in (parameter.empty, None)
             entries.append(f"{name}: {texts[name]}" + f" Default: {parameter.default!r}." * stated)
         return _section("Args", entries)
 
-    def _raises(self) -> str:
-        return _section("Raises", [entry.format(coordinates=self.coordinates) for entry in RAISES])
+    def _raises(self, *wrong: Mapping[str, str]) -> str:
+        entries = [f"{error}: {'; '.join(each[error] for each in wrong)}." for error in WRONG_OPTIONS]
+        return _section("Raises", [entry.format(coordinates=self.coordinates) for entry in entries])
 
 
 _sources: dict[Callable[..., Any], tuple[str, str, Mapping[str, str]]] = {}

@@ -14,6 +14,7 @@ from ..iou.functional import aligned_loss
 from ..iou.spec import FAMILY, check_parameters
 from ..reduction import REDUCTIONS, Normalizer
 from ..weighting import Weighting, check_weighting
+from ._options import IOU_FAMILY
 from ._sum import Loss
 
 
@@ -61,6 +62,7 @@ class IoUFamilyLoss(Loss):
         names = overlap.parameters + penalty.parameters
         return {name: getattr(self, name) for name, *_ in names} if names else {}
 
+    @IOU_FAMILY.arguments(factor="multiplies the result, as `loss_weight` does; a sum of losses gives it.")
     def forward(
         self,
         pred: Tensor,
@@ -69,26 +71,7 @@ class IoUFamilyLoss(Loss):
         normalizer: Normalizer | None = None,
         factor: float = 1.0,
     ) -> Tensor:
-        """The loss of `pred` against `target`.
-
-        Args:
-            pred: predicted boxes, four coordinates along `dim`, any shape and unit, floating; with a
-                `decoder`, its raw outputs.
-            target: target boxes, the same shape and unit; nothing is broadcast.
-            weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and
-                a gradient of exactly 0, even if it holds NaN.
-            normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of
-                positives of all ranks: a number or a tensor of one element; with 0 the loss is 0.
-            factor: multiplies the result, as `loss_weight` does; a sum of losses gives it.
-
-        Returns:
-            A scalar; or with `reduction="none"` a loss for each box, in the shape of `pred` without `dim`.
-            float32, or float64 for float64 input.
-
-        Raises:
-            TypeError: for a tensor that is not floating.
-            ValueError: for no axis of four coordinates, or shapes or devices that differ.
-        """
+        """The loss of `pred` against `target`."""
         return aligned_loss(
             self.kind,
             pred,

@@ -11,14 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_boxes, check_choice, check_number, check_same_shape
+from .._checks import check_boxes, check_choice, check_number, check_same_shape, suggests_keywords
 from .._dtypes import promote
 from ..reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
+from ._docs import LossFamily, texts_of
 from ._gaussians import Pair, bhattacharyya, kullback_leibler, pair_of, root, wasserstein
+from ._options import IOU_FAMILY, Reduction
 
 MODES = ("l1", "l2")
 """What `mode` of `probiou_loss` may be."""
@@ -47,10 +50,11 @@ def _reduced(
     per_box: Callable[[Pair], Tensor],
     pred: Tensor,
     target: Tensor,
-    reduction: str,
-    weight: Tensor | None,
-    normalizer: Normalizer | None,
-    dim: int,
+    *,
+    reduction: str = "none",
+    weight: Tensor | None = None,
+    normalizer: Normalizer | None = None,
+    dim: int = -1,
 ) -> Tensor:
     check_boxes("pred", pred, dim, coordinates=5)
     check_boxes("target", target, dim, coordinates=5)
@@ -63,15 +67,41 @@ def _reduced(
     return reduce_loss(per_box(pair) + pair.inversion, reduction, weight=weight, normalizer=normalizer)
 
 
+class RotatedOptions(Reduction, total=False):
+    """The options of every loss function of rotated boxes."""
+
+    dim: Annotated[int, "the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W)."]
+
+
+BOXES = {
+    "pred": """predicted boxes (cx, cy, w, h, angle) along `dim`, any shape, floating. Lengths are in any
+        unit; the angle, that of the side w, is in radians, from the x axis towards the y axis.""",
+    "target": "target boxes in the same format, shape and unit; nothing is broadcast.",
+}
+
+COMMON = """
+A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
+input gives a finite loss and gradient, including boxes without area. A negative side never costs less
+than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
+"""
+
+TEXTS = {**IOU_FAMILY.texts, **BOXES, **texts_of(RotatedOptions)}
+
+ROTATED = LossFamily(COMMON, TEXTS, "five", called=_reduced)
+"""What completes each loss of rotated boxes."""
+
+FUN_AND_TAU = {
+    "fun": 'f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D.',
+    "tau": "the constant beside f, at least 1; identical boxes cost 1 - 1 / tau.",
+}
+
+
+@ROTATED.function(
+    'in [0, 1] for `"l1"` and at least 0 for `"l2"`, for boxes without negative sides',
+    mode='`"l1"` or `"l2"`, see above.',
+)
 def probiou_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    mode: str = "l1",
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
+    pred: Tensor, target: Tensor, *, mode: str = "l1", **options: Unpack[RotatedOptions]
 ) -> Tensor:
     r"""ProbIoU loss: the Hellinger distance of the boxes as Gaussians, or the distance it comes from.
 
@@ -86,33 +116,6 @@ def probiou_loss(
     `mode` `"l1"` is 1 - ProbIoU. Its gradient fades out as e^-B for boxes far apart, where the gradient of
     `"l2"` does not. Neither loss changes under scaling.
 
-    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
-    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
-    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
-
-    Args:
-        pred: predicted boxes (cx, cy, w, h, angle) along `dim`, any shape, floating. Lengths are in any unit;
-            the angle is in radians, from the x axis towards the y axis, and is that of the side w.
-        target: target boxes in the same format, shape and unit; nothing is broadcast.
-        mode: `"l1"` or `"l2"`, see above. Default: 'l1'.
-        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'none'.
-        weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and a
-            gradient of exactly 0, even if it holds NaN. None for 1 each.
-        normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of positives
-            of all ranks: a number or a tensor of one element; with 0 the loss is 0. None for the number.
-        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
-
-    Returns:
-        A loss for each box, in the shape of `pred` without `dim`; or a scalar if `reduction` is not `"none"`.
-        float32, or float64 for float64 input. Without negative sides the loss of a box is in [0, 1] for
-        `"l1"` and at least 0 for `"l2"`.
-
-    Raises:
-        TypeError: if `pred` or `target` is not a floating tensor, `weight` not a real or boolean one, or
-            `normalizer` not a number; or for an unknown keyword.
-        ValueError: for an unknown mode or reduction, no axis of five coordinates, a `weight` of another
-            shape, a `normalizer` that is negative or not for `"mean"`, or shapes or devices that differ.
-
     Example:
         >>> import torch
         >>> from boxreg.functional import probiou_loss
@@ -124,19 +127,12 @@ def probiou_loss(
         tensor([0.0938])
     """
     check_choice("mode", mode, MODES)
-    return _reduced(partial(_hellinger, mode), pred, target, reduction, weight, normalizer, dim)
+    return _reduced(partial(_hellinger, mode), pred, target, **options)
 
 
+@ROTATED.function("in [1 - 1 / tau, 1] for boxes without negative sides", **FUN_AND_TAU)
 def kld_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    fun: str = "log1p",
-    tau: float = 1.0,
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
+    pred: Tensor, target: Tensor, *, fun: str = "log1p", tau: float = 1.0, **options: Unpack[RotatedOptions]
 ) -> Tensor:
     r"""Kullback-Leibler loss of rotated boxes, \( 1 - 1 / (\tau + f(D)) \).
 
@@ -152,35 +148,6 @@ def kld_loss(
     authors' implementation in MMRotate. With tau = 1 identical boxes cost 0. The loss does not change under
     scaling.
 
-    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
-    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
-    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
-
-    Args:
-        pred: predicted boxes (cx, cy, w, h, angle) along `dim`, any shape, floating. Lengths are in any unit;
-            the angle is in radians, from the x axis towards the y axis, and is that of the side w.
-        target: target boxes in the same format, shape and unit; nothing is broadcast.
-        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
-        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
-        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'none'.
-        weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and a
-            gradient of exactly 0, even if it holds NaN. None for 1 each.
-        normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of positives
-            of all ranks: a number or a tensor of one element; with 0 the loss is 0. None for the number.
-        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
-
-    Returns:
-        A loss for each box, in the shape of `pred` without `dim`; or a scalar if `reduction` is not `"none"`.
-        float32, or float64 for float64 input. Without negative sides the loss of a box is in [1 - 1 / tau,
-        1].
-
-    Raises:
-        TypeError: if `pred` or `target` is not a floating tensor, `weight` not a real or boolean one, or
-            `tau` or `normalizer` not a number; or for an unknown keyword.
-        ValueError: for an unknown `fun` or reduction, a `tau` below 1, no axis of five coordinates, a
-            `weight` of another shape, a `normalizer` that is negative or not for `"mean"`, or shapes or
-            devices that differ.
-
     Example:
         >>> import torch
         >>> from boxreg.functional import kld_loss
@@ -190,21 +157,12 @@ def kld_loss(
         tensor([0.2612])
     """
     _check_fun_and_tau(fun, tau)
-    return _reduced(
-        partial(_bounded, kullback_leibler, fun, tau), pred, target, reduction, weight, normalizer, dim
-    )
+    return _reduced(partial(_bounded, kullback_leibler, fun, tau), pred, target, **options)
 
 
+@ROTATED.function("in [1 - 1 / tau, 1] for boxes without negative sides", **FUN_AND_TAU)
 def gwd_loss(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    fun: str = "log1p",
-    tau: float = 1.0,
-    reduction: str = "none",
-    weight: Tensor | None = None,
-    normalizer: Normalizer | None = None,
-    dim: int = -1,
+    pred: Tensor, target: Tensor, *, fun: str = "log1p", tau: float = 1.0, **options: Unpack[RotatedOptions]
 ) -> Tensor:
     r"""Gaussian Wasserstein loss of rotated boxes, \( 1 - 1 / (\tau + f(D)) \).
 
@@ -221,35 +179,6 @@ def gwd_loss(
     f is ln(1 + D) or the square root of D, and tau at least 1, as in the paper; the defaults are MMRotate's.
     With tau = 1 identical boxes cost 0.
 
-    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
-    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
-    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
-
-    Args:
-        pred: predicted boxes (cx, cy, w, h, angle) along `dim`, any shape, floating. Lengths are in any unit;
-            the angle is in radians, from the x axis towards the y axis, and is that of the side w.
-        target: target boxes in the same format, shape and unit; nothing is broadcast.
-        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
-        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
-        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'none'.
-        weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and a
-            gradient of exactly 0, even if it holds NaN. None for 1 each.
-        normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of positives
-            of all ranks: a number or a tensor of one element; with 0 the loss is 0. None for the number.
-        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
-
-    Returns:
-        A loss for each box, in the shape of `pred` without `dim`; or a scalar if `reduction` is not `"none"`.
-        float32, or float64 for float64 input. Without negative sides the loss of a box is in [1 - 1 / tau,
-        1].
-
-    Raises:
-        TypeError: if `pred` or `target` is not a floating tensor, `weight` not a real or boolean one, or
-            `tau` or `normalizer` not a number; or for an unknown keyword.
-        ValueError: for an unknown `fun` or reduction, a `tau` below 1, no axis of five coordinates, a
-            `weight` of another shape, a `normalizer` that is negative or not for `"mean"`, or shapes or
-            devices that differ.
-
     Example:
         >>> import torch
         >>> from boxreg.functional import gwd_loss
@@ -259,24 +188,14 @@ def gwd_loss(
         tensor([0.4142])
     """
     _check_fun_and_tau(fun, tau)
-    return _reduced(
-        partial(_bounded, wasserstein, fun, tau), pred, target, reduction, weight, normalizer, dim
-    )
+    return _reduced(partial(_bounded, wasserstein, fun, tau), pred, target, **options)
 
 
+@ROTATED.arguments()
 class RotatedLoss(nn.Module, ABC):
-    """What the losses of rotated boxes share as modules.
+    """What the losses of rotated boxes share as modules."""
 
-    Args:
-        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
-        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
-        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
-
-    Raises:
-        TypeError: if `loss_weight` is not a number.
-        ValueError: for an unknown reduction, or a negative or non-finite `loss_weight`.
-    """
-
+    @suggests_keywords
     def __init__(self, reduction: str = "mean", loss_weight: float = 1.0, dim: int = -1) -> None:
         super().__init__()
         check_choice("reduction", reduction, REDUCTIONS)
@@ -287,6 +206,7 @@ class RotatedLoss(nn.Module, ABC):
     def per_box(self, pair: Pair) -> Tensor:
         """The loss of each pair of boxes with positive sides."""
 
+    @ROTATED.arguments()
     def forward(
         self,
         pred: Tensor,
@@ -294,29 +214,9 @@ class RotatedLoss(nn.Module, ABC):
         weight: Tensor | None = None,
         normalizer: Normalizer | None = None,
     ) -> Tensor:
-        """The loss of `pred` against `target`.
-
-        Args:
-            pred: predicted boxes (cx, cy, w, h, angle) along `dim`, any shape, floating. Lengths are in any
-                unit; the angle is in radians, from the x axis towards the y axis, and is that of the side w.
-            target: target boxes in the same format, shape and unit; nothing is broadcast.
-            weight: a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and
-                a gradient of exactly 0, even if it holds NaN. None for 1 each.
-            normalizer: the divisor of `"mean"` in place of the number of boxes, such as the number of
-                positives of all ranks: a number or a tensor of one element; with 0 the loss is 0. None for
-                the number.
-
-        Returns:
-            A scalar; or with `reduction="none"` a loss for each box, in the shape of `pred` without `dim`.
-            float32, or float64 for float64 input.
-
-        Raises:
-            TypeError: if `pred` or `target` is not a floating tensor, `weight` not a real or boolean one, or
-                `normalizer` not a number.
-            ValueError: for no axis of five coordinates, a `weight` of another shape, a `normalizer` that is
-                negative or not for `"mean"`, or shapes or devices that differ.
-        """
-        loss = _reduced(self.per_box, pred, target, self.reduction, weight, normalizer, self.dim)
+        """The loss of `pred` against `target`."""
+        reduced = partial(_reduced, self.per_box, reduction=self.reduction, dim=self.dim)
+        loss = reduced(pred, target, weight=weight, normalizer=normalizer)
         return loss * self.loss_weight
 
     def extra_repr(self) -> str:
@@ -324,37 +224,9 @@ class RotatedLoss(nn.Module, ABC):
         return f"reduction={self.reduction!r}, loss_weight={self.loss_weight}, dim={self.dim}"
 
 
+@ROTATED.module(probiou_loss)
 class ProbIoULoss(RotatedLoss):
-    r"""ProbIoU loss as a module (Llerena et al. 2021, arXiv:2106.06072).
-
-    \[ L_1 = \sqrt{1 - e^{-B}}, \qquad L_2 = B = -\ln(1 - L_1^2), \qquad
-       B = \tfrac18 d^T \Sigma^{-1} d + \tfrac12 \ln \frac{|\Sigma|}{\sqrt{|\Sigma_p| |\Sigma_t|}} \]
-
-    d is the offset of the centres and Sigma the mean of the two covariances. A covariance is
-    R diag(w^2, h^2) R^T / 12, that of a uniform distribution over the box; R rotates by its angle. Llerena et
-    al. 2021, "Gaussian Bounding Boxes and Probabilistic Intersection-over-Union for Object Detection"
-    (arXiv:2106.06072).
-
-    `mode` `"l1"` is 1 - ProbIoU. Its gradient fades out as e^-B for boxes far apart, where the gradient of
-    `"l2"` does not. Neither loss changes under scaling.
-
-    Without negative sides the loss of a box is in [0, 1] for `"l1"` and at least 0 for `"l2"`.
-
-    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
-    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
-    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
-
-    Call it as `criterion(pred, target, weight=None, normalizer=None)`, see `forward`.
-
-    Args:
-        mode: `"l1"` or `"l2"`, see above. Default: 'l1'.
-        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
-        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
-        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
-
-    Raises:
-        TypeError: if `loss_weight` is not a number, or for an unknown keyword.
-        ValueError: for an unknown mode or reduction, or a negative or non-finite `loss_weight`.
+    """ProbIoU loss as a module (Llerena et al. 2021, arXiv:2106.06072).
 
     Example:
         >>> import torch
@@ -381,22 +253,11 @@ class ProbIoULoss(RotatedLoss):
         return f"mode={self.mode!r}, {super().extra_repr()}"
 
 
+@ROTATED.arguments(**FUN_AND_TAU)
 class BoundedLoss(RotatedLoss):
-    """A distance D brought below 1 by 1 - 1 / (tau + f(D)); the subclasses name the distance.
+    """A distance D brought below 1 by 1 - 1 / (tau + f(D)); the subclasses name the distance."""
 
-    Args:
-        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
-        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
-        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
-        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
-        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
-
-    Raises:
-        TypeError: if `tau` or `loss_weight` is not a number, or for an unknown keyword.
-        ValueError: for an unknown `fun` or reduction, a `tau` below 1, or a negative or non-finite
-            `loss_weight`.
-    """
-
+    @suggests_keywords
     def __init__(
         self,
         fun: str = "log1p",
@@ -422,42 +283,9 @@ class BoundedLoss(RotatedLoss):
         return f"fun={self.fun!r}, tau={self.tau}, {super().extra_repr()}"
 
 
+@ROTATED.module(kld_loss)
 class KLDLoss(BoundedLoss):
-    r"""KLD loss of rotated boxes as a module (Yang et al. 2021, arXiv:2106.01883).
-
-    \( L = 1 - 1 / (\tau + f(D)) \), where
-
-    \[ D = \tfrac12 \left( d^T \Sigma_t^{-1} d + \mathrm{tr}(\Sigma_t^{-1} \Sigma_p)
-           + \ln \frac{|\Sigma_t|}{|\Sigma_p|} \right) - 1 \]
-
-    D is KL(p || t) of the predicted and the target box as Gaussians, d the offset of the centres. A
-    covariance Sigma is R diag(w^2, h^2) R^T / 4; R rotates by the angle of the box. Yang et al. 2021,
-    "Learning High-Precision Bounding Box for Rotated Object Detection via Kullback-Leibler Divergence"
-    (arXiv:2106.01883).
-
-    f is ln(1 + D) or the square root of D, and tau at least 1, as in the paper. The defaults are those of the
-    authors' implementation in MMRotate. With tau = 1 identical boxes cost 0. The loss does not change under
-    scaling.
-
-    Without negative sides the loss of a box is in [1 - 1 / tau, 1].
-
-    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
-    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
-    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
-
-    Call it as `criterion(pred, target, weight=None, normalizer=None)`, see `forward`.
-
-    Args:
-        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
-        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
-        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
-        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
-        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
-
-    Raises:
-        TypeError: if `tau` or `loss_weight` is not a number, or for an unknown keyword.
-        ValueError: for an unknown `fun` or reduction, a `tau` below 1, or a negative or non-finite
-            `loss_weight`.
+    """KLD loss of rotated boxes as a module (Yang et al. 2021, arXiv:2106.01883).
 
     Example:
         >>> import torch
@@ -473,43 +301,9 @@ class KLDLoss(BoundedLoss):
         return kullback_leibler(pair)
 
 
+@ROTATED.module(gwd_loss)
 class GWDLoss(BoundedLoss):
-    r"""GWD loss of rotated boxes as a module (Yang et al. 2021, arXiv:2101.11952).
-
-    \( L = 1 - 1 / (\tau + f(D)) \), where
-
-    \[ D = \frac{W^2}{\sqrt{w h\, w_t h_t}}, \qquad
-       W^2 = |d|^2 + \mathrm{tr} \left( \Sigma_p + \Sigma_t
-           - 2 (\Sigma_p^{1/2} \Sigma_t \Sigma_p^{1/2})^{1/2} \right) \]
-
-    W is the Wasserstein distance of the boxes as Gaussians, d the offset of the centres. A covariance Sigma
-    is R diag(w^2, h^2) R^T / 4; R rotates by the angle of the box. Yang et al. 2021, "Rethinking Rotated
-    Object Detection with Gaussian Wasserstein Distance Loss" (arXiv:2101.11952).
-
-    The paper's D is W^2 itself, in the unit of the boxes squared. The division, after which the loss does not
-    change under scaling, is that of the authors' implementation in MMRotate (which gives f the root of D).
-    f is ln(1 + D) or the square root of D, and tau at least 1, as in the paper; the defaults are MMRotate's.
-    With tau = 1 identical boxes cost 0.
-
-    Without negative sides the loss of a box is in [1 - 1 / tau, 1].
-
-    A box has the same loss after half a turn, and after a quarter turn with w and h exchanged. Any finite
-    input gives a finite loss and gradient, including boxes without area. A negative side never costs less
-    than the positive one, and its gradient makes it positive. NaN or infinity gives NaN for that pair alone.
-
-    Call it as `criterion(pred, target, weight=None, normalizer=None)`, see `forward`.
-
-    Args:
-        fun: f, `"log1p"` for ln(1 + D) or `"sqrt"` for the square root of D. Default: 'log1p'.
-        tau: the constant beside f, at least 1; identical boxes cost 1 - 1 / tau. Default: 1.0.
-        reduction: `"none"`, `"mean"` or `"sum"` over the boxes. Default: 'mean'.
-        loss_weight: lambda, the factor of the result, finite and not negative. Default: 1.0.
-        dim: the coordinate axis: -1 for boxes (N, 5), 1 for planes (B, 5, H, W). Default: -1.
-
-    Raises:
-        TypeError: if `tau` or `loss_weight` is not a number, or for an unknown keyword.
-        ValueError: for an unknown `fun` or reduction, a `tau` below 1, or a negative or non-finite
-            `loss_weight`.
+    """GWD loss of rotated boxes as a module (Yang et al. 2021, arXiv:2101.11952).
 
     Example:
         >>> import torch

@@ -6,12 +6,15 @@ import copy
 import inspect
 import math
 import re
+from functools import partial
+from typing import get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
 from boxreg import functional
+from boxreg.losses.rotated import RotatedOptions
 from tests.cases import WAITING, Recorder, eps, seeded, to_planes, uniform
 from tests.rotated_cases import (
     COUNT,
@@ -296,10 +299,19 @@ class TestSignatures:
         of_function = inspect.signature(getattr(functional, f"{name}_loss")).parameters
         common = {"pred", "target", "reduction", "weight", "normalizer", "dim"}
         assert set(of_function) == OWN[name] | common
+        assert set(get_type_hints(RotatedOptions)) == common - {"pred", "target"}
         of_module = inspect.signature(MODULES[name]).parameters
         assert set(of_module) == OWN[name] | {"reduction", "loss_weight", "dim"}
         for option in OWN[name] | {"dim"}:
             assert of_module[option].default == of_function[option].default
+
+    def test_a_misspelt_keyword_is_answered_with_the_right_one(self, name: str) -> None:
+        for refusing in (
+            partial(getattr(functional, f"{name}_loss"), torch.zeros(5), torch.zeros(5)),
+            MODULES[name],
+        ):
+            with pytest.raises(TypeError, match=r"got .*'reductoin'; did you mean 'reduction'\?"):
+                refusing(reductoin="sum")
 
     def test_help_explains_every_option(self, name: str) -> None:
         for documented in (getattr(functional, f"{name}_loss"), MODULES[name]):
