@@ -25,7 +25,7 @@ class Aim:
     meant: Callable[[Row], bool]
     provider: str = "boxreg auto"
     against: tuple[str, ...] = ("torchvision",)
-    """Of several, the fastest counts."""
+    """The providers that the figure is compared with; the fastest of them counts."""
     at_most: bool = False
 
     def worst(self, rows: list[Row]) -> float | None:
@@ -97,7 +97,7 @@ def python_calls(row: Row, other: Row | None) -> float | None:
 
 
 def losses(least: int, most: int, *layouts: str) -> Callable[[Row], bool]:
-    """Rows of mean CIoU, of so many pairs; of all layouts if none is named."""
+    """Selects rows of mean CIoU with `least` to `most` pairs, in the layouts named, or in any if none is."""
     return lambda row: (
         (row.job, row.kind) == ("loss", "ciou")
         and least <= row.pairs <= most

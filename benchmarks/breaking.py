@@ -28,7 +28,7 @@ SETTINGS += ["--device", "cpu", "--validate-every", "1", "--batch-size", "8"]
 """A run of eight steps an epoch and two batches a validation that draws random numbers in each step."""
 
 LEARNED = ("model", "ema", "optimizer", "schedule", "scaler", "random", "step")
-"""What of a state is compared."""
+"""The parts of a state that are compared."""
 
 STEPS = 8
 """Optimizer steps of an epoch of that run."""

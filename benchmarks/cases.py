@@ -15,7 +15,7 @@ IMAGE = 640.0
 """Side of an image in pixels."""
 
 STRIDE = 8.0
-"""Of `LTRBDecoder`, in pixels."""
+"""The stride of `LTRBDecoder`, in pixels."""
 
 DECODERS: dict[str, tuple[Decoder, tuple[float, float, float, float]]] = {
     "UnitSquareDecoder": (UnitSquareDecoder(), (0.5, 0.5, 0.2, 0.2)),
@@ -107,7 +107,7 @@ def inputs(
     Args:
         case: what is to be computed.
         device: where the tensors are.
-        dtype: of both.
+        dtype: the dtype of both.
         fmt: format of the targets; predictions are xyxy, or raw.
         near: every prediction is near its target, IoU above 0.5.
     """

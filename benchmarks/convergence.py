@@ -3,7 +3,7 @@
 The simulation of Zheng et al. 2020, "Distance-IoU Loss" (arXiv:1911.08287), on fewer places: boxes of seven
 sizes and seven shapes start all over a disc of radius 3 around seven targets of area 1. Each step moves
 (cx, cy, w, h) by rate x (2 - IoU) x gradient; the rate falls to a tenth after 80 % of the steps, and again
-after 90 %. No network, so a figure says how a loss pulls, not what a detector scores.
+after 90 %. There is no network: a figure says how a loss moves boxes, not what a detector scores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "mpdiou": {"image_width": 2 * CENTRE, "image_height": 2 * CENTRE},
     "nwd": {"constant": 1.0},
 }
-"""Of the rows that need some: the image around the targets, and the targets' size."""
+"""Parameters of the losses that have any: the image around the targets, and the targets' size."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def table(walks: Iterable[Walk]) -> list[str]:
 
 
 def best_of(walks: list[Walk]) -> list[Walk]:
-    """Of each loss the rate that leaves fewest boxes behind."""
+    """The walk of each loss at the rate that leaves fewest boxes behind."""
     kinds = dict.fromkeys(row.kind for row in walks)
     return [min((row for row in walks if row.kind == kind), key=lambda row: row.rank) for kind in kinds]
 
@@ -173,8 +173,8 @@ def report(walks: list[Walk], pairs: int, apart: float, machine: str) -> str:
             "",
             "## Each at its own best rate",
             "",
-            f"Of {', '.join(f'{rate:g}' for rate in RATES)}: losses differ in gradient size, so "
-            "one rate is not the same for all.",
+            f"The best of the rates {', '.join(f'{rate:g}' for rate in RATES)}: losses differ in gradient "
+            "size, so one rate does not suit all of them.",
             "",
             *table(sorted(best_of(walks), key=lambda row: row.rank)),
             "",

@@ -29,7 +29,7 @@ LARGEST = 300
 """Boxes of a call at most."""
 
 T_95 = 2.306
-"""How many standard errors a slope may be from 0 by chance, once in twenty times: of ten samples."""
+"""How many standard errors the slope of ten samples may be from 0 by chance, once in twenty times."""
 
 
 class Slope(NamedTuple):

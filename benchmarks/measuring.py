@@ -106,8 +106,8 @@ def made(case: Case, device: torch.device, fmt: str, near: bool) -> tuple[Tensor
 def disagreement(work: Work) -> float:
     """How far a step's value and gradient are from the truth in float64, as a share of the largest.
 
-    Of gradients, one coordinate in 10,000 is left out: where edges of two boxes coincide but for a rounding,
-    the gradient jumps, and float32 may see the other side.
+    One coordinate of the gradients in 10,000 is left out: where edges of two boxes coincide but for a
+    rounding, the gradient jumps, and float32 may see the other side.
     """
     expected = truth(work.case, work.pred.device, work.provider.near, work.provider.zeros)
     (value, *grads), (true_value, *true_grads) = work.results(), expected
@@ -121,7 +121,7 @@ def disagreement(work: Work) -> float:
 
 @lru_cache(maxsize=2)
 def truth(case: Case, device: torch.device, near: bool, zeros: bool) -> list[Tensor]:
-    """Value and gradient of a case in float64, by the textbook; of losses that it has not, by autograd."""
+    """Value and gradient of a case in float64, by the textbook, or by autograd where it lacks the loss."""
     provider = TEXTBOOK if TEXTBOOK.offers(case) else ours("eager", device)
     return Work(replace(provider, near=near, zeros=zeros), case, device, torch.float64).results()
 

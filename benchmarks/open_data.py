@@ -1,6 +1,6 @@
-"""How long a data set of many images takes to open, and how much memory: `python -m benchmarks.open_data`.
+"""How long a dataset of many images takes to open, and how much memory: `python -m benchmarks.open_data`.
 
-The set is generated: hard links to a few images, with seven boxes each.
+The dataset is generated: hard links to a few images, with seven boxes each.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def measure_start(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000, help="images")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of data sets")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of datasets")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -188,8 +188,8 @@ def main() -> None:
         "s",
         "s of CPU",
         "MB more",
-        "bytes held a image",
-        "MB private to a worker",
+        "bytes held an image",
+        "MB own to a worker",
     ]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     for kind in args.kinds:

@@ -43,7 +43,7 @@ class Provider:
     other_loss: Callable[[Tensor, Tensor, int, str], Tensor] | None = None
     """The mean loss of any kind, which comes last."""
     fmt: str = "xyxy"
-    """The format in which `from_raw` wants its targets."""
+    """The format in which `from_raw` expects its targets."""
     double: bool = True
     """Whether it is compared in float64 too: what computes in it, and need not be compiled for that."""
     near: bool = False

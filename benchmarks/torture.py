@@ -44,8 +44,8 @@ class Outcome:
         return float("nan") if self.loss is None else float(self.loss)
 
     @property
-    def steepest(self) -> float:
-        """The largest slope."""
+    def largest_gradient(self) -> float:
+        """The largest coordinate of the gradient, without its sign."""
         known = self.gradient is not None and self.gradient.numel()
         return self.gradient.abs().max().item() if known and self.gradient is not None else 0.0
 
@@ -54,7 +54,7 @@ class Outcome:
             return self.error
         if self.gradient is None:
             return f"{self.value:.4g}, not attached to the graph"
-        return f"{self.value:.4g}, slope {self.steepest:.2g}"
+        return f"{self.value:.4g}, gradient {self.largest_gradient:.2g}"
 
 
 @dataclass(frozen=True)
@@ -280,8 +280,8 @@ def report() -> str:
                 *(summary(name, columns.get(name, [])) for name in LIBRARIES),
             ),
             "",
-            "Mean losses of xyxy boxes, with their largest slope at the predictions. ✓ keeps the promise, "
-            "✗ does not.",
+            "Mean losses of xyxy boxes, with the largest coordinate of their gradient at the predictions. "
+            "✓ keeps the promise, ✗ does not.",
             "",
             *table(("case", "loss", "promise", *columns), *outcomes),
             "",

@@ -67,7 +67,7 @@ class DenseHead(nn.Module):
         objectness: whether there is one; without it the classes alone score, as in FCOS and YOLOv8.
         prior: the size (w, h) that boxes start with, in the unit of the boxes, in the middle of every cell:
             one for all; or for each level K of them, one for each of the K boxes of a cell. By default the
-            anchors of the decoders; of others with a stride, 8 by 8 cells.
+            anchors of the decoders, or 8 by 8 cells for decoders with a stride but no anchors.
         objectness_prior: probability of an object before training, between 0 and 1, of all levels or of each:
             by default the focal 0.01; `count_prior` makes one from how many objects images have.
         class_prior: probability of each class, likewise. By default 1 / C with objectness, since an object

@@ -48,14 +48,14 @@ def points_of(
     \[ x = (\text{col} + \tfrac12)\, \text{stride}, \qquad y = (\text{row} + \tfrac12)\, \text{stride} \]
 
     as in "FCOS: Fully Convolutional One-Stage Object Detection" (Tian et al. 2019, arXiv:1904.01355). The
-    order is that of maps (B, ..., K, H, W) flattened from K on and laid end to end: level by level; of each
-    level box by box, row by row.
+    order is that of maps (B, ..., K, H, W) flattened from K on and laid end to end: level by level, and
+    within a level box by box, row by row.
 
     Args:
         levels: (rows, cols, stride) of every level; the stride in the unit of the boxes.
         per_cell: boxes per cell, K; each has its own copy of the point.
-        dtype: of the result.
-        device: of the result, torch's default if None.
+        dtype: the dtype of the result.
+        device: the device of the result, torch's default if None.
 
     Returns:
         x, y and stride, (A,) each, A being the sum of K * rows * cols; they broadcast with planes (B, A).

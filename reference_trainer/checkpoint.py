@@ -111,7 +111,7 @@ class Checkpoints:
     """The states of a run in its folder: the newest two, and the best.
 
     Args:
-        files: of the run.
+        files: the run's files.
 
     Attributes:
         lost: whether the last state could not be saved.

@@ -74,13 +74,13 @@ def select(
 ) -> list[Detections]:
     """What boxes with scores come to, image by image: each result depends on its own image alone.
 
-    Every class of every box is a candidate. Of those that are confident enough, class by class, one that
-    overlaps a more confident one by more than `nms_iou` is dropped; then boxes are cut off at the image's
-    edges, and dropped where nothing is left.
+    Every class of every box is a candidate. Candidates below `confidence` are dropped; then, class by class,
+    so is each that overlaps a more confident one by more than `nms_iou`. Boxes are then cut off at the
+    image's edges, and dropped where nothing is left.
 
     Args:
         boxes: (B, 4, A), cxcywh in pixels, of B images.
-        scores: (B, C, A), of each class.
+        scores: (B, C, A), one for each class.
         size: width and height of the images.
         confidence: the least score of a detection, at least 0.
         nms_iou: how far detections of a class may overlap.
@@ -133,12 +133,12 @@ class ClassScores(NamedTuple):
 
 
 class DetectionScores(NamedTuple):
-    """What detections score on a set; all 0 where there is no object or none is found.
+    """What detections score on a split; all 0 where there is no object or none is found.
 
     Attributes:
         ap50: average precision at an IoU of 0.5, the mean over classes.
         ap: the same over IoUs of 0.5, 0.55 to 0.95: COCO's AP.
-        mean_iou: of objects found with their detections, at `confidence`.
+        mean_iou: the mean IoU of the objects found with their detections, at `confidence`.
         precision: share of detections that find an object, at `confidence`.
         recall: share of objects that are found, at `confidence`.
         f1: harmonic mean of the two, over all classes together.
@@ -178,7 +178,7 @@ class DetectionMetrics:
     the average precision and who found what.
 
     Args:
-        names: of the classes.
+        names: the classes' names.
 
     Raises:
         UserError: if faster-coco-eval is not installed.
@@ -206,10 +206,10 @@ class DetectionMetrics:
         """Add images, or replace them: one that two ranks saw counts once.
 
         Args:
-            images: a number for each image of the set.
+            images: a number for each image of the split.
             found: what was found in each.
             boxes: what there is, (K, 4) each, xyxy in pixels.
-            labels: of what class, (K,) each.
+            labels: their classes, (K,) each.
         """
         for image, detections, objects, classes in zip(images, found, boxes, labels, strict=True):
             self.records[int(image)] = Record(
@@ -292,8 +292,8 @@ def best_f1(
     """The confidence from which on detections have the best F1, and what they are like there.
 
     Args:
-        scores: of the detections.
-        iou: of each with the object that it has found; 0 for none.
+        scores: the scores of the detections.
+        iou: the IoU of each with the object that it has found; 0 for none.
         objects: how many there are to be found.
         confidence: another than the best.
 

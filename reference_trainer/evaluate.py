@@ -42,8 +42,8 @@ def evaluate(
     Args:
         task: what is learned.
         model: in any mode.
-        loader: of a validation set, from `val_loader`.
-        device: of the model.
+        loader: the loader of a validation set, from `val_loader`.
+        device: the model's device.
         stop: asked after each batch.
         confidence: see `Task.scorer`.
 
@@ -66,9 +66,9 @@ def evaluate(
 
 
 def evaluate_run(folder: Path, data: Path | None, device_name: str) -> dict[str, Any]:
-    """Score a run on its own validation images, or on those of another data set.
+    """Score a run on its own validation images, or on those of another dataset.
 
-    Classes of another data set are those of the run that have the same name; a class that the run does not
+    Classes of another dataset are those of the run that have the same name; a class that the run does not
     know is one that it never finds. Its precision and recall are those at the run's own confidence.
 
     Raises:

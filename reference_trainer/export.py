@@ -47,10 +47,10 @@ def export_run(folder: Path, out: Path | None, output: Output, data: Path | None
     where they take them, in other sizes; nothing is written unless they agree.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         out: where to write; by default a folder of the run.
         output: what the programs give; see `exported`.
-        data: a set to take the images from, instead of the run's own.
+        data: a dataset to take the images from, instead of the run's own.
 
     Raises:
         UserError: if onnx is not installed, the run or its images cannot be used, or a program differs.
@@ -102,7 +102,7 @@ def export_run(folder: Path, out: Path | None, output: Output, data: Path | None
 
 
 def validation_images(config: TrainConfig, data: Path | None) -> ImageSource:
-    """The images that the run was validated on, or those of another set.
+    """The images that the run was validated on, or those of another dataset.
 
     Raises:
         DataError: if they cannot be read.
@@ -159,7 +159,7 @@ def as_onnx(program: ExportedProgram, about: About) -> bytes:
 
 
 def reference_of(model: nn.Module, about: About) -> Callable[[Tensor], Answers]:
-    """What the exported program should answer: of detections, what `predict` finds by other means."""
+    """What the exported program should answer; for detections, what `predict` finds by other means."""
     if about.output != "detections":
         return module_of(model, about)
     boxes = Boxes(model).eval()
@@ -174,7 +174,7 @@ def reference_of(model: nn.Module, about: About) -> Callable[[Tensor], Answers]:
 
 
 def batches(source: ImageSource, about: About) -> Iterator[Tensor]:
-    """Images spread over a set, as networks take them: one, all, and where possible in another size."""
+    """Images spread over a split, as networks take them: one, all, and where possible in another size."""
     count = min(len(source), COMPARED)
     images = [source[place * len(source) // count].image for place in range(count)]
 

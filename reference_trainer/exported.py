@@ -42,11 +42,11 @@ class About:
     """What it takes to use an exported network.
 
     Attributes:
-        task: of the run.
+        task: the run's task.
         output: what comes out.
         size: side in pixels of the squares that the network was trained on.
         stride: sides of images of other sizes are multiples of it; 0 if no other size is taken.
-        names: of the classes.
+        names: the classes' names.
         confidence: from which on boxes are taken.
     """
 
@@ -196,8 +196,8 @@ class OnnxFile:
     """An exported network, run by onnxruntime on the CPU.
 
     Args:
-        content: of the file.
-        name: of the file, for messages.
+        content: what the file contains.
+        name: the name of the file, for messages.
 
     Raises:
         UserError: if onnxruntime is not installed.

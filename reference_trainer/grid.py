@@ -38,7 +38,7 @@ class Grid:
     """Any number of boxes an image, of one or more classes, scored by average precision.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
 
     Raises:
         ConfigError: if its loss names no loss of the IoU family.
@@ -164,7 +164,7 @@ class GridScorer:
     """Average precision, and precision, recall and IoU of matches at a confidence.
 
     Args:
-        names: of the classes.
+        names: the classes' names.
         confidence: to take detections from; by default that of the best F1.
     """
 

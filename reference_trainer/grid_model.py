@@ -60,7 +60,7 @@ class GridDetector(nn.Module):
     """Boxes, objectness and classes from every cell of one to three maps.
 
     Args:
-        config: of the network, its anchors found.
+        config: the network's configuration, its anchors found.
         size: side of the images in pixels.
         classes: how many there are.
         prior: sizes that the boxes of a cell start with, of each level; by default squares.

@@ -32,8 +32,8 @@ class Learner:
 
     Attributes:
         parallel: the model, or what shares its gradients among ranks.
-        scaler: of the loss, for float16; does nothing otherwise.
-        precision: of the forward pass.
+        scaler: scales the loss for float16; does nothing otherwise.
+        precision: the precision of the forward pass.
         sizes: that images are brought to, one a step; none leaves them as they are.
         seed: decides which.
         parts: that a batch is worked on in, one after another; their gradients add up to that of the whole.

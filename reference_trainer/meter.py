@@ -31,7 +31,7 @@ class Step(NamedTuple):
         """The step of the whole batch, of which each rank took a share.
 
         Args:
-            images: of this rank's share.
+            images: the number of images in this rank's share.
             asked: numbers to be summed over the ranks on the way, which costs nothing more.
             batch_size: most images of a whole batch.
 

@@ -172,7 +172,7 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def batch_norm_warning(model: nn.Module, images: int) -> str | None:
-    """What to know, in figures, of BatchNorm over few images at a time, if the network has any.
+    """A warning, with figures, about BatchNorm over few images at a time, if the network has any.
 
     With SyncBatchNorm each rank sees as many.
     """

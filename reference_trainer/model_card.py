@@ -14,9 +14,9 @@ from .exported import About
 
 OUTPUTS = {
     "raw": """\
-`raw_0`, `raw_1` ..., one a level: the numbers before the decoder, float32 (B, numbers, K, H, W), those of
-the box first, then the logit of objectness and those of the classes, where there are any; of the pooled head
-(B, 4).""",
+`raw_0`, `raw_1` ..., one a level: the raw outputs, before the decoder, float32 (B, channels, K, H, W),
+those of the box first, then the logit of objectness and those of the classes, where there are any; (B, 4)
+for the pooled head.""",
     "boxes": """\
 `boxes`, float32 (B, 4, A), cxcywh in pixels of the input, and `scores`, float32 (B, C, A), of every class
 from 0 to 1. Boxes below the threshold and those that overlap are left in.""",

@@ -70,10 +70,10 @@ def diagnose(
     Args:
         task: what is learned.
         model: with the weights that met the batch, in training mode.
-        parts: of the batch, on the device, in the order in which they were worked on.
+        parts: the parts of the batch, on the device, in the order in which they were worked on.
         random: the state of the generators before that.
-        device: of model and batch.
-        precision: of the forward pass.
+        device: the device of model and batch.
+        precision: the precision of the forward pass.
     """
     restore_random_state(random)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

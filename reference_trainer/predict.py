@@ -31,10 +31,10 @@ class Finder(NamedTuple):
     """What finds boxes, from a run or from the file that was exported of one.
 
     Attributes:
-        task: of the run.
-        names: of the classes.
+        task: the run's task.
+        names: the classes' names.
         size: side of the squares that it takes.
-        confidence: from which on boxes are shown if nobody says another.
+        confidence: the confidence from which on boxes are shown, unless another is given.
         find: what is found in each of the squares uint8 (B, 3, size, size), from a confidence on.
         folder: where its predictions go.
     """
@@ -65,7 +65,7 @@ def predict_run(
         images: files, and folders whose images are found at any depth.
         out: where to write; by default a folder of the run, or beside the file.
         device_name: where to compute.
-        confidence: of the least sure box; by default the one that was best in validation.
+        confidence: the confidence of the least sure box; by default the one that was best in validation.
 
     Raises:
         UserError: if the run, the device or an image cannot be used.

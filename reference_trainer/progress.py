@@ -23,7 +23,7 @@ class Progress:
         epoch: epochs finished: trained on, validated where that was due, and in `rows`.
         seconds: that the run took before this process went on with it.
         meter: the steps of the epoch that is not finished.
-        rows: of metrics.jsonl.
+        rows: the rows of metrics.jsonl.
         scores: those of the best weights.
         best_step: optimizer steps that made them.
     """

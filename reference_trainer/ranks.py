@@ -87,7 +87,7 @@ def leave() -> None:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this rank, of that kind: of several GPUs, each has its own.
+    """This rank's own device of the kind of `device`: each rank of a machine has its own GPU.
 
     Raises:
         ConfigError: if there is none for it.

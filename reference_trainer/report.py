@@ -45,13 +45,13 @@ class RunReport:
     """The folder of a run, and what people see while it trains; only rank 0 says and writes.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         task: what is learned.
         steps_per_epoch: optimizer steps of a whole epoch.
-        folder: of a run that goes on; without one a new folder is made.
+        folder: the folder of a run that goes on; without one a new folder is made.
 
     Attributes:
-        batch_drawn: whether the first batch is on the disk, or nobody wants it.
+        batch_drawn: whether the first batch has been drawn, or is not to be.
     """
 
     def __init__(

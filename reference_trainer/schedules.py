@@ -25,7 +25,7 @@ those of torch's OneCycleLR."""
 
 
 PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
-"""What a ReduceLROnPlateau remembers; the rest of its state are settings."""
+"""What a ReduceLROnPlateau remembers; the rest of its state is settings."""
 
 
 def warmup_steps(config: ScheduleConfig, total: int, epochs: int) -> int:

@@ -32,7 +32,7 @@ class Scorer(Protocol):
     def scores(self) -> dict[str, float]:
         """What the answers so far are worth, those of all ranks.
 
-        Image number i of this rank is image `ranks.share(n)[i]` of the set's n.
+        Image number i of this rank is image `ranks.share(n)[i]` of the split's n.
         """
         ...
 
@@ -102,7 +102,7 @@ class Task(Protocol):
     def scorer(self, names: Sequence[str], confidence: float | None = None) -> Scorer:
         """A new one for a pass over a validation set with classes of these names.
 
-        Where confidence decides what is found, it is the one given, or else the best for that set.
+        Where confidence decides what is found, it is the one given, or else the best for that validation set.
         """
         ...
 
@@ -125,7 +125,7 @@ class SingleBox:
     """One box an image, scored by its IoU.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
 
     Raises:
         ConfigError: if its loss names no loss of the IoU family.

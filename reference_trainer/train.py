@@ -85,7 +85,7 @@ def changed(found: Found, epochs: int | None, workers: int | None, device: str |
         ConfigError: if `epochs` have already passed.
     """
     if found.state.get("format") != STATE_FORMAT:
-        raise CheckpointError(f"{found.path}: of another version, its format is not {STATE_FORMAT}")
+        raise CheckpointError(f"{found.path}: written by another version: its format is not {STATE_FORMAT}")
     saved = found.state["config"]
     changes = {"epochs": epochs, "device": device}
     tree = saved | {name: value for name, value in changes.items() if value is not None}

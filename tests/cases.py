@@ -30,7 +30,7 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "shapeiou": {"scale": 0.75},
     "nwd": {"constant": 1.5},
 }
-"""Of the losses that have any, for boxes of about one unit."""
+"""Parameters of the losses that have any, for boxes of about one unit."""
 WORKING_DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF_DTYPES, *WORKING_DTYPES)

@@ -231,7 +231,7 @@ class TestTorture:
         page = torture.report()
         assert "| boxreg | 0.1.0 | 2 of 2 |" in page
         assert "| mmdet | not installed |  |" in page
-        assert f"| {case.name} | ciou | loss 0 | ✓ 0, slope 0 |" in page
+        assert f"| {case.name} | ciou | loss 0 | ✓ 0, gradient 0 |" in page
 
 
 def test_boxes_walk_to_their_targets(tmp_path: Path) -> None:

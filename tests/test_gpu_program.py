@@ -71,7 +71,7 @@ def test_the_rehearsal_runs_every_section(tmp_path: Path) -> None:
 
 
 class TestReport:
-    def test_a_step_that_fails_is_told_and_the_next_one_goes_on(self, tmp_path: Path) -> None:
+    def test_a_step_that_fails_is_reported_and_the_next_one_goes_on(self, tmp_path: Path) -> None:
         report = Report(tmp_path, "right", 60)
         report.step("first", fail)
         report.step("second", lambda: {"error": 0.5, "pairs": 12_000})

@@ -38,7 +38,7 @@ from .device import StandIn
 from .right_cases import CASES, PARAMETERS, Case, inputs, results
 
 CAPABILITIES = (80, 90)
-"""Of an A100, and of an H100 or H200."""
+"""The compute capabilities of an A100, and of an H100 or H200."""
 
 MOST = 1.2
 """Largest allowed ratio of the bytes that a kernel moves to the minimum."""

@@ -86,7 +86,7 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     """The rows of benchmarks that records hold."""
     known = {field.name for field in fields(Row)}
     own = [record.figures for record in records if record.name.startswith(ROW)]
-    # Those of another version are passed over.
+    # Rows that another version wrote are passed over.
     return [Row(**figures) for figures in own if set(figures) == known]
 
 

@@ -93,7 +93,7 @@ class Share:
         command: starts such a process, with the number of its first task and the step to the next.
         place: the number of the first task.
         step: how many processes share the tasks.
-        count: of all tasks.
+        count: the number of all tasks.
         found: where the records go.
     """
 

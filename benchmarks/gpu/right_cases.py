@@ -32,7 +32,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "shapeiou": {"scale": 0.75},
     "nwd": {"constant": 1.5},
 }
-"""Of the losses that have any, for boxes of about one unit."""
+"""Parameters of the losses that have any, for boxes of about one unit."""
 
 ANCHORS = ((0.9, 0.7), (0.4, 1.1), (1.3, 0.5))
 DECODERS: dict[str, Decoder] = {
@@ -44,7 +44,7 @@ DECODERS: dict[str, Decoder] = {
     "yolov3": YOLOv3Decoder(stride=0.25, anchors=ANCHORS),
     "yolov5": YOLOv5Decoder(stride=0.25, anchors=ANCHORS),
 }
-"""Those that are decoded inside the kernel."""
+"""The decoders whose boxes are decoded inside the kernel."""
 
 SHAPE, TINY_SHAPE = (2, len(ANCHORS), 17, 23), (2, len(ANCHORS), 5, 7)
 """Images, boxes a cell, rows and columns: a last block that is not full, and no multiple of 16."""
@@ -218,7 +218,7 @@ class Lengths(NamedTuple):
     loose: Tensor
     """Factor on the usual rounding tolerance; 1 if the corners are given exactly."""
     shortest_side: Tensor
-    """Of both boxes; infinite where none has any."""
+    """The shortest side of the two boxes; infinite where neither has a side."""
     decidable: Tensor
     """False where rounding decides whether the boxes overlap: their gradient is not compared."""
 
@@ -273,7 +273,7 @@ def gradient_allowance(
         loose: factor on the usual rounding tolerance, for each box.
         scale: upstream gradient / shortest side: the size of the terms that cancel for identical boxes.
         axis: the coordinate axis.
-        dtype: of the gradient that was found, which rounds it once more.
+        dtype: the dtype of the gradient that was found, which rounds it once more.
     """
     info = torch.finfo(dtype)
     size = expected.abs().amax(axis, keepdim=True)

@@ -30,7 +30,7 @@ def held_against(
 
     Args:
         device: where it is computed.
-        function: of the inputs; gets `backend`, if `options` has one, which for float64 is eager.
+        function: a function of the inputs; gets `backend` if `options` has one, eager for float64.
         inputs: float64 tensors, each of which needs a gradient.
         slack: how many times the usual rounding error is allowed.
         **options: for the function.
@@ -53,7 +53,7 @@ def held_against(
             loss_error(found.detach(), expected.detach(), loose + torch.finfo(found.dtype).eps / EPS / 64),
         )
         for gradient, reference in zip(gradients, exactly, strict=True):
-            # Of all, since a gradient here may be summed over many boxes.
+            # The largest of all boxes, since a gradient here may be summed over many of them.
             unit = reference.abs().amax() * torch.ones_like(reference)
             allowed = (slack * TOLERANCE + 2 * torch.finfo(dtype).eps) * unit
             worst = max(worst, largest(gradient.double(), reference, allowed))
@@ -392,4 +392,4 @@ ALONE: dict[str, Check] = {
     "64-bit addresses, planes": partial(addressing, "planes"),
     "64-bit addresses, pairwise": pairwise_addressing,
 }
-"""Those that need most of the memory."""
+"""The checks that need most of the memory."""

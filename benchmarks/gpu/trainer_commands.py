@@ -24,8 +24,8 @@ from reference_trainer.learner import Learner
 from ..breaking import SETTINGS, counted, run_folder
 from .device import Cuda
 
-TOLD = 3000
-"""Characters of what a command said that an error holds."""
+KEPT = 3000
+"""How many characters of what a command said an error contains, the last ones."""
 
 
 class Done(NamedTuple):
@@ -37,7 +37,7 @@ class Done(NamedTuple):
 
     def expect(self, code: int = 0) -> Done:
         """Raise unless it has ended with a code."""
-        require(self.code == code, f"exit code {self.code}, expected {code}: {self.said[-TOLD:]}")
+        require(self.code == code, f"exit code {self.code}, expected {code}: {self.said[-KEPT:]}")
         return self
 
     def number(self, pattern: str) -> int:
@@ -54,7 +54,7 @@ def require(holds: bool, message: str) -> None:
 def last_number(pattern: str, text: str) -> int:
     """The last number that a pattern finds."""
     found = re.findall(pattern, text)
-    require(bool(found), f"expected {pattern!r} in: {text[-TOLD:]}")
+    require(bool(found), f"expected {pattern!r} in: {text[-KEPT:]}")
     return int(found[-1])
 
 
@@ -76,7 +76,7 @@ class Started:
     Args:
         command: what starts it.
         folder: a new folder for the files.
-        variables: of its environment, beside those of this process.
+        variables: variables of its environment, beside those of this process.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, **variables: str) -> None:
@@ -96,7 +96,7 @@ class Started:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.stop()
-            said = self._said.read_text()[-TOLD:]
+            said = self._said.read_text()[-KEPT:]
             raise AssertionError(f"not at its end after {seconds:.0f} s: {said}") from None
         return Done(code, last_line(self._out.read_text()), self._said.read_text())
 

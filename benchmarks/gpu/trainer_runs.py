@@ -17,7 +17,7 @@ from ..breaking import fingerprint, run_folder
 from .device import Cuda
 from .report import Figures, LeftOutError, Report
 from .trainer_commands import (
-    TOLD,
+    KEPT,
     Done,
     Started,
     here,
@@ -43,7 +43,7 @@ SAME_SIZE = 10.0
 """If two full runs differ, a resumed run may differ by at most this many times as much."""
 
 TOLERANCE = 0.02
-"""What scores of two runs with the same seed may differ by."""
+"""How much the scores of two runs with the same seed may differ."""
 
 TORCHRUN, EPOCHS = "torch.distributed.run", 3
 """The module of torchrun, and the epochs of the run that it starts."""
@@ -137,7 +137,7 @@ def exact_resume(device: Cuda, work: Path) -> Figures:
     broken = run_folder(work / "broken")
     require(newest_state(broken).state["step"] == 13, "SIGTERM in step 13 did not stop the run after it")
     done = resumed(device, work / "log", broken, "--workers", "1")
-    require(done.number(FROM_THERE) == 13, f"not resumed after step 13: {done.said[-TOLD:]}")
+    require(done.number(FROM_THERE) == 13, f"not resumed after step 13: {done.said[-KEPT:]}")
     prints = [fingerprint(run) for run in (first, second, broken)]
     between, of_broken = (largest_difference(first, run) for run in (second, broken))
     figures = {"difference of two runs": between, "difference of the resumed run": of_broken}

@@ -53,7 +53,7 @@ IN_ONE_PASS = (
     *("float32", "float16", "bfloat16", "sum", "none", "planes", "raw outputs", "anchors"),
     *("float16, planes, raw outputs", "weight", "normalizer, a number"),
 )
-"""Steps that take no more than `MOST_LAUNCHES`; of the others the number is reported."""
+"""Steps that take no more than `MOST_LAUNCHES`; the number of launches of the others is reported."""
 
 
 def steps(device: Cuda) -> dict[str, tuple[Loss, Leaves]]:

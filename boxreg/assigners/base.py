@@ -21,8 +21,8 @@ from .targets import Targets, check_integers, ordinary_box
 class Assignment(NamedTuple):
     """What each of A predictions of B images should be: dense maps, so that a loss gathers nothing.
 
-    The A predictions lie as maps (B, ..., K, H, W), K boxes per cell, flattened from K on and laid end to
-    end: level by level; of each level box by box, row by row.
+    The A predictions are maps (B, ..., K, H, W), K boxes per cell, flattened from K on and laid end to end:
+    level by level, and within a level box by box, row by row.
 
     A prediction without an object, a negative, has target_index 0, label 0, score 0 and the box (0, 0, 1, 1).
     These are ordinary, so losses of negatives are finite, and a weight of `positive` takes them out.

@@ -48,7 +48,7 @@ def at_centre(boxes: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class ResponsibleCellAssigner(Assigner):
-    """One prediction an object: of the cell that holds its centre, the box that fits it best.
+    """One prediction an object: the box that fits it best, in the cell that holds its centre.
 
     From "You Only Look Once: Unified, Real-Time Object Detection" (Redmon et al. 2016, arXiv:1506.02640): of
     the B boxes that the cell predicts, the one with the highest IoU with the object is responsible for it.

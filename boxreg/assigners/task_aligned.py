@@ -120,7 +120,7 @@ def _excluded(objects: Objects, layout: Layout) -> Tensor:
     real = objects.real.unsqueeze(-1)
     outside, contains = [], torch.zeros_like(real)
     for level in layout.levels:
-        # Along either axis first: of cells there are many more than of rows and columns.
+        # Along either axis first: there are many more cells than rows and columns.
         x, y = centres_of(level, x1.dtype, x1.device)
         across, down = (x > x1) & (x < x2) & real, (y > y1) & (y < y2)
         contains |= across.any(-1, keepdim=True) & down.any(-1, keepdim=True)

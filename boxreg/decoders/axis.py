@@ -114,7 +114,7 @@ def cell_indices(plane: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def of_boxes(numbers: tuple[float, ...], plane: Tensor) -> Tensor:
-    """A number for each of the K boxes of a cell, (K, 1, 1), in the dtype of `plane`; of one box, ()."""
+    """A number for each of the K boxes of a cell, (K, 1, 1), in the dtype of `plane`; () if K is 1."""
     # Filled one by one: a list would be copied to the device, which waits for it.
     filled = [torch.full((), number, dtype=plane.dtype, device=plane.device) for number in numbers]
     return torch.stack(filled).view(-1, 1, 1) if len(filled) > 1 else filled[0]

@@ -129,7 +129,7 @@ class Decoder(ABC):
         Args:
             prior: one box (cx, cy, w, h) in the unit of the boxes, its centre inside `extent`; or K of them,
                 one for each box of a cell.
-            dtype: of the result.
+            dtype: the dtype of the result.
 
         Returns:
             A tensor of shape (channels,), or (channels, K).

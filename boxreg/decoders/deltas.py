@@ -32,12 +32,12 @@ class DeltaDecoder(Decoder):
         boxes = decoder.about(proposals).decode(raw)
         loss = giou_loss(raw, targets, fmt="cxcywh", decoder=decoder.about(proposals))
 
-    Implementations clip dw, which stops the gradient of a box that is too large, whatever the loss wants.
-    Here the exponential goes on above `clip` as its tangent, so that every size has a gradient and can be
-    encoded.
+    Implementations clip dw, which stops the gradient of a box that is too large, even where the loss would
+    shrink it. Here the exponential goes on above `clip` as its tangent, so that every size has a gradient and
+    can be encoded.
 
     Args:
-        means: of dx, dy, dw, dh.
+        means: the means of dx, dy, dw, dh.
         stds: of dx, dy, dw, dh, above 0: torchvision's and detectron2's weights are their inverses. A second
             stage usually has (0.1, 0.1, 0.2, 0.2).
         clip: up to which dw and dh count as the exponential; ln(1000 / 16), as is usual.

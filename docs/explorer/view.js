@@ -208,7 +208,7 @@ function write(input, value) {
   }
 }
 
-// On the middle of each side, the way gradient descent moves it; of the strongest derivative 1.5 units.
+// On the middle of each side, the way gradient descent moves it; the largest derivative is 1.5 units long.
 function showArrows(gradient) {
   const group = find("#arrows");
   group.replaceChildren();

@@ -31,7 +31,7 @@ def ablate(
     """Train every run that the folder does not hold yet, then write its table and its figure.
 
     Args:
-        folder: of the lines, the table and the figure.
+        folder: the folder of the lines, the table and the figure.
         common: what is the same for all rows.
         side_by_side: runs at a time.
         table_only: train nothing; make table and figure of what is there.

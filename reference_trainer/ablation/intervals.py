@@ -10,7 +10,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """The mean of some numbers and its interval of confidence; of fewer than two numbers there is none."""
+    """The mean of some numbers and its interval of confidence, which takes at least two numbers."""
 
     mean: float
     low: float | None

@@ -30,7 +30,7 @@ class Common:
 
     Attributes:
         seeds: each decides images, weights, order and augmentation; rows are compared seed by seed.
-        threads: of each run; a thread more or less changes the order of sums, and with it the result.
+        threads: how many each run has; another number changes the order of sums, and with it the result.
     """
 
     seeds: int

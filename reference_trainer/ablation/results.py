@@ -16,7 +16,7 @@ class Result:
 
     Attributes:
         finals: the mean IoU after the last epoch, by seed.
-        errors: of the runs that ended without one.
+        errors: the errors of the runs that ended with one.
         level: the mean over the seeds.
         best: the mean of the best epochs.
         difference: to the base, over the seeds that both have; None for a preset itself.

@@ -56,7 +56,7 @@ class Row:
 
     Attributes:
         name: also what other rows call it as their base.
-        base: the row that it is compared with; of a preset itself none.
+        base: the row that it is compared with; None for a preset itself.
         changes: settings by their dotted name. Those in epochs are of the preset's run; a shorter run takes
             the same share of its own.
         notes: the recommendations that it serves.
@@ -74,10 +74,10 @@ class Part(NamedTuple):
     """Settings in which the presets differ, and which change together.
 
     Attributes:
-        name: of the part.
+        name: the part's name.
         settings: by their dotted names.
         notes: the recommendations that it serves.
-        finding: the check of `boxreg.audit` that asks for it, of a set-up without it.
+        finding: the check of `boxreg.audit` that asks for it in a set-up without it.
         added_to: the base of the row that adds it.
         removed_from: the base of the row that removes it.
     """

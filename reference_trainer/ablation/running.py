@@ -22,8 +22,8 @@ Training = Callable[[Any, Path], dict[str, Any]]
 """From a configuration, and a folder for its files, to what came of it; UserError if it cannot go on."""
 
 MESSAGES = "messages.txt"
-TOLD = 2_000
-"""Characters of an error that are kept."""
+KEPT = 2_000
+"""How many characters of an error are kept."""
 
 
 def train_once(config: Any, folder: Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def run_all(
     Args:
         jobs: what to train.
         side_by_side: processes.
-        threads: of each.
+        threads: how many each has.
         folder: for the files of runs, each in a folder of its own.
         training: what each process does.
     """
@@ -128,9 +128,9 @@ def _child(answers: Connection, training: Training, config: Any, folder: Path, t
     try:
         result = training(config, folder)
     except UserError as error:
-        result = {"error": str(error)[:TOLD]}
+        result = {"error": str(error)[:KEPT]}
     except Exception as error:
-        result = {"error": f"{type(error).__name__}: {error}"[:TOLD]}
+        result = {"error": f"{type(error).__name__}: {error}"[:KEPT]}
     answers.send(result)
 
 
@@ -143,7 +143,7 @@ def _end_with_parent() -> None:
 
 def _last_words(code: int | None, folder: Path) -> str:
     said = (folder / MESSAGES).read_text(errors="replace") if (folder / MESSAGES).exists() else ""
-    return f"its process ended with code {code}: {said.strip()[-TOLD:]}"
+    return f"its process ended with code {code}: {said.strip()[-KEPT:]}"
 
 
 @contextmanager

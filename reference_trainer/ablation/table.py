@@ -62,7 +62,7 @@ def setting_of(common: Common, results: Mapping[str, Result], lines: Mapping[tup
         "A short run of a small network tells what helps at once, not what helps late. "
         f"{len(lines)} runs, {counts} seeds a row; a seed decides images, weights, order and augmentation, "
         "and rows are compared seed by seed. IoU is the mean over the validation images after the last "
-        f"epoch. Intervals are Student's t, {100 * CONFIDENCE:.0f} %: of twenty rows without any effect one "
+        f"epoch. Intervals are Student's t, {100 * CONFIDENCE:.0f} %: one row in twenty without any effect "
         f"will look as if it had one. {common.threads} thread a run; {'; '.join(sorted(machines))}."
     )
 
@@ -171,7 +171,7 @@ def whole(results: Mapping[str, Result]) -> Iterator[str]:
 
 
 def sentences(results: Mapping[str, Result]) -> Iterator[str]:
-    """What held of the recommendations and what did not, by the intervals alone."""
+    """Which recommendations held and which did not, by the intervals alone."""
     known = [result for result in results.values() if result.held is not None]
     if not known:
         yield "With one seed there is no interval, and nothing can be said."

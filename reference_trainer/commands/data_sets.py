@@ -1,4 +1,4 @@
-"""The commands about data sets: `data check` and `data write`."""
+"""The commands about datasets: `data check` and `data write`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .arguments import Command, choose, read
 DATA_DESCRIPTION = """\
 usage: reference_trainer data check|write
 
-  reference_trainer data check PATH     list all that is wrong with a data set: YOLO, COCO or Pascal VOC
+  reference_trainer data check PATH     list all that is wrong with a dataset: YOLO, COCO or Pascal VOC
   reference_trainer data write FOLDER   write the toy images as a YOLO folder
 
 data check --help and data write --help list their options.
@@ -23,7 +23,7 @@ data check --help and data write --help list their options.
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """List all that is wrong with a data set; every image is decoded. Ends with 1 if anything is."""
+    """List all that is wrong with a dataset; every image is decoded. Ends with 1 if anything is."""
 
     path: tyro.conf.Positional[Path]
     """YOLO (a folder with data.yaml), COCO (a JSON file or its folder) or Pascal VOC (a folder)."""

@@ -19,7 +19,7 @@ class EvaluateOptions:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     data: Path | None = None
-    """Another data set to score on, instead of the one trained on."""
+    """Another dataset to score on, instead of the one trained on."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA where there is one."""
 
@@ -36,7 +36,7 @@ class PredictOptions:
     """Folder for the drawings and predictions.json; by default RUN/predictions, or beside the
     ONNX file."""
     confidence: float | None = None
-    """Task grid: of the least sure box; by default the one with the best F1 in validation."""
+    """Task grid: the confidence of the least sure box; by default the one with the best F1 in validation."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA where there is one."""
 
@@ -57,7 +57,7 @@ class ExportOptions:
     out: Path | None = None
     """Folder for the files; by default RUN/export."""
     data: Path | None = None
-    """Another data set to compare on, where the run's own is not at hand."""
+    """Another dataset to compare on, where the run's own is not at hand."""
 
 
 def evaluate(arguments: list[str]) -> int:

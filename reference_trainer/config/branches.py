@@ -33,7 +33,7 @@ ASSIGNERS: dict[str, Assigner] = {
 WITH_ANCHORS = ("yolov3", "yolov5")
 
 FINEST_STRIDE = 8
-"""Pixels per cell of the finest level of the grid task; of each further one twice as many."""
+"""Pixels per cell of the finest level of the grid task; each further level has twice as many."""
 
 STRIDE, SMALLEST_SIDE = 16, 32
 """Sides of training images are multiples of the first, at least the second."""
@@ -290,7 +290,7 @@ class OptimizerConfig(Settings):
 
 
 class ScheduleConfig(Settings):
-    """The learning rate over the run: of each optimizer step."""
+    """The learning rate of each optimizer step over the run."""
 
     name: Literal["constant", "steps", "cosine", "onecycle", "plateau"] = "cosine"
     """constant; steps: the peak, from 4/7 of the run a tenth of it, from 11/14 a hundredth; cosine to 0;

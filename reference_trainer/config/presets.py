@@ -55,8 +55,8 @@ PRESETS: dict[str, TrainConfig] = {
         schedule=ScheduleConfig(name="steps"),
     ),
     "grid": GRID,
-    # Photographs: larger, with smaller objects in them, and not to be turned upside down. Small sets have few
-    # steps an epoch, and nothing is found for many epochs.
+    # Photographs: larger, with smaller objects in them, and not to be turned upside down. Small datasets
+    # have few steps an epoch, and nothing is found for many epochs.
     "photos": GRID.model_copy(
         update={
             "patience": GRID.epochs,

@@ -1,4 +1,4 @@
-"""Data sets: one interface, generated toy images, YOLO, COCO and VOC files."""
+"""Datasets: one interface, generated toy images, YOLO, COCO and VOC files."""
 
 from .opening import OpenedData as OpenedData
 from .opening import open_data as open_data

@@ -86,8 +86,8 @@ def draw_window(
 
     Args:
         kept: the box of that object (B, 4), xyxy in pixels.
-        reach: of all objects of an image together, the box (B, 4), xyxy in pixels.
-        side: of the images in pixels.
+        reach: the box around all objects of an image together, (B, 4), xyxy in pixels.
+        side: the side of the images in pixels.
         draws: (B, WINDOW_DRAWS), uniform in [0, 1).
         angle: (B, 1), to rotate by; images with an object at an edge stay upright.
         config: the strengths.

@@ -1,4 +1,4 @@
-"""What is in a data set, and everything that is wrong with it."""
+"""What is in a dataset, and everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .sample import DataError
 
 
 def check_data(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Check a data set, every image to its last byte.
+    """Check a dataset, every image to its last byte.
 
     Returns:
         The counts, and lines for people: the problems if there are any, otherwise what is there.

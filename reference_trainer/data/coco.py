@@ -27,12 +27,13 @@ _LARGEST = 2**63
 class CocoFiles:
     """COCO JSON files: one for each split, or one for all.
 
-    A folder holds `annotations/*.json` (of several for a split, `instances_*.json`), or JSON files itself, or
-    one in each of its folders `train` and `valid`. A file's split is a part of its name or of its folder's
-    name. Images are looked for from the JSON file's folder and from the data set's, in the folder that is
-    called as the split is, such as `train2017`, and in `images`; the first one that holds an image of the
-    file is taken for all of them. Crowds (`iscrowd` 1) are regions, not objects: they are left out and
-    counted. Classes are matched by name from file to file, in the order of their ids in the file to train on.
+    A folder holds `annotations/*.json`, or JSON files itself, or one in each of its folders `train` and
+    `valid`; where several are for one split, `instances_*.json` is taken. A file's split is a part of its
+    name or of its folder's name. Images are looked for from the JSON file's folder and from the dataset's, in
+    the folder that is called as the split is, such as `train2017`, and in `images`; the first one that holds
+    an image of the file is taken for all of them. Crowds (`iscrowd` 1) are regions, not objects: they
+    are left out and counted. Classes are matched by name from file to file, in the order of their ids in the
+    file to train on.
 
     Args:
         path: the folder, or a JSON file.

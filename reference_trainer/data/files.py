@@ -81,7 +81,7 @@ class BoxFormat(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something wrong; problems sort by image (-1: the data set's), then by place in its label file."""
+    """Something wrong; problems sort by image (-1: the dataset's), then by place in its label file."""
 
     image: int
     place: int
@@ -92,13 +92,13 @@ class Labels:
     """What label files say of the images of a split, before anybody has looked at the images.
 
     Args:
-        box_format: of the boxes.
+        box_format: the format of the boxes.
         locate: where something was said, as `file:line`, for an image's number and a place: a line, or
             whatever the reader gave when it added the box.
 
     Attributes:
         names: the classes' names; the reader sets them.
-        files: of the images.
+        files: the files of the images.
         problems: found so far.
         fatal: whether one of them is of a kind that leaving something out does not mend.
         dropped: numbers of images that cannot be used.
@@ -137,7 +137,7 @@ class Labels:
             self.dropped.add(image)
 
     def add_fatal(self, text: str) -> None:
-        """Add what is wrong with the data set as a whole."""
+        """Add what is wrong with the dataset as a whole."""
         self.problems.append(Problem(-1, 0, text))
         self.fatal = True
 
@@ -159,7 +159,7 @@ class Labels:
         self._numbers += other._numbers
 
     def __getstate__(self) -> dict[str, Any]:
-        # How to locate something is known where the reader is; of problems it has been said.
+        # Only the reader can locate something; each problem already says where it is.
         return self.__dict__ | {"locate": None}
 
     def renumber(self, numbers: Sequence[int], names: list[str]) -> None:
@@ -213,11 +213,11 @@ class ImageFiles:
         clipped: how many boxes stuck out of their image, by up to 1 % of it, and were clipped.
         left_out: how many boxes are not meant to be learned, and were left out.
         backgrounds: how many images have no object.
-        files: of the images.
-        sizes: of the images (N, 2), width and height.
+        files: the files of the images.
+        sizes: width and height of the images (N, 2).
 
     Raises:
-        DataError: if anything is wrong; with `skip_bad`, if the data set as a whole is, or if no image is
+        DataError: if anything is wrong; with `skip_bad`, if the dataset as a whole is, or if no image is
             left.
     """
 

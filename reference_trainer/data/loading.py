@@ -25,7 +25,7 @@ from .sample import Counts, DataError, ImageSource, LeftOut, letterbox, one_box_
 from .toy import toy_splits
 
 MEMORY_BUDGET = 2**30
-"""Letterboxed images are kept in memory up to this many bytes; a larger set is decoded as it is used."""
+"""Letterboxed images are kept in memory up to this many bytes; a larger dataset is decoded as it is used."""
 
 CORES_OF_A_STEP, MOST_WORKERS = 2, 4
 """On two cores a worker takes more from the step than it saves; beyond them it comes for free."""
@@ -95,8 +95,8 @@ Collate = Callable[[list[Sample]], Batch | ObjectBatch]
 class Squares(Dataset[Sample]):
     """The images of a source, letterboxed to one size.
 
-    Each is decoded when it is first asked for. A set that fits into the memory budget is kept from then on,
-    in memory that forked workers share.
+    Each is decoded when it is first asked for. A dataset that fits into the memory budget is kept from
+    then on, in memory that forked workers share.
 
     Args:
         source: the images.
@@ -180,7 +180,7 @@ class TrainingSamples(Dataset[Sample]):
     Args:
         squares: the images.
         augmentation: applied to image and boxes together.
-        seed: of the run.
+        seed: the run's seed.
     """
 
     def __init__(self, squares: Squares, augmentation: Augmentation, seed: int) -> None:
@@ -204,7 +204,7 @@ class TrainingSamples(Dataset[Sample]):
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), shuffled by (seed, epoch).
 
-    Each rank gets its share of every batch; of the last one perhaps nothing.
+    Each rank gets its share of every batch; its share of the last one may be empty.
     Set `epoch` before each pass, and `first` to the batch that it starts with; no more is needed to resume.
     """
 

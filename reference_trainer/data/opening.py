@@ -1,4 +1,4 @@
-"""One way to open a data set of any kind: what it is, is seen from what lies there."""
+"""One way to open a dataset of any kind, which is recognised by its files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .voc import VocFolder
 from .yolo import YoloFolder
 
 DECODED_AT_START = 2000
-"""Up to this many images are decoded to check them before a training starts; of more, only the headers are
-read."""
+"""Up to this many images are decoded to check them before a training starts; where there are more, only
+the headers are read."""
 
 VAL_SHARE = 5
-"""A data set without a validation split gives it one image in this many."""
+"""A dataset without a validation split gives it one image in this many."""
 
 ADVICE = "data.on_error 'skip' leaves out what is bad and trains on the rest."
 
@@ -29,7 +29,7 @@ _SEED = 0
 
 
 class DataSet(Protocol):
-    """A data set of some kind, before its images have been looked at.
+    """A dataset of some kind, before its images have been looked at.
 
     Attributes:
         kind: its name.
@@ -48,14 +48,14 @@ KINDS: tuple[type[YoloFolder] | type[CocoFiles] | type[VocFolder], ...] = (YoloF
 
 
 class FaultyDataError(DataError):
-    """Problems of a data set that can be used without the boxes and images that have them."""
+    """Problems of a dataset that can be used without the boxes and images that have them."""
 
     def __str__(self) -> str:
         return f"{super().__str__()}\n{ADVICE}"
 
 
 class OpenedData(NamedTuple):
-    """A data set that has been checked.
+    """A dataset that has been checked.
 
     Attributes:
         kind: YOLO, COCO or VOC.
@@ -80,16 +80,16 @@ def open_data(
     skip_bad: bool = False,
     decode: bool | None = None,
 ) -> OpenedData:
-    """Open a data set of any kind and check it; the problems of all splits come in one error.
+    """Open a dataset of any kind and check it; the problems of all splits come in one error.
 
-    A data set without images to validate on keeps one in five of those to train on for it, drawn by lot.
+    A dataset without images to validate on keeps one in five of its training images for that, drawn by lot.
     The lot does not depend on a run: whichever run's weights are scored, they have not seen these images.
 
     Args:
         path: a folder, a data.yaml or a COCO JSON file.
         splits: which to open.
         skip_bad: leave out what is bad, where otherwise a `DataError` lists it.
-        decode: check all of every image, or headers alone; by default all of a set of up to 2,000.
+        decode: check all of every image, or headers alone; by default all of a dataset of up to 2,000.
 
     Raises:
         DataError: if it is not clear what is there, or anything is wrong with it.
@@ -130,7 +130,7 @@ def _read(
 
 
 def task_for(path: Path) -> tuple[Literal["single", "grid"], str]:
-    """The task that a data set is for, and why: single only if every image has exactly one box.
+    """The task that a dataset is for, and why: single only if every image has exactly one box.
 
     Labels alone are read; what is wrong with them is left to `open_data`.
 
@@ -153,7 +153,7 @@ def task_for(path: Path) -> tuple[Literal["single", "grid"], str]:
 
 
 def recognise(path: Path) -> DataSet:
-    """See what kind of data set lies at a path.
+    """See what kind of dataset lies at a path.
 
     Raises:
         DataError: if it is none, or if it could be several.
@@ -172,10 +172,10 @@ def recognise(path: Path) -> DataSet:
         if len(inside) == 1:  # what an archive unpacks to
             return recognise(inside[0])
         looked = "; ".join(f"{kind.kind}: {kind.looked_for}" for kind in KINDS)
-        raise DataError(f"{path}: no data set is recognised here; looked for {looked}")
+        raise DataError(f"{path}: no dataset is recognised here; looked for {looked}")
     if len(found) > 1 or len(found.get(YoloFolder, [])) > 1:
         several = ", ".join(f"{kind.kind}: {file}" for kind, files in found.items() for file in files)
-        raise DataError(f"{path}: several data sets; give the path of one of them ({several})")
+        raise DataError(f"{path}: several datasets; give the path of one of them ({several})")
     (kind,) = found
     return kind(path)
 

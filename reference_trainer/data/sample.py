@@ -1,4 +1,4 @@
-"""The one interface that every data set is read by, and what is done to any image."""
+"""The one interface that every dataset is read by, and what is done to any image."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _ORIENTATION = 0x0112
 _ON_THE_SIDE = (5, 6, 7, 8)
 
 _HEAD = 4096
-# Markers of a JPEG: of its frame, and of segments that say nothing of its size. E1 is EXIF.
+# Markers of a JPEG: those of its frame, and those of segments that do not affect its size. E1 is EXIF.
 _FRAMES = (0xC0, 0xC1, 0xC2)
 _PASSED_OVER = frozenset({0xC4, 0xDB, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE})
 
 
 class DataError(UserError):
-    """Everything that is wrong with a data set, found in one pass.
+    """Everything that is wrong with a dataset, found in one pass.
 
     Attributes:
         problems: one string a problem, `file:line: what is wrong: the value`. The message shows the first
@@ -69,7 +69,7 @@ class AnnotatedImage(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """A data set: a sequence of images, and what is known of it without decoding one."""
+    """A dataset: a sequence of images, and what is known of it without decoding one."""
 
     @property
     def names(self) -> list[str]:
@@ -130,7 +130,7 @@ class Renumbered:
 
     Args:
         source: the images.
-        names: of the classes, the first numbers.
+        names: the names of the first classes, in the order of their numbers.
 
     Raises:
         DataError: if none of the source's classes is among `names`.
@@ -189,8 +189,8 @@ class Letterbox(NamedTuple):
         scale: letterboxed pixels per original pixel, the same in both directions.
         left: where the original's left edge lies, in letterboxed pixels.
         top: where the original's top edge lies, in letterboxed pixels.
-        width: of the original, in pixels.
-        height: of the original, in pixels.
+        width: the width of the original in pixels.
+        height: the height of the original in pixels.
     """
 
     scale: float

@@ -136,8 +136,8 @@ class ToyImages:
 
     Args:
         indices: which images; or their number, for the first ones.
-        side: of an image in pixels, at least 32.
-        seed: of the data set, at least 0.
+        side: the side of an image in pixels, at least 32.
+        seed: the seed of the dataset, at least 0.
         most: objects in an image, at least 1.
 
     Raises:

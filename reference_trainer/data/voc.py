@@ -24,8 +24,8 @@ class VocFolder:
     """A folder in the format of Pascal VOC: `Annotations/*.xml`, `JPEGImages`, `ImageSets/Main/train.txt`.
 
     Folders of other names are understood, too. An XML file is about the image of the same name, or else
-    about the one that its `filename` says, wherever below the folder it lies; of several, the one in the
-    same folder is taken, then the one that lies in the most folders of the same names, then one in
+    about the one that its `filename` says, wherever below the folder it lies; if there are several, the
+    one in the same folder is taken, then the one that lies in the most folders of the same names, then one in
     `JPEGImages`, then one in `images`. `ImageSets/Main` says which images are to train on and which to
     validate, with or without their extension; where there is none, folders called train and valid do.
     Difficult objects, which VOC's own scoring leaves out, are left out and counted. The classes are the names
@@ -36,7 +36,7 @@ class VocFolder:
         path: the folder, or its `Annotations`.
 
     Raises:
-        DataError: if no XML file is to train on or to validate, or if there are several data sets.
+        DataError: if no XML file is to train on or to validate, or if there are several datasets.
     """
 
     kind = "VOC"
@@ -127,7 +127,7 @@ def _with_lists(folder: Path) -> Path:
     found = {lists.parents[1] for pattern in patterns for lists in folder.glob(pattern)}
     if len(found) > 1:
         several = ", ".join(map(str, sorted(found)))
-        raise DataError(f"{folder}: several data sets; give the path of one of them ({several})")
+        raise DataError(f"{folder}: several datasets; give the path of one of them ({several})")
     return found.pop() if found else folder
 
 

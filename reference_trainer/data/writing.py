@@ -17,7 +17,7 @@ def write_yolo_folder(sources: Mapping[str, ImageSource], path: str | Path) -> N
     """Write images as a YOLO folder: images/<split>/*.png, labels/<split>/*.txt and data.yaml.
 
     Everything is written to a hidden folder beside `path` that takes its name at the end: an
-    interruption leaves no half-written data set.
+    interruption leaves no half-written dataset.
 
     Args:
         sources: the images of each split, such as "train" and "val".

@@ -56,7 +56,7 @@ def assert_near(
     tolerance: float,
     dtype: torch.dtype,
     least: float = 0.0,
-    told: str = "",
+    context: str = "",
 ) -> None:
     """Close, in units of the largest coordinate of each box's gradient (or of the loss, if above 1)."""
     expected = expected.double()
@@ -74,7 +74,7 @@ def assert_near(
         rtol=0,
         atol=tolerance,
         equal_nan=True,
-        msg=lambda why: f"{told} {why}",
+        msg=lambda why: f"{context} {why}",
     )
 
 
@@ -101,7 +101,7 @@ class TestSameAsEager:
         # One rounding more or less: autograd adds the same terms in another order.
         tolerance = 64 * eps(found[0].dtype) + 2 * eps(dtype)
         for regime, part, reference in of_each(regimes, found, expected):
-            assert_near(part, reference, tolerance, part.dtype, told=regime)
+            assert_near(part, reference, tolerance, part.dtype, context=regime)
 
     @pytest.mark.parametrize("mode", ["log", "square", "alpha"])
     @pytest.mark.parametrize("dtype", named((torch.float32, torch.float64)))
@@ -115,7 +115,7 @@ class TestSameAsEager:
             expected = value_and_gradients(kind, pred, target, backend="eager", **options)
             for regime, part, reference in of_each(regimes, found, expected):
                 # In some modes roundings are left of what cancels for identical boxes, of about one unit.
-                assert_near(part, reference, 128 * eps(dtype), part.dtype, least=1.0, told=regime)
+                assert_near(part, reference, 128 * eps(dtype), part.dtype, least=1.0, context=regime)
 
     @pytest.mark.parametrize("fmt", FORMATS)
     def test_layouts(self, kind: str, backend: str, fmt: str) -> None:
@@ -297,7 +297,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
         CIoULoss(backend="tritn")
 
 
-def test_a_numba_that_cannot_be_imported_is_told_once_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_numba_that_cannot_be_imported_warns_once_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
 
     def broken() -> None:
@@ -368,8 +368,8 @@ class TestJitTrace:
         pred, target = (upright(seeded(seed), 9).float() for seed in (1, 2))
         criterion = CIoULoss(reduction=reduction)
         traced = torch.jit.trace(criterion, (pred, target), check_trace=False)
-        other, wanted = (upright(seeded(seed), 5).float() for seed in (3, 4))
-        torch.testing.assert_close(traced(other, wanted), criterion(other, wanted))
+        pred, target = (upright(seeded(seed), 5).float() for seed in (3, 4))
+        torch.testing.assert_close(traced(pred, target), criterion(pred, target))
 
     def test_scores(self) -> None:
         from boxreg import box_iou, pairwise_box_iou

@@ -43,7 +43,9 @@ def step(kind: str, sides: Sequence[Tensor], backend: str, **options: Any) -> li
     return [loss.detach(), *torch.autograd.grad(loss, leaves, torch.full_like(loss, 1.5))]
 
 
-def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], dim: int = -1, told: str = "") -> None:
+def assert_same(
+    found: Sequence[Tensor], expected: Sequence[Tensor], dim: int = -1, context: str = ""
+) -> None:
     """Losses within 1e-6, and gradients within 1e-5 of the largest number of each box's gradient."""
     for place, (part, reference) in enumerate(zip(found, expected, strict=True)):
         least = torch.finfo(torch.float32).smallest_normal if place else 1.0
@@ -55,7 +57,7 @@ def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], dim: int = 
             rtol=0,
             atol=1e-5 if place else 1e-6,
             equal_nan=True,
-            msg=lambda why: f"{told}: {why}",
+            msg=lambda why: f"{context}: {why}",
         )
 
 
@@ -75,7 +77,7 @@ def test_every_loss_mode_format_layout_and_decoder(start: int) -> None:
 def test_edge_cases_and_any_floats() -> None:
     for kind in FAMILY:
         edges = [side.float() for side in some_pairs(39)]
-        assert_same(step(kind, edges, "triton"), step(kind, edges, "eager"), told=kind)
+        assert_same(step(kind, edges, "triton"), step(kind, edges, "eager"), context=kind)
         wild = wild_pairs(400, torch.device("cpu"))
         found, expected = (step(kind, wild, backend) for backend in ("triton", "eager"))
         assert all(part.isfinite().all() for part in found), kind
@@ -104,7 +106,7 @@ class TestWeight:
             for given in (weight, weight > 0.5, weight.double(), torch.stack([weight, weight], 1)[:, 0]):
                 options: dict[str, Any] = {"weight": given, "reduction": reduction, "loss_weight": 2.5}
                 found, expected = (step("giou", sides, backend, **options) for backend in ("triton", "eager"))
-                assert_same(found, expected, told=reduction)
+                assert_same(found, expected, context=reduction)
 
     def test_exactly_0_where_it_is_0(self) -> None:
         for reduction in ("none", "mean", "sum"):
@@ -187,7 +189,7 @@ class TestPairwise:
                 scores = pairwise_box_iou(*leaves, kind, fmt, backend=backend, **PARAMETERS.get(kind, {}))
                 upstream = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
                 results.append([scores.detach(), *torch.autograd.grad(scores, leaves, upstream)])
-            assert_same(results[0][:1], results[1][:1], told=kind)
+            assert_same(results[0][:1], results[1][:1], context=kind)
             for part, reference in zip(results[0][1:], results[1][1:], strict=True):
                 scale = reference.abs().max()
                 torch.testing.assert_close(part / scale, reference / scale, rtol=0, atol=1e-5)

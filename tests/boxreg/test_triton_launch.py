@@ -89,7 +89,7 @@ with compiling_for(90) as compiler:
 """
 
 
-def told_by(script: str) -> list[int]:
+def printed_by(script: str) -> list[int]:
     """The numbers that a script prints in a process where Triton compiles."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -105,13 +105,13 @@ def told_by(script: str) -> list[int]:
 
 
 def test_what_is_launched_is_what_triton_would_choose() -> None:
-    kernels, kept = told_by(CHOSEN)
+    kernels, kept = printed_by(CHOSEN)
     assert kernels >= 6
     assert kept >= kernels
 
 
 def test_ten_thousand_values_make_no_kernel_and_fill_no_cache() -> None:
-    assert told_by(VALUES) == [4]
+    assert printed_by(VALUES) == [4]
 
 
 def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

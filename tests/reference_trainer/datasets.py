@@ -1,4 +1,4 @@
-"""Data sets of each kind in a temporary folder, good ones and ones with a fault."""
+"""Datasets of each kind in a temporary folder, good ones and ones with a fault."""
 
 from __future__ import annotations
 

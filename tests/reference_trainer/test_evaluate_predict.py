@@ -99,7 +99,7 @@ def test_predict_draws_and_writes_boxes_in_original_pixels(learned: Done, photos
             assert (image.width > image.height) == (width > height) or width == height
 
 
-def test_predict_writes_where_it_is_told(
+def test_predict_writes_to_the_folder_given(
     learned: Done, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "er"

@@ -276,7 +276,7 @@ def add_voc(root: Path, name: str, size: tuple[int, int], *objects: str) -> None
 
 class TestForeignData:
     @pytest.mark.parametrize("classes", [1, 20])
-    def test_a_data_set_as_people_have_them(
+    def test_a_dataset_as_people_have_them(
         self, classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """No splits, sizes of all kinds, names with spaces, images without objects, flags."""

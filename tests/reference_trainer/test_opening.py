@@ -1,4 +1,4 @@
-"""Data sets of every kind and layout, through one function."""
+"""Datasets of every kind and layout, through one function."""
 
 from __future__ import annotations
 
@@ -242,18 +242,18 @@ def only_val(root: Path) -> None:
     coco_of(root, "annotations/instances_val.json", "val")
 
 
-def two_data_sets(root: Path) -> None:
+def two_datasets(root: Path) -> None:
     for year in ("VOC2007", "VOC2012"):
         add_voc(root / year, "a")
         (root / year / "ImageSets/Main").mkdir(parents=True)
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing": (lambda root: None, "no data set is recognised here; looked for YOLO: a data.yaml"),
+    "nothing": (lambda root: None, "no dataset is recognised here; looked for YOLO: a data.yaml"),
     "images alone": (lambda root: add_image(root / "a.png"), "VOC: Annotations/"),
-    "two kinds": (both_yolo_and_voc, "several data sets; give the path of one of them (YOLO: "),
+    "two kinds": (both_yolo_and_voc, "several datasets; give the path of one of them (YOLO: "),
     "two files a split": (two_years, "two files for the split train; give one of them: "),
-    "two sets": (two_data_sets, "several data sets; give the path of one of them ("),
+    "two datasets": (two_datasets, "several datasets; give the path of one of them ("),
     "no training": (only_val, "no images for train, only for val"),
 }
 

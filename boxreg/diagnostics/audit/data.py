@@ -20,7 +20,7 @@ MOST_IMAGES = 1000
 """How many images are looked at, the first ones."""
 
 OUTSIDE, STICKING_OUT = 0.02, 0.1
-"""A box may stick out of its image by the first share of its side; of the boxes the second share may."""
+"""A box may stick out of its image by the first share of its side; the second share of the boxes may."""
 
 THUMBNAIL, NEAR = 16, 1.5 / 255
 """The side of thumbnails in pixels, and the mean difference of two below which their images are the same."""
