@@ -31,17 +31,7 @@ from .grids import points_of as points_of
 from .heads import BoxHead as BoxHead
 from .iou import box_iou as box_iou
 from .iou import pairwise_box_iou as pairwise_box_iou
-from .losses import CIoULoss as CIoULoss
-from .losses import DIoULoss as DIoULoss
-from .losses import EIoULoss as EIoULoss
-from .losses import GIoULoss as GIoULoss
-from .losses import IoULoss as IoULoss
-from .losses import LossSum as LossSum
-from .losses import MPDIoULoss as MPDIoULoss
-from .losses import NWDLoss as NWDLoss
-from .losses import ShapeIoULoss as ShapeIoULoss
-from .losses import SIoULoss as SIoULoss
-from .losses import WIoULoss as WIoULoss
+from .losses import *
 from .losses.box import BoxLoss as BoxLoss
 from .losses.box import BoxLossTerms as BoxLossTerms
 from .losses.dfl import DFLoss as DFLoss

@@ -38,6 +38,9 @@ def pages() -> dict[str, list[str]]:
             known.add(id(value))
             found[page].append(dotted)
 
+    for name, value in names_of(functional).items():
+        if name.endswith("_loss"):  # boxreg has them too
+            add("boxreg.functional", f"boxreg.functional.{name}", value)
     for name, value in names_of(boxreg).items():
         add(home(value), f"boxreg.{name}", value)
     for namespace in (functional, iou):

@@ -6,6 +6,8 @@ import ast
 import doctest
 import importlib
 import pkgutil
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,6 +105,25 @@ def kernel_of(module: str) -> str | None:
     return next((kernel for kernel in KERNELS if kernel in module.rpartition(".")[2]), None)
 
 
+def renamed(text: str) -> str:
+    """The text of GIoU as that of a loss "mine"."""
+    return text.replace("giou", "mine").replace("GIoU", "Mine")
+
+
+USES_OF_A_LOSS = """
+import torch
+from boxreg import BoxLoss, GIoULoss, MineLoss, box_iou
+from boxreg.functional import giou_loss, mine_loss
+from boxreg.losses import LOSSES
+pred, target = torch.rand(2, 8, 4)
+assert LOSSES["mine"] is MineLoss and list(LOSSES)[:3] == ["iou", "giou", "mine"]
+assert torch.equal(mine_loss(pred, target), giou_loss(pred, target))
+assert torch.equal(MineLoss()(pred, target), GIoULoss()(pred, target))
+assert torch.equal(BoxLoss("mine")(pred, target).total, BoxLoss("giou")(pred, target).total)
+assert torch.equal(box_iou(pred, target, "mine"), box_iou(pred, target, "giou"))
+"""
+
+
 class TestNames:
     @pytest.mark.parametrize("name", PUBLIC)
     def test_public_names_are_documented(self, name: str) -> None:
@@ -135,6 +156,19 @@ class TestNames:
         penalty, overlap = FAMILY[kind]
         files = {term.__module__ for term in (penalty.value, penalty.grad, overlap.value, overlap.grad)}
         assert files <= {file, "boxreg.iou.overlaps"}
+
+    def test_a_new_loss_is_its_file_and_its_lines_in_the_list(self, tmp_path: Path) -> None:
+        """GIoU under another name: whatever offers losses finds it."""
+        shutil.copytree(ROOT / "boxreg", tmp_path / "boxreg", ignore=shutil.ignore_patterns("__pycache__"))
+        losses = tmp_path / "boxreg" / "losses"
+        (losses / "mine.py").write_text(renamed((losses / "giou.py").read_text()))
+        listed = losses / "__init__.py"
+        text, lines = re.subn(
+            r".*\bgiou_loss\b.*\n", lambda line: line[0] + renamed(line[0]), listed.read_text()
+        )
+        assert lines == 2
+        listed.write_text(text)
+        subprocess.run([sys.executable, "-c", USES_OF_A_LOSS], cwd=tmp_path, check=True)
 
     @pytest.mark.parametrize("name", ["box_iou", "pairwise_box_iou", "convert", "BoxLoss", "__version__"])
     def test_the_names_that_the_documentation_starts_with(self, name: str) -> None:

@@ -52,12 +52,22 @@ def pages(site: Path) -> dict[str, Reader]:
 
 
 def public_names() -> list[str]:
-    named = [f"boxreg.{name}" for name, value in vars(boxreg).items() if is_offered(name, value)]
+    """Each public name once: loss functions in `boxreg.functional`, what else there is in `boxreg` there."""
+    functions = {name for name in vars(functional) if name.endswith("_loss")}
+    here = {name: value for name, value in vars(boxreg).items() if name not in functions}
+    named = [f"boxreg.{name}" for name, value in here.items() if is_offered(name, value)]
     for module in (functional, iou):
         for name, value in vars(module).items():
-            if is_offered(name, value) and getattr(boxreg, name, None) is not value:
+            if is_offered(name, value) and here.get(name) is not value:
                 named.append(f"{module.__name__}.{name}")
     return named
+
+
+def test_every_public_name_is_documented_once(pages: dict[str, Reader]) -> None:
+    found = [name for url, page in pages.items() if url.startswith("api/") for name in page.ids]
+    entries = [name for name in found if name.startswith("boxreg.")]
+    assert len(entries) == len(set(entries))
+    assert [name for name in vars(functional) if f"boxreg.{name}" in found and name.endswith("_loss")] == []
 
 
 def is_offered(name: str, value: object) -> bool:
