@@ -110,16 +110,12 @@ def ratio(part: Tensor, whole: Tensor, limit: float) -> Tensor:
     return xp.where(none, limit, part / xp.where(none, 1.0, whole))
 
 
-def guarded_unit(length: Tensor, zero: Tensor, negligible: Tensor) -> Unit:
-    """The unit that a constant length makes, where it is neither 0 nor negligible."""
-    reciprocal = 1.0 / xp.where(negligible, SMALLEST, length)
-    return Unit(xp.where(zero, 1.0, length), xp.where(zero, 0.0, reciprocal))
-
-
 def unit_of(length: Tensor) -> Unit:
     """The unit that a length makes, constant under differentiation."""
     length = stop_gradient(length)
-    return guarded_unit(length, length == 0, length < SMALLEST)
+    none = length == 0
+    reciprocal = 1.0 / floored(length)
+    return Unit(xp.where(none, 1.0, length), xp.where(none, 0.0, reciprocal))
 
 
 def measure(length: Tensor, unit: Unit) -> Tensor:
@@ -195,13 +191,16 @@ def larger(first: Tensor, second: Tensor) -> Tensor:
     return xp.maximum(xp.abs(stop_gradient(first)), xp.abs(stop_gradient(second)))
 
 
+def is_far(first: Tensor, second: Tensor) -> Tensor:
+    """Where a coordinate of the two is so near the largest float that lengths would overflow."""
+    return (xp.abs(first) > LARGE) | (xp.abs(second) > LARGE)
+
+
 def is_large(
     p1: Tensor, p2: Tensor, p3: Tensor, p4: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor
 ) -> Tensor:
-    """Where one of a pair's numbers is so near the largest float that lengths would overflow."""
-    pred = larger(larger(p1, p2), larger(p3, p4))
-    target = larger(larger(t1, t2), larger(t3, t4))
-    return larger(pred, target) > LARGE
+    """Where one of a pair's coordinates is so near the largest float that lengths would overflow."""
+    return is_far(p1, p2) | is_far(p3, p4) | is_far(t1, t2) | is_far(t3, t4)
 
 
 def in_range(plane: Tensor, large: Tensor) -> Tensor:

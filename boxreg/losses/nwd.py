@@ -8,7 +8,7 @@ import torch as xp
 from torch import Tensor
 
 from ..iou.functional import aligned_loss
-from ..iou.geometry import SMALLEST, Axis, AxisGrad, Pair, PairGrad, Unit, guarded_unit, larger, measure
+from ..iou.geometry import Axis, AxisGrad, Pair, PairGrad, Unit, larger, measure, unit_of
 from ..iou.spec import Term, define, length
 from ._family import IoUFamilyLoss
 from ._options import IOU_FAMILY, ModuleOptions, Options
@@ -34,8 +34,7 @@ def displacement(pair: Pair) -> Displacement:
     wider = 0.5 * (pair.x.size - pair.x.target_size)
     higher = 0.5 * (pair.y.size - pair.y.target_size)
     longest = larger(larger(pair.x.offset, pair.y.offset), larger(wider, higher))
-    # Compared here, because ordinary boxes may be identical too.
-    unit = guarded_unit(longest, longest == 0, longest < SMALLEST)
+    unit = unit_of(longest)
     x, y = measure(pair.x.offset, unit), measure(pair.y.offset, unit)
     width, height = measure(wider, unit), measure(higher, unit)
     squared = (x * x + y * y) + (width * width + height * height)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..iou.distances import half_shape_cost_grad, shape_cost, size_mismatch, size_mismatch_grad
 from ..iou.functional import aligned_loss
-from ..iou.geometry import SMALLEST, Axis, AxisGrad, Pair, PairGrad, guarded_unit, larger, measure, ratio
+from ..iou.geometry import Axis, AxisGrad, Pair, PairGrad, larger, measure, ratio, unit_of
 from ..iou.spec import Term, define
 from ._family import IoUFamilyLoss
 from ._options import IOU_FAMILY, Options
@@ -26,9 +26,7 @@ class Heading(NamedTuple):
 
 def heading(pair: Pair) -> Heading:
     """The heading from centre to centre: x and y are 0 where they coincide, and `squared` is 1 there."""
-    apart = larger(pair.x.offset, pair.y.offset)
-    # Compared here, because the centres of ordinary boxes may coincide too.
-    unit = guarded_unit(apart, apart == 0, apart < SMALLEST)
+    unit = unit_of(larger(pair.x.offset, pair.y.offset))
     x, y = measure(pair.x.offset, unit), measure(pair.y.offset, unit)
     squared = x * x + y * y
     return Heading(x, y, xp.where(squared == 0, 1.0, squared), unit.reciprocal)

@@ -138,6 +138,11 @@ def _to_corners(tile, fmt, scale, count):
             tile[(axis + 2) * TILE + i] = c * first + d * second
 
 
+def _is_corners(fmt):
+    """Whether a format has the corners as they are."""
+    return fmt[0] == 1.0 and fmt[1] == 0.0 and fmt[2] == 0.0 and fmt[3] == 1.0
+
+
 def _positions(tile, job, values, first, count):
     """Column and row of each pair in a grid, and the sides of its anchor."""
     columns, rows, anchors = job[GRID_COLUMNS], job[GRID_ROWS], job[ANCHORS]
@@ -231,6 +236,7 @@ def _evaluate(job, floats, tile, first, count):
         if job[GRID_COLUMNS]:
             _positions(tile, job, offset(floats, job[ANCHOR_VALUES]), first, count)
         call(job[DECODE], tile, offset(floats, job[DECODE_VALUES]), padded)
+    large_pairs = types.int64(0)
     for i in range(padded):
         large = is_large(
             tile[i],
@@ -243,8 +249,11 @@ def _evaluate(job, floats, tile, first, count):
             tile[7 * TILE + i],
         )
         scale[i] = SCALE_OF_LARGE if large else 1.0
+        large_pairs += large
     for side in range(job[SIDES]):
-        _to_corners(offset(tile, 4 * side * TILE), offset(floats, 4 * side), scale, padded)
+        fmt = offset(floats, 4 * side)
+        if large_pairs or not _is_corners(fmt):
+            _to_corners(offset(tile, 4 * side * TILE), fmt, scale, padded)
     call(job[CORE], tile, offset(floats, VALUES), padded)
 
 
@@ -262,7 +271,9 @@ def _finish(job, floats, tile, first, count):
     for side in range(job[SIDES]):
         if job[PRED_GRAD_AT + side]:
             grads = offset(tile, (PRED_GRAD + 4 * side) * TILE)
-            _to_format(grads, offset(floats, 4 * side), count)
+            fmt = offset(floats, 4 * side)
+            if not _is_corners(fmt):
+                _to_format(grads, fmt, count)
             if side == 0 and job[DECODE]:
                 _decoded_backward(grads, offset(tile, DECODE_GRAD * TILE), count)
             _store(job, as_pointer(job[PRED_GRAD_AT + side], REAL), tile, grads, first, count)

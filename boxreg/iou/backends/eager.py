@@ -1,8 +1,13 @@
-"""The reference backend: autograd through the maths, differentiable as often as one likes."""
+"""The reference backend: autograd through the maths, differentiable as often as one likes.
+
+Under torch.compile, which takes no second derivatives, the gradient is computed in closed form, in a third of
+the time.
+"""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +18,7 @@ from ...boxes import Planes, corners
 from ...decoders import decode_planes
 from ...reduction import reduce_loss, without_ignored
 from .. import geometry
-from ..spec import Spec, value
+from ..spec import Spec, gradient, value
 
 PAIRS_PER_BLOCK = 2**18
 """Pairwise scores are computed in blocks of this many, so that temporaries do not grow with the output."""
@@ -28,8 +33,31 @@ def aligned(spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim
         planes = decode_planes(spec.scheme, spec.settings, spec.anchor_sides, pred.unbind(dim))
         pred = torch.stack(planes, dim)
     a, b = _corners(pred, target, spec.pred_fmt, spec.target_fmt, dim)
-    loss = reduce_loss(value(spec, geometry.pair(*a, *b)), spec.reduction, weight=weight)
+    compiling = torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if compiling and torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
+        per_pair = _ClosedForm.apply(spec, *a, *b)[0]
+    else:
+        per_pair = value(spec, geometry.pair(*a, *b))
+    loss = reduce_loss(per_pair, spec.reduction, weight=weight)
     return loss if spec.factor == 1 else loss * spec.factor
+
+
+class _ClosedForm(torch.autograd.Function):
+    """The loss of pairs, and its gradients at their corners, from one pass over the geometry."""
+
+    @staticmethod
+    def forward(spec: Spec, *corners: Tensor) -> tuple[Tensor, ...]:
+        pair = geometry.pair(*corners)
+        return value(spec, pair), *gradient(spec, pair)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(grad * upstream for grad in ctx.saved_tensors)
 
 
 def blank_ignored(
