@@ -258,12 +258,14 @@ def _pairwise_backward_shapes(
     return tuple(side.new_empty(side.shape if needed else (0,)) for side, needed in sides)
 
 
-_EVERYWHERE = "CompositeExplicitAutograd"
-_LIBRARY.impl("aligned", _aligned_operator, _EVERYWHERE)  # type: ignore[no-untyped-call]
-_LIBRARY.impl("pairwise", _pairwise_operator, _EVERYWHERE)  # type: ignore[no-untyped-call]
-_LIBRARY.impl("pairwise_backward", _pairwise_backward_operator, _EVERYWHERE)  # type: ignore[no-untyped-call]
-torch.library.register_fake("boxreg::aligned", _aligned_shapes, lib=_LIBRARY)
-torch.library.register_fake(
-    "boxreg::pairwise", lambda a, b, *spec: a.new_empty(*a.shape[:-1], b.shape[-2]), lib=_LIBRARY
-)
-torch.library.register_fake("boxreg::pairwise_backward", _pairwise_backward_shapes, lib=_LIBRARY)
+def _pairwise_shape(a: Tensor, b: Tensor, *spec: Any) -> Tensor:
+    return a.new_empty(*a.shape[:-1], b.shape[-2])
+
+
+for _name, _operator, _shapes in (
+    ("aligned", _aligned_operator, _aligned_shapes),
+    ("pairwise", _pairwise_operator, _pairwise_shape),
+    ("pairwise_backward", _pairwise_backward_operator, _pairwise_backward_shapes),
+):
+    _LIBRARY.impl(_name, _operator, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_name, _shapes, "Meta")  # type: ignore[no-untyped-call]

@@ -191,16 +191,13 @@ def larger(first: Tensor, second: Tensor) -> Tensor:
     return xp.maximum(xp.abs(stop_gradient(first)), xp.abs(stop_gradient(second)))
 
 
-def is_far(first: Tensor, second: Tensor) -> Tensor:
-    """Where a coordinate of the two is so near the largest float that lengths would overflow."""
-    return (xp.abs(first) > LARGE) | (xp.abs(second) > LARGE)
-
-
 def is_large(
     p1: Tensor, p2: Tensor, p3: Tensor, p4: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor
 ) -> Tensor:
     """Where one of a pair's coordinates is so near the largest float that lengths would overflow."""
-    return is_far(p1, p2) | is_far(p3, p4) | is_far(t1, t2) | is_far(t3, t4)
+    pred = (xp.abs(p1) > LARGE) | (xp.abs(p2) > LARGE) | (xp.abs(p3) > LARGE) | (xp.abs(p4) > LARGE)
+    target = (xp.abs(t1) > LARGE) | (xp.abs(t2) > LARGE) | (xp.abs(t3) > LARGE) | (xp.abs(t4) > LARGE)
+    return pred | target
 
 
 def in_range(plane: Tensor, large: Tensor) -> Tensor:

@@ -53,9 +53,12 @@ class Language:
             copied.__module__, copied.__qualname__ = function.__module__, function.__qualname__
             copied.__kwdefaults__ = function.__kwdefaults__
             self._known[function] = self._compile(copied)
-            for name, value in _globals(function):
-                names[name] = self._value(value)
+            names |= self.names(function)
         return self._known[function]
+
+    def names(self, function: FunctionType) -> dict[str, Any]:
+        """The globals that a function reads, as a copy of it has them."""
+        return {name: self._value(value) for name, value in _globals(function)}
 
     def _value(self, value: Any) -> Any:
         if value is torch:

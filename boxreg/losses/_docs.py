@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from .._checks import Function, suggests_keywords
@@ -153,6 +154,10 @@ def _joined(*sections: str) -> str:
 
 
 def _section(heading: str, entries: list[str], hanging: int = 8) -> str:
-    wrapper = textwrap.TextWrapper(100, initial_indent=" " * 4, subsequent_indent=" " * hanging)
-    lines = [wrapper.fill(" ".join(entry.split())) for entry in entries]
-    return "\n".join([f"{heading}:", *lines])
+    return "\n".join([f"{heading}:", *(_wrapped(entry, hanging) for entry in entries)])
+
+
+@cache  # wrapping takes long, and most entries are the same in all losses
+def _wrapped(entry: str, hanging: int) -> str:
+    text = " ".join(entry.split())
+    return textwrap.fill(text, 100, initial_indent=" " * 4, subsequent_indent=" " * hanging)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
@@ -201,6 +200,8 @@ def first_steps(probe: Probe) -> Found:
 
 def clipping(probe: Probe) -> Found:
     """The gradient is clipped seldom."""
+    from statistics import median  # which takes 3 ms to import
+
     limit = probe.settings.clip_norm
     if limit is None:
         raise NotCheckedError("needs clip_norm, math.inf for none")

@@ -172,9 +172,6 @@ def language(dtype: str) -> Language:
     def where(condition: Any, chosen: Any, other: Any) -> Any:
         return chosen if condition else other
 
-    def absolute(value: Any) -> Any:
-        return abs(value)
-
     def maximum(a: Any, b: Any) -> Any:  # as in torch, NaN wins
         return a if (a > b) | (a != a) else b
 
@@ -183,9 +180,6 @@ def language(dtype: str) -> Language:
 
     def zeros_like(value: Any) -> Any:
         return zero
-
-    def sqrt(value: Any) -> Any:
-        return math.sqrt(value)
 
     def exp(x: Any) -> Any:
         x = least if x < least else x
@@ -244,9 +238,9 @@ def language(dtype: str) -> Language:
     real_type = types.float32 if dtype == "float32" else types.float64
     exp_, log_ = jit(exp), jit(log)
     xp = ModuleType("xp")
-    operations = (where, maximum, minimum, zeros_like, sqrt)
+    operations = (where, maximum, minimum, zeros_like)
     vars(xp).update({function.__name__: jit(function) for function in operations})
-    vars(xp).update(abs=jit(absolute), exp=exp_, log=log_, atan2=_atan2(real))
+    vars(xp).update(abs=abs, sqrt=math.sqrt, exp=exp_, log=log_, atan2=_atan2(real))
     axis_grad, pair_grad = _gradients(zero)
     replaced = {
         geometry.stop_gradient: jit(stop_gradient),

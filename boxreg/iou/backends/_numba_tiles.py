@@ -20,6 +20,7 @@ from ._numba_cores import (
     CELL,
     DECODE_GRAD,
     LOSS,
+    PRED,
     PRED_GRAD,
     RAW,
     SCALE,
@@ -37,18 +38,19 @@ CHUNK = 16
 # The arguments of a call are a list of 64-bit integers, each at the place that its name stands for; addresses
 # of what is not there are 0. Pairs lie in rows of so many columns; rows, all in all, in images of so many
 # rows. For each side follow the strides of coordinates, images, rows and columns. Pairwise scores are pairs
-# with a column stride of 0 for `a` and a row stride of 0 for `b`. After the integers come floats.
+# with a column stride of 0 for `a` and a row stride of 0 for `b`. CONVERTED says of each side whether its
+# format is another than corners. After the integers come floats.
 # fmt: off
 (
     PRED_AT, TARGET_AT, LOSS_AT, PRED_GRAD_AT, TARGET_GRAD_AT, WEIGHT_AT, SUMS_AT, COUNTERS_AT,
     CORE, DECODE, COUNT, COLUMNS, ROWS, STRIDES, IMAGE_STRIDE, ROW_STRIDE, COLUMN_STRIDE,
     TARGET_STRIDES, _, _, _, GRAD_STRIDES, _, _, _, REDUCED, GRID_COLUMNS, GRID_ROWS, ANCHORS,
-    DECODE_VALUES, ANCHOR_VALUES, SIDES, CHUNK_ROWS, CHUNKS,
-) = range(FIELDS := 34)
+    DECODE_VALUES, ANCHOR_VALUES, SIDES, CONVERTED, _, CHUNK_ROWS, CHUNKS,
+) = range(FIELDS := 36)
 # fmt: on
 
 FACTOR, VALUES = 8, 9
-"""The floats: formats of both sides as in `_to_corners`, a factor, parameters of the loss and the decoder."""
+"""The floats: formats of both sides as in `_converted`, a factor, parameters of the loss and the decoder."""
 
 REAL = types.float64
 """The type of coordinates; in the copy for another dtype it is that."""
@@ -66,24 +68,10 @@ def pairwise_backward(dtype: str) -> int:
     return _driver(_pairwise_backward, dtype)
 
 
-def _driver(run: Any, dtype: str) -> int:
-    called_once = (_losses, _read_tile, _evaluate, _finish, _store)
-    names = {"run_later": tile_language(dtype, called_once).copy(run)}
+def _driver(make: Any, dtype: str) -> int:
+    names = tile_language(dtype, (_evaluate, _finish)).names(make(""))
     signature = types.void(types.CPointer(types.int64))
-    return compiled(_template, names, digest(is_large, raw_backward), f"{run.__name__} {dtype}", signature)
-
-
-def run_later(job: Any) -> None:
-    """Stands for the code that `_driver` sets."""
-    raise NotImplementedError
-
-
-def _template(key: str) -> Any:
-    def driver(job):
-        key  # noqa: B018 - into the closure
-        run_later(job)
-
-    return driver
+    return compiled(make, names, digest(is_large, raw_backward), dtype, signature)
 
 
 # What follows is compiled.
@@ -125,22 +113,25 @@ def _write(memory, step, inner, tile, factor, count):
                 memory[number * step + i] = tile[number * TILE + i] * factor[i]
 
 
-def _to_corners(tile, fmt, scale, count):
-    """Boxes of a format to corners, in place.
+def _converted(job, floats, tile, grads, count):
+    """Boxes of a format to corners, or gradients at corners to those at a format's coordinates, in place.
 
-    Both ends of a side are sums of its two coordinates times factors; `fmt` holds these four.
+    Both ends of a side are sums of its two coordinates times factors, which `floats` holds.
     """
-    a, b, c, d = REAL(fmt[0]), REAL(fmt[1]), REAL(fmt[2]), REAL(fmt[3])
-    for axis in range(2):
-        for i in range(count):
-            first, second = tile[axis * TILE + i] * scale[i], tile[(axis + 2) * TILE + i] * scale[i]
-            tile[axis * TILE + i] = a * first + b * second
-            tile[(axis + 2) * TILE + i] = c * first + d * second
-
-
-def _is_corners(fmt):
-    """Whether a format has the corners as they are."""
-    return fmt[0] == 1.0 and fmt[1] == 0.0 and fmt[2] == 0.0 and fmt[3] == 1.0
+    for side in range(job[SIDES]):
+        if job[CONVERTED + side]:
+            fmt, axes = (
+                offset(floats, 4 * side),
+                offset(tile, (4 * side + (PRED_GRAD if grads else PRED)) * TILE),
+            )
+            a, b, c, d = REAL(fmt[0]), REAL(fmt[1]), REAL(fmt[2]), REAL(fmt[3])
+            if grads:
+                b, c = c, b
+            for axis in range(2):
+                for i in range(count):
+                    first, second = axes[axis * TILE + i], axes[(axis + 2) * TILE + i]
+                    axes[axis * TILE + i] = a * first + b * second
+                    axes[(axis + 2) * TILE + i] = c * first + d * second
 
 
 def _positions(tile, job, values, first, count):
@@ -250,10 +241,11 @@ def _evaluate(job, floats, tile, first, count):
         )
         scale[i] = SCALE_OF_LARGE if large else 1.0
         large_pairs += large
-    for side in range(job[SIDES]):
-        fmt = offset(floats, 4 * side)
-        if large_pairs or not _is_corners(fmt):
-            _to_corners(offset(tile, 4 * side * TILE), fmt, scale, padded)
+    if large_pairs:
+        for number in range(4 * job[SIDES]):
+            for i in range(padded):
+                tile[number * TILE + i] *= scale[i]
+    _converted(job, floats, tile, False, padded)
     call(job[CORE], tile, offset(floats, VALUES), padded)
 
 
@@ -268,12 +260,10 @@ def _finish(job, floats, tile, first, count):
             scale[i] *= weight[first + i]
     for i in range(count):
         scale[i] *= factor
+    _converted(job, floats, tile, True, count)
     for side in range(job[SIDES]):
         if job[PRED_GRAD_AT + side]:
             grads = offset(tile, (PRED_GRAD + 4 * side) * TILE)
-            fmt = offset(floats, 4 * side)
-            if not _is_corners(fmt):
-                _to_format(grads, fmt, count)
             if side == 0 and job[DECODE]:
                 _decoded_backward(grads, offset(tile, DECODE_GRAD * TILE), count)
             _store(job, as_pointer(job[PRED_GRAD_AT + side], REAL), tile, grads, first, count)
@@ -283,16 +273,6 @@ def _finish(job, floats, tile, first, count):
     for i in range(count):
         out[first + i] = losses[i] * factor
     return 0.0
-
-
-def _to_format(grads, fmt, count):
-    """Gradients at the corners to those at the coordinates of a format, in place."""
-    a, b, c, d = REAL(fmt[0]), REAL(fmt[1]), REAL(fmt[2]), REAL(fmt[3])
-    for axis in range(2):
-        for i in range(count):
-            low, high = grads[axis * TILE + i], grads[(axis + 2) * TILE + i]
-            grads[axis * TILE + i] = a * low + c * high
-            grads[(axis + 2) * TILE + i] = b * low + d * high
 
 
 def _add_to_sides(job, pred_grad, target_grad, tile, first, count):
@@ -317,63 +297,71 @@ def _add_to_sides(job, pred_grad, target_grad, tile, first, count):
         done += run
 
 
-def _losses(job):
-    """Compute the tiles of a call that no other thread has taken."""
-    floats, tile = offset(as_floats(job), FIELDS), on_stack(TILE_SIZE, REAL)
-    counters = as_pointer(job[COUNTERS_AT], types.int64)
-    sums, shared = as_pointer(job[SUMS_AT], types.float64), job[COUNTERS_AT] != 0
-    tiles = (job[COUNT] + TILE - 1) // TILE
-    total, number, end = types.float64(0), 0, 0 if shared else tiles
-    while True:
-        if number == end:
-            if not shared:
-                break
-            if number:
-                fetch_add(counters, 1)
-            number = CHUNK * fetch_add(counters, 0)
-            if number >= tiles:
-                break
-            end = number + CHUNK if number + CHUNK < tiles else tiles
-        first = number * TILE
-        count = TILE if first + TILE <= job[COUNT] else job[COUNT] - first
-        _evaluate(job, floats, tile, first, count)
-        part = _finish(job, floats, tile, first, count)
-        if job[SUMS_AT]:
-            sums[number] = part
-        total += part
-        number += 1
-    if job[REDUCED] and not shared:
-        as_pointer(job[LOSS_AT], REAL)[0] = total * floats[FACTOR]
+def _losses(key):
+    """Code that computes the tiles of a call that no other thread has taken."""
 
-
-def _pairwise_backward(job):
-    """Compute the chunks of a call, some rows of `a` each, that no other thread has taken."""
-    floats, tile = offset(as_floats(job), FIELDS), on_stack(TILE_SIZE, REAL)
-    counters = as_pointer(job[COUNTERS_AT], types.int64)
-    upstream, scale = as_pointer(job[WEIGHT_AT], REAL), offset(tile, SCALE * TILE)
-    pred_grad, parts = as_pointer(job[PRED_GRAD_AT], REAL), as_pointer(job[TARGET_GRAD_AT], REAL)
-    rows, columns = job[ROWS], job[COLUMNS]
-    by_image = (rows + job[CHUNK_ROWS] - 1) // job[CHUNK_ROWS]
-    while True:
-        chunk = fetch_add(counters, 0)
-        if chunk >= job[CHUNKS]:
-            break
-        start = chunk % by_image * job[CHUNK_ROWS]
-        end = start + job[CHUNK_ROWS] if start + job[CHUNK_ROWS] < rows else rows
-        image = chunk // by_image
-        first, stop = (image * rows + start) * columns, (image * rows + end) * columns
-        target_grad = offset(parts, chunk * 4 * columns)
-        while first < stop:
-            count = TILE if first + TILE <= stop else stop - first
+    def losses(job):
+        key  # noqa: B018 - into the closure
+        floats, tile = offset(as_floats(job), FIELDS), on_stack(TILE_SIZE, REAL)
+        counters = as_pointer(job[COUNTERS_AT], types.int64)
+        sums, shared = as_pointer(job[SUMS_AT], types.float64), job[COUNTERS_AT] != 0
+        tiles = (job[COUNT] + TILE - 1) // TILE
+        total, number, end = types.float64(0), 0, 0 if shared else tiles
+        while True:
+            if number == end:
+                if not shared:
+                    break
+                if number:
+                    fetch_add(counters, 1)
+                number = CHUNK * fetch_add(counters, 0)
+                if number >= tiles:
+                    break
+                end = number + CHUNK if number + CHUNK < tiles else tiles
+            first = number * TILE
+            count = TILE if first + TILE <= job[COUNT] else job[COUNT] - first
             _evaluate(job, floats, tile, first, count)
-            for i in range(count):
-                scale[i] *= upstream[first + i]
-            for side in range(PRED_GRAD, TARGET_GRAD + 4):
+            part = _finish(job, floats, tile, first, count)
+            if job[SUMS_AT]:
+                sums[number] = part
+            total += part
+            number += 1
+        if job[REDUCED] and not shared:
+            as_pointer(job[LOSS_AT], REAL)[0] = total * floats[FACTOR]
+
+    return losses
+
+
+def _pairwise_backward(key):
+    """Code that computes the chunks of a call, some rows of `a` each, that no other thread has taken."""
+
+    def pairwise_backward(job):
+        key  # noqa: B018 - into the closure
+        floats, tile = offset(as_floats(job), FIELDS), on_stack(TILE_SIZE, REAL)
+        counters = as_pointer(job[COUNTERS_AT], types.int64)
+        upstream, scale = as_pointer(job[WEIGHT_AT], REAL), offset(tile, SCALE * TILE)
+        pred_grad, parts = as_pointer(job[PRED_GRAD_AT], REAL), as_pointer(job[TARGET_GRAD_AT], REAL)
+        rows, columns = job[ROWS], job[COLUMNS]
+        by_image = (rows + job[CHUNK_ROWS] - 1) // job[CHUNK_ROWS]
+        while True:
+            chunk = fetch_add(counters, 0)
+            if chunk >= job[CHUNKS]:
+                break
+            start = chunk % by_image * job[CHUNK_ROWS]
+            end = start + job[CHUNK_ROWS] if start + job[CHUNK_ROWS] < rows else rows
+            image = chunk // by_image
+            first, stop = (image * rows + start) * columns, (image * rows + end) * columns
+            target_grad = offset(parts, chunk * 4 * columns)
+            while first < stop:
+                count = TILE if first + TILE <= stop else stop - first
+                _evaluate(job, floats, tile, first, count)
                 for i in range(count):
-                    tile[side * TILE + i] *= scale[i]
-            for side in range(job[SIDES]):
-                grads = offset(tile, (PRED_GRAD + 4 * side) * TILE)
-                _to_format(grads, offset(floats, 4 * side), count)
-            _add_to_sides(job, pred_grad, target_grad, tile, first, count)
-            first += count
-        fetch_add(counters, 1)
+                    scale[i] *= upstream[first + i]
+                for side in range(PRED_GRAD, TARGET_GRAD + 4):
+                    for i in range(count):
+                        tile[side * TILE + i] *= scale[i]
+                _converted(job, floats, tile, True, count)
+                _add_to_sides(job, pred_grad, target_grad, tile, first, count)
+                first += count
+            fetch_add(counters, 1)
+
+    return pairwise_backward

@@ -62,7 +62,19 @@ def aligned(spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim
     factor = spec.factor / max(count, 1) if spec.reduction == "mean" else spec.factor
     tensors = pred, target, loss, *grads, weight
     layout = ENDLESS, *pred_strides, *target_strides, *contiguous
-    arguments = core, decode, count, count if inner == 1 else inner, *layout, reduced, *integers, 2, 0, 0
+    arguments = (
+        core,
+        decode,
+        count,
+        count if inner == 1 else inner,
+        *layout,
+        reduced,
+        *integers,
+        2,
+        *_converted(spec),
+        0,
+        0,
+    )
     floats = *_format(spec.pred_fmt), *_format(spec.target_fmt), factor, *spec.parameters, *decode_floats
     work = 2 * count if spec.pred_grad or spec.target_grad else count
     total = _run(tiles.losses(name), tensors, arguments, floats, -(-count // TILE), tiles.CHUNK, work)
@@ -101,13 +113,18 @@ def _format(fmt: str) -> tuple[float, ...]:
     return first[0], second[0], first[1], second[1]
 
 
+def _converted(spec: Spec) -> tuple[bool, bool]:
+    """Whether each side is in another format than corners."""
+    return spec.pred_fmt != "xyxy", spec.target_fmt != "xyxy"
+
+
 def scores(spec: Spec, a: Tensor, b: Tensor) -> Tensor:
     """Scores (B, N, M) of boxes (B, N, 4) and (B, M, 4) in one working dtype."""
     a, b = a.contiguous(), b.contiguous()
     found = torch.empty(*a.shape[:2], b.shape[1], dtype=a.dtype)
     count, name = found.numel(), DTYPES[a.dtype]
     core = loss_core(name, spec.kind, SCORE, spec.inner, False, False)
-    arguments = *_pairwise(a, b, core, count), 0, 0
+    arguments = *_pairwise(spec, a, b, core, count), 0, 0
     tensors = a, b, found, None, None, None
     _run(tiles.losses(name), tensors, arguments, _floats(spec), -(-count // TILE), tiles.CHUNK, count)
     return found
@@ -128,18 +145,19 @@ def scores_backward(
     a_grad = torch.zeros_like(a) if spec.pred_grad else None
     parts = a.new_zeros(images, max(-(-rows // step), 1), 4, columns) if spec.target_grad else None
     core = loss_core(name, spec.kind, SCORE, spec.inner, True, True)
-    arguments = *_pairwise(a, b, core, upstream.numel()), step, chunks
+    arguments = *_pairwise(spec, a, b, core, upstream.numel()), step, chunks
     tensors = a, b, None, a_grad, parts, upstream
     work = 2 * upstream.numel()
     _run(tiles.pairwise_backward(name), tensors, arguments, _floats(spec), chunks, 1, work, counted=True)
     return a_grad, None if parts is None else parts.sum(1).mT.contiguous()
 
 
-def _pairwise(a: Tensor, b: Tensor, core: int, count: int) -> tuple[int, ...]:
+def _pairwise(spec: Spec, a: Tensor, b: Tensor, core: int, count: int) -> tuple[int, ...]:
     """The arguments of a call about pairs of all boxes with all, but for the last two."""
     rows, columns = a.shape[1], b.shape[1]
     of_a, of_b, of_grad = (1, 4 * rows, 4, 0), (1, 4 * columns, 0, 4), (0, 0, 0, 0)
-    return core, 0, count, columns, rows, *of_a, *of_b, *of_grad, 0, *NOT_DECODED, 2
+    layout = columns, rows, *of_a, *of_b, *of_grad
+    return core, 0, count, *layout, 0, *NOT_DECODED, 2, *_converted(spec)
 
 
 def _floats(spec: Spec) -> tuple[float, ...]:
