@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from ..iou.functional import aligned_loss
 from ..iou.spec import FAMILY, check_parameters
 from ..reduction import REDUCTIONS, Normalizer
 from ..weighting import Weighting, check_weighting
-from ._options import IOU_FAMILY
+from ._options import FACTOR, IOU_FAMILY
 from ._sum import Loss
 
 
@@ -56,13 +57,45 @@ class IoUFamilyLoss(Loss):
         self.mode, self.alpha, self.inner_ratio, self.weighting = mode, alpha, inner_ratio, weighting
         check_parameters(self.kind, mode, inner_ratio, {**self.own_parameters(), "alpha": alpha})
 
+    def from_raw(self, decoder: Decoder, fmt: str = "cxcywh") -> Self:
+        """A copy of this loss that takes a head's raw outputs instead of boxes.
+
+        The gradient is that of the raw outputs, found in the same pass as the loss. The loss is that of the
+        decoded boxes, which are never rounded to the dtype of raw outputs in half precision.
+
+        Args:
+            decoder: how the raw outputs stand for boxes.
+            fmt: format of the targets; the format that this loss was made with is for boxes.
+
+        Returns:
+            A copy whose `pred` is `decoder.channels` raw outputs along `dim`.
+
+        Raises:
+            TypeError: if `decoder` is no `Decoder`.
+            ValueError: if `fmt` is not a format.
+
+        Example:
+            >>> import torch
+            >>> from boxreg import BoxHead, CIoULoss
+            >>> head = BoxHead(16, prior=(0.5, 0.5, 0.2, 0.3))
+            >>> criterion = CIoULoss(dim=head.dim).from_raw(head.decoder)
+            >>> features, target = torch.zeros(8, 16), torch.tensor([[0.5, 0.5, 0.2, 0.3]]).expand(8, 4)
+            >>> criterion(head.raw(features), target).round(decimals=4)
+            tensor(0., grad_fn=<RoundBackward1>)
+        """
+        check_decoder(decoder)
+        check_choice("fmt", fmt, FORMATS)
+        of_raw = copy.deepcopy(self)
+        of_raw.decoder, of_raw.fmt = decoder, fmt
+        return of_raw
+
     def own_parameters(self) -> dict[str, float]:
         """The parameters that the losses do not share, such as `image_width`, by name."""
         penalty, overlap = FAMILY[self.kind]
         names = overlap.parameters + penalty.parameters
         return {name: getattr(self, name) for name, *_ in names} if names else {}
 
-    @IOU_FAMILY.arguments(factor="multiplies the result, as `loss_weight` does; a sum of losses gives it.")
+    @IOU_FAMILY.arguments(factor=FACTOR)
     def forward(
         self,
         pred: Tensor,

@@ -70,6 +70,8 @@ class Options(Reduction, ModuleOptions, total=False):
     loss_weight: Annotated[float, "lambda, the factor of the result, finite and not negative."]
 
 
+FACTOR = "multiplies the result, as `loss_weight` does; a sum of losses gives it."
+
 BOXES = {
     "pred": """predicted boxes, four coordinates along `dim`, any shape and unit, floating; with a `decoder`,
         its raw outputs.""",

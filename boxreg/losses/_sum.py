@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_number
-from ..boxes import FORMATS
-from ..decoders import Decoder, check_decoder
+from .._checks import check_number
+from ..decoders import Decoder
 from ..reduction import Normalizer
 
 COMMON_OPTIONS = ("fmt", "reduction", "dim", "decoder")
@@ -19,44 +17,10 @@ COMMON_OPTIONS = ("fmt", "reduction", "dim", "decoder")
 
 
 class Loss(nn.Module):
-    """A loss that adds to others and scales by a number: one of the IoU family, or a sum of them."""
+    """A loss of boxes that adds to others and scales by a number."""
 
-    fmt: str
     reduction: str
     dim: int
-    decoder: Decoder | None
-
-    def from_raw(self, decoder: Decoder, fmt: str = "cxcywh") -> Self:
-        """A copy of this loss that takes a head's raw outputs instead of boxes.
-
-        The gradient is that of the raw outputs, found in the same pass as the loss. The loss is that of the
-        decoded boxes, which are never rounded to the dtype of raw outputs in half precision.
-
-        Args:
-            decoder: how the raw outputs stand for boxes.
-            fmt: format of the targets; the format that this loss was made with is for boxes.
-
-        Returns:
-            A copy whose `pred` is `decoder.channels` raw outputs along `dim`.
-
-        Raises:
-            TypeError: if `decoder` is no `Decoder`.
-            ValueError: if `fmt` is not a format.
-
-        Example:
-            >>> import torch
-            >>> from boxreg import BoxHead, CIoULoss
-            >>> head = BoxHead(16, prior=(0.5, 0.5, 0.2, 0.3))
-            >>> criterion = CIoULoss(dim=head.dim).from_raw(head.decoder)
-            >>> features, target = torch.zeros(8, 16), torch.tensor([[0.5, 0.5, 0.2, 0.3]]).expand(8, 4)
-            >>> criterion(head.raw(features), target).round(decimals=4)
-            tensor(0., grad_fn=<RoundBackward1>)
-        """
-        check_decoder(decoder)
-        check_choice("fmt", fmt, FORMATS)
-        of_raw = copy.deepcopy(self)
-        of_raw.decoder, of_raw.fmt = decoder, fmt
-        return of_raw
 
     def __add__(self, other: object) -> LossSum:
         if not isinstance(other, Loss):
@@ -100,11 +64,11 @@ class LossSum(Loss):
     The losses become submodules. A sum within a sum is taken apart into its terms.
 
     Args:
-        losses: the losses, `CIoULoss()` and its like, or sums of them.
+        losses: the losses, such as `CIoULoss()`, or sums of them; all of upright or all of rotated boxes.
         factors: lambda for each loss, finite and not negative; None for 1 each.
 
     Raises:
-        TypeError: if a loss is none of the IoU family, or a factor is not a number.
+        TypeError: if a loss is no `Loss`, or a factor is not a number.
         ValueError: without losses, for a factor that is negative or not finite, more or fewer factors than
             losses, or losses that differ in `fmt`, `reduction`, `dim` or `decoder`.
 
@@ -139,6 +103,14 @@ class LossSum(Loss):
         self.factors = tuple(factor for factor, _ in terms)
 
     fmt, reduction, dim, decoder = map(_common, COMMON_OPTIONS)
+
+    def from_raw(self, decoder: Decoder, fmt: str = "cxcywh") -> LossSum:
+        """A copy of this sum that takes a head's raw outputs, as `IoUFamilyLoss.from_raw` has it."""
+        for term in self.terms:
+            if not hasattr(term, "from_raw"):
+                raise TypeError(f"from_raw: {type(term).__name__} takes boxes, not raw outputs")
+        terms: Any = self.terms
+        return LossSum([term.from_raw(decoder, fmt) for term in terms], self.factors)
 
     def weighted_terms(self) -> Iterator[tuple[float, Loss]]:
         """The losses that are added, each with its factor."""

@@ -14,14 +14,15 @@ from functools import partial
 from typing import Annotated, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._checks import check_boxes, check_choice, check_number, check_same_shape, suggests_keywords
 from .._dtypes import promote
 from ..reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
 from ._docs import LossFamily, texts_of
 from ._gaussians import Pair, bhattacharyya, kullback_leibler, pair_of, root, wasserstein
-from ._options import IOU_FAMILY, Reduction
+from ._options import FACTOR, IOU_FAMILY, Reduction
+from ._sum import Loss
 
 MODES = ("l1", "l2")
 """What `mode` of `probiou_loss` may be."""
@@ -192,7 +193,7 @@ def gwd_loss(
 
 
 @ROTATED.arguments()
-class RotatedLoss(nn.Module, ABC):
+class RotatedLoss(Loss, ABC):
     """What the losses of rotated boxes share as modules."""
 
     @suggests_keywords
@@ -206,18 +207,19 @@ class RotatedLoss(nn.Module, ABC):
     def per_box(self, pair: Pair) -> Tensor:
         """The loss of each pair of boxes with positive sides."""
 
-    @ROTATED.arguments()
+    @ROTATED.arguments(factor=FACTOR)
     def forward(
         self,
         pred: Tensor,
         target: Tensor,
         weight: Tensor | None = None,
         normalizer: Normalizer | None = None,
+        factor: float = 1.0,
     ) -> Tensor:
         """The loss of `pred` against `target`."""
         reduced = partial(_reduced, self.per_box, reduction=self.reduction, dim=self.dim)
         loss = reduced(pred, target, weight=weight, normalizer=normalizer)
-        return loss * self.loss_weight
+        return loss * (factor * self.loss_weight)
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""

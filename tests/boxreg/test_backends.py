@@ -32,6 +32,7 @@ from tests.cases import (
     to_planes,
     upright,
     value_and_gradients,
+    wild_pairs,
 )
 
 ONE_PASS = [name for name in BACKENDS if name != "eager"]
@@ -163,6 +164,48 @@ class TestSameAsEager:
             loss.backward()
         assert isinstance(pred.grad, FakeTensor)
         assert (loss.dtype, pred.grad.dtype, pred.grad.shape) == (torch.float32, torch.float16, pred.shape)
+
+
+class TestCompiled:
+    """Under torch.compile `"auto"` is eager, with the gradient in closed form."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_gradients(self, kind: str) -> None:
+        torch._dynamo.reset()
+
+        def step(pred: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+            return aligned_loss(kind, pred, target, weight=weight, reduction="sum")
+
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        for sides in (pairs("random", torch.float64), wild_pairs(500, torch.float64)):
+            pred, target = (side.clone().requires_grad_() for side in sides)
+            weight = torch.arange(len(pred), dtype=torch.float64) % 3
+            loss, expected = compiled(pred, target, weight), step(pred, target, weight)
+            torch.testing.assert_close(loss, expected)
+            grads = torch.autograd.grad(loss, (pred, target))
+            torch.testing.assert_close(
+                grads, torch.autograd.grad(expected, (pred, target)), rtol=1e-9, atol=0
+            )
+
+    def test_torch_func_goes_through_autograd(self) -> None:
+        torch._dynamo.reset()
+        pred, target = pairs("random", torch.float64)
+
+        def hessian(pred: Tensor) -> Tensor:
+            return torch.func.hessian(lambda box: aligned_loss("ciou", box, target[:1]).sum())(pred[:1])
+
+        found = torch.compile(hessian, fullgraph=True, backend="aot_eager")(pred)
+        torch.testing.assert_close(found, hessian(pred))
+
+    def test_a_second_derivative_is_an_error(self) -> None:
+        torch._dynamo.reset()
+        pred, target = pairs("random", torch.float32)
+        pred.requires_grad_()
+        for backend in ("eager", "aot_eager"):
+            step = torch.compile(lambda pred: aligned_loss("ciou", pred, target).sum() ** 2, backend=backend)
+            (grad,) = torch.autograd.grad(step(pred), pred, create_graph=True)
+            with pytest.raises(RuntimeError):
+                torch.autograd.grad(grad.sum(), pred)
 
 
 @every_pass

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor, nn
 
 import boxreg
-from boxreg import BoxLoss, CIoULoss, GIoULoss, LossSum, NWDLoss, UnitSquareDecoder, WiseWeighting, functional
+from boxreg import (
+    BoxLoss,
+    CIoULoss,
+    GIoULoss,
+    GWDLoss,
+    LossSum,
+    NWDLoss,
+    ProbIoULoss,
+    UnitSquareDecoder,
+    WiseWeighting,
+    functional,
+)
 from boxreg.iou.functional import aligned_loss
 from boxreg.iou.spec import FAMILY
 from boxreg.losses import LOSSES, IoUFamilyLoss
@@ -205,6 +216,18 @@ class TestSums:
         boxes = 0.5 * CIoULoss(fmt="cxcywh") + 0.5 * GIoULoss(fmt="cxcywh")
         torch.testing.assert_close(found, boxes(decoder.decode(raw), PRED))
         assert torch.autograd.grad(found, raw)[0].isfinite().all()
+
+    def test_losses_of_rotated_boxes_add_too(self) -> None:
+        pred, target = torch.rand(3, 5), torch.rand(3, 5)
+        prob, gwd = ProbIoULoss(), GWDLoss(loss_weight=3.0)
+        criterion = 0.5 * prob + 0.25 * gwd
+        torch.testing.assert_close(
+            criterion(pred, target), 0.5 * prob(pred, target) + 0.25 * gwd(pred, target)
+        )
+        with pytest.raises(TypeError, match="ProbIoULoss takes boxes"):
+            criterion.from_raw(UnitSquareDecoder())
+        with pytest.raises(ValueError, match="fmt: CIoULoss has 'xyxy' and ProbIoULoss has None"):
+            CIoULoss() + prob
 
     def test_compiles_to_one_graph(self) -> None:
         criterion = 0.5 * CIoULoss() + 0.5 * GIoULoss()
