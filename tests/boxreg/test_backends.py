@@ -169,7 +169,7 @@ class TestSameAsEager:
 class TestCompiled:
     """Under torch.compile `"auto"` is eager, with the gradient in closed form."""
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", ["ciou", "mpdiou"])
     def test_gradients(self, kind: str) -> None:
         torch._dynamo.reset()
 
@@ -177,15 +177,13 @@ class TestCompiled:
             return aligned_loss(kind, pred, target, weight=weight, reduction="sum")
 
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-        for sides in (pairs("random", torch.float64), wild_pairs(500, torch.float64)):
-            pred, target = (side.clone().requires_grad_() for side in sides)
-            weight = torch.arange(len(pred), dtype=torch.float64) % 3
-            loss, expected = compiled(pred, target, weight), step(pred, target, weight)
-            torch.testing.assert_close(loss, expected)
-            grads = torch.autograd.grad(loss, (pred, target))
-            torch.testing.assert_close(
-                grads, torch.autograd.grad(expected, (pred, target)), rtol=1e-9, atol=0
-            )
+        sides = zip(pairs("random", torch.float64), wild_pairs(500, torch.float64), strict=True)
+        pred, target = (torch.cat(side).requires_grad_() for side in sides)
+        weight = torch.arange(len(pred), dtype=torch.float64) % 3
+        loss, expected = compiled(pred, target, weight), step(pred, target, weight)
+        torch.testing.assert_close(loss, expected)
+        grads = torch.autograd.grad(loss, (pred, target))
+        torch.testing.assert_close(grads, torch.autograd.grad(expected, (pred, target)), rtol=1e-9, atol=0)
 
     def test_torch_func_goes_through_autograd(self) -> None:
         torch._dynamo.reset()
@@ -201,11 +199,10 @@ class TestCompiled:
         torch._dynamo.reset()
         pred, target = pairs("random", torch.float32)
         pred.requires_grad_()
-        for backend in ("eager", "aot_eager"):
-            step = torch.compile(lambda pred: aligned_loss("ciou", pred, target).sum() ** 2, backend=backend)
-            (grad,) = torch.autograd.grad(step(pred), pred, create_graph=True)
-            with pytest.raises(RuntimeError):
-                torch.autograd.grad(grad.sum(), pred)
+        step = torch.compile(lambda pred: aligned_loss("ciou", pred, target).sum() ** 2, backend="eager")
+        (grad,) = torch.autograd.grad(step(pred), pred, create_graph=True)
+        with pytest.raises(RuntimeError):
+            torch.autograd.grad(grad.sum(), pred)
 
 
 @every_pass

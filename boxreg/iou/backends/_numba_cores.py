@@ -81,8 +81,8 @@ def loss_core(dtype: str, kind: str, mode: str, inner: bool, pred_grad: bool, ta
     )
     functions = [function for term in terms for function in (term.value, term.grad)]
     maths_key = digest(pair, combine_grads, pair_backward, *functions)
-    make = _grad_core if pred_grad or target_grad else _value_core
-    return compiled(make, names, maths_key, repr((pred_grad, target_grad, mode)), core_signature(dtype))
+    key = repr((pred_grad, target_grad, mode))
+    return compiled(_loss_core, names, maths_key, key, core_signature(dtype))
 
 
 @cache
@@ -178,31 +178,8 @@ IS_LOSS = GRAD_OF_PRED = GRAD_OF_TARGET = True
 INVERSION_WEIGHT = 1.0
 
 
-def _value_core(key: str) -> Callable[..., Any]:
-    def value_core(tile, values, count):
-        key  # noqa: B018 - into the closure
-        overlaps = take(values, 0, OVERLAPS, REAL)
-        penalties = take(values, OVERLAPS, PENALTIES, REAL)
-        modes = take(values, OVERLAPS + PENALTIES, MODES, REAL)
-        for i in range(count):
-            pair = PAIR(
-                tile[i],
-                tile[TILE + i],
-                tile[2 * TILE + i],
-                tile[3 * TILE + i],
-                tile[4 * TILE + i],
-                tile[5 * TILE + i],
-                tile[6 * TILE + i],
-                tile[7 * TILE + i],
-            )
-            loss = MODE(OVERLAP(pair, *overlaps), PENALTY(pair, *penalties), *modes)
-            tile[LOSS * TILE + i] = loss + pair.inversion if IS_LOSS else loss
-
-    return value_core
-
-
-def _grad_core(key: str) -> Callable[..., Any]:
-    def grad_core(tile, values, count):
+def _loss_core(key: str) -> Callable[..., Any]:
+    def loss_core(tile, values, count):
         key  # noqa: B018 - into the closure
         overlaps = take(values, 0, OVERLAPS, REAL)
         penalties = take(values, OVERLAPS, PENALTIES, REAL)
@@ -220,24 +197,24 @@ def _grad_core(key: str) -> Callable[..., Any]:
             )
             overlap, penalty = OVERLAP(pair, *overlaps), PENALTY(pair, *penalties)
             loss = MODE(overlap, penalty, *modes)
-            at_overlap, at_penalty = MODE_GRAD(overlap, penalty, *modes)
-            grad = COMBINE(
-                at_overlap, at_penalty, OVERLAP_GRAD(pair, *overlaps), PENALTY_GRAD(pair, *penalties)
-            )
-            px1, py1, px2, py2, tx1, ty1, tx2, ty2 = PAIR_BACKWARD(pair, grad, INVERSION_WEIGHT)
             tile[LOSS * TILE + i] = loss + pair.inversion if IS_LOSS else loss
-            if GRAD_OF_PRED:
-                tile[PRED_GRAD * TILE + i] = px1
-                tile[(PRED_GRAD + 1) * TILE + i] = py1
-                tile[(PRED_GRAD + 2) * TILE + i] = px2
-                tile[(PRED_GRAD + 3) * TILE + i] = py2
-            if GRAD_OF_TARGET:
-                tile[TARGET_GRAD * TILE + i] = tx1
-                tile[(TARGET_GRAD + 1) * TILE + i] = ty1
-                tile[(TARGET_GRAD + 2) * TILE + i] = tx2
-                tile[(TARGET_GRAD + 3) * TILE + i] = ty2
+            if GRAD_OF_PRED or GRAD_OF_TARGET:
+                at_overlap, at_penalty = MODE_GRAD(overlap, penalty, *modes)
+                grads = OVERLAP_GRAD(pair, *overlaps), PENALTY_GRAD(pair, *penalties)
+                grad = COMBINE(at_overlap, at_penalty, grads[0], grads[1])
+                px1, py1, px2, py2, tx1, ty1, tx2, ty2 = PAIR_BACKWARD(pair, grad, INVERSION_WEIGHT)
+                if GRAD_OF_PRED:
+                    tile[PRED_GRAD * TILE + i] = px1
+                    tile[(PRED_GRAD + 1) * TILE + i] = py1
+                    tile[(PRED_GRAD + 2) * TILE + i] = px2
+                    tile[(PRED_GRAD + 3) * TILE + i] = py2
+                if GRAD_OF_TARGET:
+                    tile[TARGET_GRAD * TILE + i] = tx1
+                    tile[(TARGET_GRAD + 1) * TILE + i] = ty1
+                    tile[(TARGET_GRAD + 2) * TILE + i] = tx2
+                    tile[(TARGET_GRAD + 3) * TILE + i] = ty2
 
-    return grad_core
+    return loss_core
 
 
 def _decode_core(key: str) -> Callable[..., Any]:
