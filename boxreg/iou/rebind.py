@@ -39,6 +39,10 @@ class Language:
         self._numbers = numbers
         self._known: dict[Any, Any] = dict(replaced)
 
+    def replace(self, functions: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+        """Put copies of functions of the language's own in the place of others."""
+        self._known |= {function: self.copy(own) for function, own in functions.items()}
+
     def copy(self, function: Callable[..., Any]) -> Any:
         """The compiled copy of a function; functions that it calls are copied with it."""
         if function not in self._known:

@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy
+import torch as xp
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -152,34 +153,104 @@ def tile_language(dtype: str, called_once: tuple[Callable[..., Any], ...]) -> La
 def language(dtype: str) -> Language:
     """The language of scalars of a dtype, `"float32"` or `"float64"`."""
     real = getattr(numpy, dtype)
-    integer = numpy.int32 if dtype == "float32" else numpy.int64
-    bits = 23 if dtype == "float32" else 52
-    bias = integer(127 if dtype == "float32" else 1023)
-    mantissa = integer(bits)
+    xp = ModuleType("xp")
+    axis_grad, pair_grad = _gradients(real(0))
+    found = Language(
+        xp, jit, real, {geometry.AxisGrad: axis_grad, geometry.PairGrad: pair_grad}, in_code=True
+    )
+    operations: dict[str, Callable[..., Any]] = {
+        "where": _where,
+        "maximum": _maximum,
+        "minimum": _minimum,
+        "zeros_like": _zeros_like,
+    }
+    vars(xp).update({name: found.copy(operation) for name, operation in operations.items()})
+    vars(xp).update(abs=abs, sqrt=math.sqrt, exp=_exp(dtype), log=_log(dtype), atan2=_atan2(real))
+    found.replace(
+        {
+            geometry.stop_gradient: _stop_gradient,
+            geometry.measure: _measure,
+            geometry.ordered: _ordered,
+            _raw.sigmoid: _sigmoid,
+            _raw.softplus: _softplus,
+        }
+    )
+    return found
+
+
+# These are copied, as the maths of the family is: floats become those of the dtype.
+
+
+def _where(condition: Any, chosen: Any, other: Any) -> Any:
+    return chosen if condition else other
+
+
+def _maximum(a: Any, b: Any) -> Any:
+    return a if (a > b) | (a != a) else b  # as in torch, NaN wins
+
+
+def _minimum(a: Any, b: Any) -> Any:
+    return a if (a < b) | (a != a) else b
+
+
+def _zeros_like(value: Any) -> Any:
+    return 0.0
+
+
+def _stop_gradient(value: Any) -> Any:
+    return value
+
+
+def _measure(length: Any, unit: Any) -> Any:
+    return length / unit.divisor
+
+
+def _ordered(first: Any, second: Any, inverted: Any) -> Any:
+    return (second if inverted else first), (first if inverted else second)
+
+
+def _sigmoid(t: Any) -> Any:
+    small = xp.exp(-xp.abs(t))
+    return (1.0 if t > 0.0 else small) / (1.0 + small)
+
+
+def _softplus(t: Any) -> Any:
+    small = xp.exp(-xp.abs(t))
+    # log(1 + small), with what rounding has taken from 1 + small.
+    total = 1.0 + small
+    return (t if t > 0.0 else 0.0) + (xp.log(total) + (small - (total - 1.0)) / total)
+
+
+LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860682030941723212e-6
+"""ln 2 in two parts, of which the first has few bits: its product with a small whole number is exact."""
+
+
+class _Format(NamedTuple):
+    """A floating-point format: types of its numbers and of their bits, bits of the fraction, exponent's bias."""
+
+    real: Any
+    integer: Any
+    real_type: Any
+    integer_type: Any
+    bits: int
+    bias: int
+
+
+_FORMATS = {
+    "float32": _Format(numpy.float32, numpy.int32, types.float32, types.int32, 23, 127),
+    "float64": _Format(numpy.float64, numpy.int64, types.float64, types.int64, 52, 1023),
+}
+
+
+def _exp(dtype: str) -> Any:
+    """The exponential to 2 ulp: a power of two times a Taylor series."""
+    real, integer, real_type, integer_type, bits, exponent_bias = _FORMATS[dtype]
+    bias, mantissa = integer(exponent_bias), integer(bits)
     shift = real(1.5 * 2.0**bits)
     shift_bits = integer(numpy.array(shift).view(integer))
     least, most = (real(-110), real(90)) if dtype == "float32" else (real(-750), real(710))
-    normal = real(numpy.finfo(real).tiny)
-    lift, lift_bits = real(2.0**bits), real(bits)
-    half_bits = integer(numpy.array(real(0.5)).view(integer))
-    fraction = integer((1 << bits) - 1)
-    constants = {k: real(v) for k, v in _CONSTANTS.items()}
-    log2e, ln2_high, ln2_low, root_half = constants.values()
-    zero, one, two = real(0), real(1), real(2)
+    log2e, ln2_high, ln2_low, one = real(1 / math.log(2)), real(LN2_HIGH), real(LN2_LOW), real(1)
     c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (real(1 / math.factorial(k)) for k in range(2, 14))
-    o3, o5, o7, o9, o11, o13, o15, o17, o19, o21, o23 = (real(1 / k) for k in range(3, 25, 2))
-
-    def where(condition: Any, chosen: Any, other: Any) -> Any:
-        return chosen if condition else other
-
-    def maximum(a: Any, b: Any) -> Any:  # as in torch, NaN wins
-        return a if (a > b) | (a != a) else b
-
-    def minimum(a: Any, b: Any) -> Any:
-        return a if (a < b) | (a != a) else b
-
-    def zeros_like(value: Any) -> Any:
-        return zero
 
     def exp(x: Any) -> Any:
         x = least if x < least else x
@@ -196,6 +267,20 @@ def language(dtype: str) -> Language:
         low = reinterpret(integer(integer(first + bias) << mantissa), real_type)
         high = reinterpret(integer(integer(whole - first + bias) << mantissa), real_type)
         return series * low * high
+
+    return jit(exp)
+
+
+def _log(dtype: str) -> Any:
+    """The logarithm to 2 ulp: that of the power of two, and the series of artanh for the rest."""
+    real, integer, real_type, integer_type, bits, _ = _FORMATS[dtype]
+    mantissa, fraction = integer(bits), integer((1 << bits) - 1)
+    half_bits = integer(numpy.array(real(0.5)).view(integer))
+    normal, lift, lift_bits = real(numpy.finfo(real).tiny), real(2.0**bits), real(bits)
+    ln2_high, ln2_low, root_half = real(LN2_HIGH), real(LN2_LOW), real(0.5**0.5)
+    zero, one, two = real(0), real(1), real(2)
+    infinity, minus_infinity, nan = real(math.inf), real(-math.inf), real(math.nan)
+    o3, o5, o7, o9, o11, o13, o15, o17, o19, o21, o23 = (real(1 / k) for k in range(3, 25, 2))
 
     def log(x: Any) -> Any:
         small = x < normal
@@ -214,52 +299,7 @@ def language(dtype: str) -> Language:
         found = found if x > zero else (minus_infinity if x == zero else nan)
         return x if x == infinity else found
 
-    def sigmoid(t: Any) -> Any:
-        small = exp_(-abs(t))
-        return (one if t > zero else small) / (one + small)
-
-    def softplus(t: Any) -> Any:
-        small = exp_(-abs(t))
-        # log(1 + small), with what rounding has taken from 1 + small.
-        total = one + small
-        return (t if t > zero else zero) + (log_(total) + (small - (total - one)) / total)
-
-    def stop_gradient(value: Any) -> Any:
-        return value
-
-    def measure(length: Any, unit: Any) -> Any:
-        return length / unit.divisor
-
-    def ordered(first: Any, second: Any, inverted: Any) -> Any:
-        return (second if inverted else first), (first if inverted else second)
-
-    infinity, minus_infinity, nan = real(math.inf), real(-math.inf), real(math.nan)
-    integer_type = types.int32 if dtype == "float32" else types.int64
-    real_type = types.float32 if dtype == "float32" else types.float64
-    exp_, log_ = jit(exp), jit(log)
-    xp = ModuleType("xp")
-    operations = (where, maximum, minimum, zeros_like)
-    vars(xp).update({function.__name__: jit(function) for function in operations})
-    vars(xp).update(abs=abs, sqrt=math.sqrt, exp=exp_, log=log_, atan2=_atan2(real))
-    axis_grad, pair_grad = _gradients(zero)
-    replaced = {
-        geometry.stop_gradient: jit(stop_gradient),
-        geometry.measure: jit(measure),
-        geometry.ordered: jit(ordered),
-        geometry.AxisGrad: axis_grad,
-        geometry.PairGrad: pair_grad,
-        _raw.sigmoid: jit(sigmoid),
-        _raw.softplus: jit(softplus),
-    }
-    return Language(xp, jit, real, replaced, in_code=True)
-
-
-_CONSTANTS = {
-    "log2e": 1 / math.log(2),
-    "ln2_high": 0.693145751953125,
-    "ln2_low": 1.42860682030941723212e-6,
-    "root_half": 0.5**0.5,
-}
+    return jit(log)
 
 
 def _atan2(real: Any) -> Any:
