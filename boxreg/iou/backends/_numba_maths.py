@@ -226,7 +226,7 @@ LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860682030941723212e-6
 
 
 class _Format(NamedTuple):
-    """A floating-point format: types of its numbers and of their bits, bits of the fraction, exponent's bias."""
+    """A floating-point format: types of numbers and of their bits, bits of the fraction, exponent's bias."""
 
     real: Any
     integer: Any
