@@ -163,9 +163,6 @@ def maths(kind: str, mode: str, inner: bool) -> Maths:
     return Maths(INNER_IOU if inner else overlap, penalty, SCORE_TERM if mode == SCORE else MODES[mode])
 
 
-OPTIONS = ("fmt", "reduction", "weight", "normalizer", "dim", "backend", "decoder", "mode", "weighting")
-"""Arguments of a loss that a misspelt parameter may have been meant for."""
-
 _WITHOUT_PARAMETERS: set[tuple[str, str]] = set()
 """Kinds and modes that were found to have no parameters: nothing is left to check."""
 
@@ -204,7 +201,7 @@ def check_parameters(
                 f"alpha: got {given[name]}, but it is the exponent of mode 'alpha', not of {mode!r}"
             )
         if name not in names:
-            near = difflib.get_close_matches(name, [*names, *OPTIONS], n=1)
+            near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             takes = ", ".join(names) or "no parameters"
             raise TypeError(f"{name}: unknown{hint}; {kind!r} takes {takes}")
