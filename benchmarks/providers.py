@@ -14,7 +14,7 @@ from torch import Tensor
 from boxreg import CIoULoss, pairwise_box_iou
 from boxreg.functional import ciou_loss
 from boxreg.iou import aligned_loss
-from boxreg.iou.spec import maths
+from boxreg.iou.spec import LONGEST, maths
 
 from . import textbook
 from .cases import DECODERS, IMAGE, Case
@@ -105,8 +105,8 @@ def ours(backend: str, device: torch.device) -> Provider:
         return CIoULoss(fmt="cxcywh", dim=dim, backend=backend, decoder=DECODERS[decoder][0])
 
     def other_loss(pred: Tensor, target: Tensor, dim: int, kind: str) -> Tensor:
-        expected = maths(kind, "linear", False).parameters()
-        parameters: dict[str, Any] = {parameter.name: IMAGE for parameter in expected if parameter.is_length}
+        lengths = [each.name for each in maths(kind, "linear", False).parameters() if each.maximum == LONGEST]
+        parameters: dict[str, Any] = dict.fromkeys(lengths, IMAGE)
         return aligned_loss(kind, pred, target, reduction="mean", dim=dim, backend=backend, **parameters)
 
     return Provider(

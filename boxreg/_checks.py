@@ -24,6 +24,13 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, options))}{hint}")
 
 
+def unknown_keyword(function: str, name: str, names: Iterable[str]) -> TypeError:
+    """The error for a keyword argument that a function does not take; suggests the nearest name."""
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
+
+
 def suggests_keywords(function: Function) -> Function:
     """The function with an error that suggests the right name for a misspelt keyword argument."""
     names = frozenset(inspect.signature(function).parameters)
@@ -32,11 +39,7 @@ def suggests_keywords(function: Function) -> Function:
     def call(*arguments: Any, **keywords: Any) -> Any:
         for name in keywords:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TypeError(
-                    f"{function.__qualname__}() got an unexpected keyword argument {name!r}{hint}"
-                )
+                raise unknown_keyword(function.__qualname__, name, names)
         return function(*arguments, **keywords)
 
     return cast(Function, call)

@@ -344,7 +344,7 @@ def in_unit(kind: str, unit: float) -> dict[str, float]:
 
     Skips the test where a length may not be as large or small as that.
     """
-    lengths = {parameter.name for parameter in own_parameters(kind) if parameter.is_length}
+    lengths = {parameter.name for parameter in own_parameters(kind) if parameter.maximum == LONGEST}
     scaled = {
         name: value * unit if name in lengths else value for name, value in PARAMETERS.get(kind, {}).items()
     }

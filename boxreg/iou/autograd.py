@@ -41,14 +41,15 @@ MAY_KEEP = ContextVar("MAY_KEEP", default=True)
 
 def aligned(name: str, spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim: int) -> Tensor:
     """The loss or score of aligned boxes by a backend, differentiable in pred and target."""
+    traced = _is_traced()
     if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
         spec = spec._replace(pred_grad=pred.requires_grad, target_grad=target.requires_grad)
-        if not torch.compiler.is_compiling():  # autograd saves no tensors that inference mode made
+        if not traced:  # autograd saves no tensors that inference mode made
             target = target.clone() if target.is_inference() else target
             weight = weight.clone() if weight is not None and weight.is_inference() else weight
-        loss: Tensor = _Aligned.apply(pred, target, weight, name, spec, dim)
+        loss: Tensor = _Aligned.apply(pred, target, weight, name, spec, dim, traced)
         return loss
-    return _run(name, spec, pred, target, weight, dim, _is_traced())[0]
+    return _run(name, spec, pred, target, weight, dim, traced)[0]
 
 
 class _Aligned(torch.autograd.Function):
@@ -56,13 +57,19 @@ class _Aligned(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pred: Tensor, target: Tensor, weight: Tensor | None, name: str, spec: Spec, dim: int
+        ctx: Any,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        name: str,
+        spec: Spec,
+        dim: int,
+        traced: bool,
     ) -> Tensor:
-        ctx.traced = _is_traced()
-        loss, *grads = _run(name, spec, pred, target, weight, dim, ctx.traced)
-        ctx.save_for_backward(pred, target, weight, *(grads if ctx.traced else ()))
-        ctx.grads = None if ctx.traced else grads
-        ctx.name, ctx.spec, ctx.dim = name, spec, dim
+        loss, *grads = _run(name, spec, pred, target, weight, dim, traced)
+        ctx.save_for_backward(pred, target, weight, *(grads if traced else ()))
+        ctx.grads = None if traced else grads
+        ctx.name, ctx.spec, ctx.dim, ctx.traced = name, spec, dim, traced
         return loss
 
     @staticmethod
@@ -71,7 +78,7 @@ class _Aligned(torch.autograd.Function):
         pred, target, weight, *saved = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             loss = eager.aligned(spec, pred, target, weight, dim)
-            return *_again(loss, (pred, target), (spec.pred_grad, spec.target_grad), upstream), *[None] * 4
+            return *_again(loss, (pred, target), (spec.pred_grad, spec.target_grad), upstream), *[None] * 5
         # They are given away, and may be changed: a second backward computes them again.
         pred_grad, target_grad = (
             saved or ctx.grads or _run(ctx.name, spec, pred, target, weight, dim, ctx.traced)[1:]
@@ -83,7 +90,7 @@ class _Aligned(torch.autograd.Function):
             factor = None if not ctx.traced and _is_one(upstream) else upstream
         of_pred = None if pred_grad is None else _scaled(pred_grad, factor, pred.dtype)
         of_target = None if target_grad is None else _scaled(target_grad, factor, target.dtype)
-        return of_pred, of_target, *[None] * 4
+        return of_pred, of_target, *[None] * 5
 
 
 def _again(
@@ -160,7 +167,7 @@ def _is_traced() -> bool:
 
 
 def _in_memory(tensor: Tensor) -> Tensor:
-    """The tensor with its numbers in memory as they are: not negated in thought, not known to be 0."""
+    """A copy if the tensor is a lazy negation, or zeros without memory: kernels read memory."""
     return tensor.clone() if tensor.is_neg() or tensor._is_zerotensor() else tensor
 
 

@@ -52,7 +52,7 @@ def choose(name: str, pred: Tensor, target: Tensor) -> str:
 
 
 def _traced(*tensors: Tensor) -> str | None:
-    """What follows the computation operator by operator, which a kernel does not allow; None if nothing."""
+    """Why only torch operators may run here, such as a torch.func transform; None if kernels may."""
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if fwAD._current_level >= 0:
@@ -99,7 +99,7 @@ def cannot_decode(name: str, spec: Spec, raw: Tensor) -> str | None:
 def _decode_error(
     name: str, scheme: str, settings: int, anchors: int, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """What a backend says about a user's decoder that it cannot compile."""
+    """The error of compiling a user's decoder for a backend; None if it compiles."""
     if SCHEMES[scheme].__module__.startswith("boxreg."):
         return None
     numbers, sides = (1.0,) * settings, (1.0,) * anchors

@@ -100,7 +100,7 @@ def stop_gradient(value: Tensor) -> Tensor:
 
 
 def floored(length: Tensor) -> Tensor:
-    """The length, or the smallest that is told from 0."""
+    """The length, SMALLEST at least."""
     return xp.where(length < SMALLEST, SMALLEST, length)
 
 

@@ -25,19 +25,17 @@ class Parameter(NamedTuple):
         minimum: the smallest value.
         maximum: the largest value.
         default: the value if none is given; None if it must be given.
-        is_length: whether it is in the unit of the boxes.
     """
 
     name: str
     minimum: float
     maximum: float
     default: float | None = None
-    is_length: bool = False
 
 
 def length(name: str) -> Parameter:
     """A parameter in the unit of the boxes."""
-    return Parameter(name, 1 / LONGEST, LONGEST, is_length=True)
+    return Parameter(name, 1 / LONGEST, LONGEST)
 
 
 class Term(NamedTuple):
@@ -204,9 +202,9 @@ def check_parameters(
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             takes = ", ".join(names) or "no parameters"
-            raise TypeError(f"{name}: unknown{hint}; {kind!r} takes {takes}")
+            raise TypeError(f"{name}: unknown; {kind!r} takes {takes}{hint}")
     values = []
-    for name, minimum, maximum, default, _ in expected:
+    for name, minimum, maximum, default in expected:
         value = given.get(name, default)
         if value is None:
             raise ValueError(f"{name}: missing; {kind!r} has no default for it")

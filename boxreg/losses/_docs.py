@@ -118,7 +118,7 @@ _sources: dict[Callable[..., Any], tuple[str, str, Mapping[str, str]]] = {}
 
 
 def with_options(function: Function, called: Callable[..., Any]) -> Function:
-    """The function, with its `**options` written out in its signature as those of what it passes them to."""
+    """Replace `**options` in a function's signature by the keyword options of `called`, which gets them."""
     signature = inspect.signature(function)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     if len(own) < len(signature.parameters):

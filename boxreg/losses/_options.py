@@ -23,12 +23,12 @@ class Reduction(TypedDict, total=False):
     weight: Annotated[
         Tensor | None,
         """a factor for each box, the shape of `pred` without `dim`. A box of weight 0 has a loss and a
-        gradient of exactly 0, even if it holds NaN. None for 1 each.""",
+        gradient of exactly 0, even if it holds NaN. None: 1 each.""",
     ]
     normalizer: Annotated[
         Normalizer | None,
         """the divisor of `"mean"` in place of the number of boxes, such as the number of positives of all
-        ranks: a number or a tensor of one element; with 0 the loss is 0. None for the number.""",
+        ranks: a number or a tensor of one element; with 0 the loss is 0. None: the number of boxes.""",
     ]
 
 

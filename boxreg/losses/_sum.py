@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from .._checks import check_number
+from .._checks import check_number, suggests_keywords
 from ..decoders import Decoder
 from ..reduction import Normalizer
 
@@ -80,6 +80,7 @@ class LossSum(Loss):
         tensor(1.0143)
     """
 
+    @suggests_keywords
     def __init__(self, losses: Iterable[Loss], factors: Sequence[float] | None = None) -> None:
         super().__init__()
         losses = list(losses)

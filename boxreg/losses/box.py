@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._checks import check_choice, check_number
+from .._checks import check_choice, check_number, unknown_keyword
 from .._dtypes import promote
 from ..boxes import convert
 from ..iou.functional import prepare
@@ -67,6 +68,22 @@ SIZES: dict[str, Callable[[Tensor], Tensor]] = {"wh": lambda size: size, "sqrt_w
 """What `BoxLoss` may compare sizes on."""
 
 
+def check_options(owner: str, overlap: str | Loss, given: Iterable[str], names: Iterable[str] = ()) -> None:
+    """Raise `TypeError` for a keyword that neither `BoxLoss` nor its overlap loss takes.
+
+    Args:
+        owner: the class that was called, for the message.
+        overlap: the overlap loss, or its name.
+        given: the keywords.
+        names: of further keywords that a misspelt one may stand for.
+    """
+    losses = LOSSES.values() if isinstance(overlap, Loss) else [LOSSES[overlap]]
+    taken = {name for owns in (BoxLoss, *losses) for name in inspect.signature(owns).parameters}
+    for name in given:
+        if name not in taken:
+            raise unknown_keyword(owner, name, {*taken, *names})
+
+
 def _check_defaults(options: dict[str, object]) -> None:
     """Raise if an option is given that an overlap loss, itself given, has already."""
     for name, value in options.items():
@@ -107,7 +124,7 @@ class BoxLoss(nn.Module):
             16 (default 0.0); for `"nwd"`, `constant`, a length in the unit of the boxes (required).
 
     Raises:
-        TypeError: if a lambda or a parameter is not a number.
+        TypeError: if a lambda or a parameter is not a number, or for an unknown keyword.
         ValueError: for an unknown name, a negative or non-finite lambda, or a parameter that is missing or
             out of its range.
 
@@ -143,6 +160,7 @@ class BoxLoss(nn.Module):
         super().__init__()
         if not isinstance(overlap, Loss):
             check_choice("overlap", overlap, LOSSES)
+        check_options("BoxLoss", overlap, parameters)
         check_choice("distance", distance, DISTANCES)
         check_choice("size", size, SIZES)
         self.lambdas = {"coord": lambda_coord, "wh": lambda_wh, "iou": lambda_iou}

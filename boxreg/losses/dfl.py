@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_number, check_same_shape, check_tensor
+from .._checks import check_choice, check_number, check_same_shape, check_tensor, suggests_keywords
 from .._dtypes import promote
 from ..decoders.distributions import bins_along, check_bins
 from ..reduction import REDUCTIONS, Normalizer, check_weight, reduce_loss, without_ignored
@@ -14,6 +14,7 @@ LOWEST = -(2.0**126)
 """A logit farther below the largest one than this counts as this, and keeps its gradient."""
 
 
+@suggests_keywords
 def dfl_loss(
     logits: Tensor,
     target: Tensor,
@@ -93,6 +94,7 @@ class DFLoss(nn.Module):
         tensor(0.3467)
     """
 
+    @suggests_keywords
     def __init__(self, reduction: str = "mean", loss_weight: float = 1.0, dim: int = -1) -> None:
         super().__init__()
         check_choice("reduction", reduction, REDUCTIONS)

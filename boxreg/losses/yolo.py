@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from ..dense import DensePrediction
 from ..grids import Level, points_of
 from ..iou import box_iou
 from ..reduction import reduce_loss, without_ignored
-from .box import BoxLoss
+from . import LOSSES, Loss
+from .box import BoxLoss, check_options
 from .dfl import dfl_loss
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
@@ -91,7 +93,8 @@ class YOLOLoss(nn.Module):
     Args:
         assigner: says which predictions answer for which object. Its `fmt` is the format of the targets; the
             predictions may be in another.
-        overlap: a loss of the IoU family, such as `"ciou"`.
+        overlap: a loss of the IoU family, such as `"ciou"`; or a loss module or a sum of them, with
+            `fmt="cxcywh"` and `dim=1`.
         lambda_coord: factor of the centre term.
         lambda_wh: factor of the size term.
         lambda_iou: factor of the overlap term.
@@ -131,7 +134,7 @@ class YOLOLoss(nn.Module):
     def __init__(
         self,
         assigner: Assigner,
-        overlap: str = "ciou",
+        overlap: str | Loss = "ciou",
         *,
         lambda_coord: float = 5.0,
         lambda_wh: float = 5.0,
@@ -154,6 +157,8 @@ class YOLOLoss(nn.Module):
         for name in ("fmt", "dim", "reduction"):
             if name in box:
                 raise TypeError(f"{name}: YOLOLoss takes none; see its prediction and targets")
+        if isinstance(overlap, Loss) or overlap in LOSSES:
+            check_options("YOLOLoss", overlap, box, inspect.signature(YOLOLoss).parameters)
         self.box = BoxLoss(overlap, lambda_coord, lambda_wh, lambda_iou, fmt="cxcywh", dim=1, **box)
         self.lambdas = {
             "dfl": lambda_dfl,

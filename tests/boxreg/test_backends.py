@@ -9,11 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from boxreg import CIoULoss
+from boxreg import (
+    BoxHead,
+    BoxLoss,
+    CIoULoss,
+    DFLoss,
+    GWDLoss,
+    KLDLoss,
+    NWDLoss,
+    ProbIoULoss,
+    UnitSquareDecoder,
+)
 from boxreg.boxes import convert
 from boxreg.iou import autograd, dispatch
 from boxreg.iou.autograd import _as_arguments as as_arguments
-from boxreg.iou.spec import FAMILY, IOU, MODES
+from boxreg.iou.spec import FAMILY, IOU
 from tests.cases import (
     BACKENDS,
     DTYPES,
@@ -385,6 +395,60 @@ class TestUpstream:
             torch.testing.assert_close(grad, (expected * scale).half(), rtol=2e-3, atol=0.25 * scale * 2**-14)
         assert grad.isinf().any() or kind == "nwd"
 
+    @pytest.mark.parametrize(
+        ("loss", "sides"),
+        [
+            (BoxLoss("ciou", lambda_coord=1e4), (4, 4)),
+            (0.5 * CIoULoss(loss_weight=1e4) + 0.5 * NWDLoss(constant=0.1), (4, 4)),
+            (DFLoss(loss_weight=1e6), (4, None)),
+            (ProbIoULoss(loss_weight=1e4), (5, 5)),
+            (KLDLoss(loss_weight=1e4), (5, 5)),
+            (GWDLoss(loss_weight=1e4), (5, 5)),
+            (CIoULoss(loss_weight=1e4).from_raw(UnitSquareDecoder()), (4, 4)),
+        ],
+        ids=["BoxLoss", "sum", "DFLoss", "ProbIoU", "KLD", "GWD", "from_raw"],
+    )
+    def test_float16_overflows_in_every_loss(self, loss: nn.Module, sides: tuple[int, int | None]) -> None:
+        generator = seeded(3)
+        pred = torch.rand(50, sides[0], generator=generator).half()
+        target = torch.rand(50, *([sides[1]] if sides[1] else []), generator=generator).half()
+        grads = []
+        for leaf, goal in ((pred.clone(), target), (pred.float(), target.float())):
+            leaf.requires_grad_()
+            found = loss(leaf, goal)
+            (found if isinstance(found, Tensor) else found.total).mul(2.0**16).backward()
+            grads.append(leaf.grad)
+        assert grads[0].dtype == torch.float16
+        assert grads[0].isinf().any()
+        torch.testing.assert_close(grads[0], grads[1].half(), rtol=4e-3, atol=1.0)
+
+    def test_a_head_in_half_gets_infinite_gradients(self) -> None:
+        torch.manual_seed(0)
+        head = BoxHead(16, prior=(0.5, 0.5, 0.2, 0.3)).half()
+        target = torch.rand(8, 4) * 1e-3
+        loss = CIoULoss(fmt="cxcywh", loss_weight=1e3)(head(torch.randn(8, 16).half()), target)
+        (loss * 2.0**16).backward()
+        assert not all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+    def test_a_grad_scaler_backs_off_again_and_again(self) -> None:
+        torch.manual_seed(0)
+        layer = nn.Linear(16, 4)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        features, target = torch.randn(8, 16), upright(seeded(1), 8).float() * 1e-3
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+        for _ in range(40):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16):
+                loss = CIoULoss()(layer(features) * 1e-3, target)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() < 2.0**15
+        found = layer.bias.grad / scaler.get_scale()
+        layer.zero_grad()
+        CIoULoss()(layer(features) * 1e-3, target).backward()
+        torch.testing.assert_close(found, layer.bias.grad, rtol=2e-2, atol=1.0)
+
     def test_a_grad_scaler_backs_off(self) -> None:
         torch.manual_seed(0)
         layer = nn.Linear(16, 4)
@@ -473,4 +537,3 @@ def test_parameters_and_modes_make_no_new_code(kind: str) -> None:
         not inner
         or aligned_loss(kind, pred, target, inner_ratio=0.5, **{n: names[n] for n in own}).isfinite().all()
     )
-    assert MODES

@@ -17,13 +17,18 @@ import boxreg
 from boxreg import (
     BoxLoss,
     CIoULoss,
+    DFLoss,
     GIoULoss,
     GWDLoss,
     LossSum,
+    MPDIoULoss,
     NWDLoss,
     ProbIoULoss,
+    ResponsibleCellAssigner,
     UnitSquareDecoder,
     WiseWeighting,
+    YOLOLoss,
+    box_iou,
     functional,
 )
 from boxreg.iou.functional import aligned_loss
@@ -36,6 +41,7 @@ every_kind = pytest.mark.parametrize("kind", LOSSES)
 
 PRED = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 4.0], [5.0, 5.0, 6.0, 8.0]])
 TARGET = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 4.0, 4.0], [5.0, 5.0, 7.0, 8.0]])
+CELLS = ResponsibleCellAssigner()
 
 
 def function_of(kind: str) -> Callable[..., Tensor]:
@@ -311,14 +317,30 @@ class TestBoxLoss:
             BoxLoss(0.5 * CIoULoss(), **options)
 
 
-def test_a_misspelt_keyword_is_answered_with_the_right_one() -> None:
-    from boxreg import CIoULoss, MPDIoULoss
-    from boxreg.functional import ciou_loss
-
-    boxes = torch.rand(3, 4)
-    with pytest.raises(TypeError, match=r"ciou_loss\(\) got .*'reductoin'; did you mean 'reduction'\?"):
-        ciou_loss(boxes, boxes, reductoin="sum")  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"got .*'reductoin'; did you mean 'reduction'\?"):
-        CIoULoss(reductoin="sum")  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"got .*'image_with'; did you mean 'image_width'\?"):
-        MPDIoULoss(image_with=4.0, image_height=2.0)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: functional.ciou_loss(PRED, TARGET, reductoin="sum"),
+            "'reductoin'; did you mean 'reduction'",
+        ),
+        (lambda: CIoULoss(reductoin="sum"), "'reductoin'; did you mean 'reduction'"),
+        (lambda: MPDIoULoss(image_with=4.0, image_height=2.0), "'image_with'; did you mean 'image_width'"),
+        (lambda: BoxLoss(distanse="l1"), "^BoxLoss.* 'distanse'; did you mean 'distance'"),
+        (lambda: BoxLoss("nwd", constnat=1.0), "^BoxLoss.* 'constnat'; did you mean 'constant'"),
+        (lambda: BoxLoss(CIoULoss(), distanse="l1"), "^BoxLoss.* 'distanse'; did you mean 'distance'"),
+        (lambda: YOLOLoss(CELLS, lambda_objj=1.0), "^YOLOLoss.* 'lambda_objj'; did you mean 'lambda_obj'"),
+        (lambda: YOLOLoss(CELLS, "nwd", constnat=1.0), "^YOLOLoss.* 'constnat'; did you mean 'constant'"),
+        (lambda: DFLoss(reductoin="sum"), "'reductoin'; did you mean 'reduction'"),
+        (
+            lambda: functional.dfl_loss(PRED, TARGET[0], redction="sum"),
+            "'redction'; did you mean 'reduction'",
+        ),
+        (lambda: LossSum([CIoULoss()], factor=[1.0]), "'factor'; did you mean 'factors'"),
+        (lambda: ProbIoULoss(moode="l2"), "'moode'; did you mean 'mode'"),
+        (lambda: box_iou(PRED, TARGET, "mpdiou", image_with=4.0), "did you mean 'image_width'"),
+    ],
+)
+def test_a_misspelt_keyword_is_answered_with_the_right_one(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()

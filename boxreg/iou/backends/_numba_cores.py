@@ -141,10 +141,10 @@ def compiled(
 ) -> int:
     """The address of a function with further globals; from the cache on disk, where one can be written.
 
-    Numba finds code in its cache by what a function's closure holds, which is the key of all source.
+    Numba's cache tells functions apart by code and closure, so the key is put into the closure.
 
     Args:
-        make: of a key, the function whose closure holds it.
+        make: returns the function, with this key in its closure.
         names: its further globals.
         maths_key: the `digest` of the maths; None if it may not come from the cache.
         key: what else the code depends on.

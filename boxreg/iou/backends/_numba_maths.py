@@ -134,8 +134,8 @@ def fetch_add(typing_context: Any, counters: Any, number: Any) -> Any:
 def tile_language(dtype: str, called_once: tuple[Callable[..., Any], ...]) -> Language:
     """The language of the code around the maths.
 
-    What is called once becomes a part of its caller before LLVM sees it. LLVM would inline it too, but first
-    optimise it by itself and make machine code that nobody calls; that takes as long as all the rest.
+    A function of `called_once` is inlined by Numba. LLVM would inline it too, but would first compile it
+    alone, which takes longer.
     """
     maths = language(dtype)
 

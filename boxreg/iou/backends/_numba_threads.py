@@ -11,7 +11,7 @@ import numpy
 from numpy.typing import NDArray
 
 Counters = NDArray[numpy.int64]
-"""How many chunks a thread has taken, and how many are done. Compiled code counts them, atomically."""
+"""Two counters, which compiled code raises atomically: chunks taken, and chunks finished."""
 
 _POOL: list[ThreadPoolExecutor] = []
 

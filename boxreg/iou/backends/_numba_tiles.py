@@ -36,10 +36,10 @@ CHUNK = 16
 """Tiles that a thread takes at a time."""
 
 # The arguments of a call are a list of 64-bit integers, each at the place that its name stands for; addresses
-# of what is not there are 0. Pairs lie in rows of so many columns; rows, all in all, in images of so many
-# rows. For each side follow the strides of coordinates, images, rows and columns. Pairwise scores are pairs
-# with a column stride of 0 for `a` and a row stride of 0 for `b`. CONVERTED says of each side whether its
-# format is another than corners. After the integers come floats.
+# of what is not there are 0. COUNT pairs are numbered row by row: COLUMNS to a row, ROWS rows to an image.
+# Each side has four strides: of coordinates, images, rows and columns. Pairwise scores are pairs with a
+# column stride of 0 for `a` and a row stride of 0 for `b`. CONVERTED says of each side whether its format is
+# another than corners. After the integers come floats.
 # fmt: off
 (
     PRED_AT, TARGET_AT, LOSS_AT, PRED_GRAD_AT, TARGET_GRAD_AT, WEIGHT_AT, SUMS_AT, COUNTERS_AT,

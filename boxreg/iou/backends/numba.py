@@ -37,7 +37,7 @@ Strides = tuple[int, int, int, int]
 """Of coordinates, images, rows and columns."""
 
 ENDLESS = 2**62
-"""So many rows an image has where there are no images."""
+"""Rows of an image for aligned boxes, which have no images: more than there can be."""
 
 
 def aligned(spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim: int) -> Result:
@@ -192,8 +192,8 @@ def _run(
         arguments: the fields after them and after the counters.
         floats: what comes after the fields.
         units: tiles, or other units of work.
-        chunk: so many of which a thread takes at a time.
-        work: how many pairs there are, or twice that.
+        chunk: units that a thread takes at a time.
+        work: pairs, counted twice if there are gradients; it decides whether threads share.
         counted: whether the code wants counters also for one thread.
 
     Returns:

@@ -361,9 +361,10 @@ _ARRIVALS: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def _arrivals(device: torch.device) -> Tensor:
-    """A 0 to count programs with: one a stream, on which launches follow each other, for all of them.
+    """A counter of finished programs, which is 0 between launches.
 
-    Setting one to 0 would be a launch of its own. That it is, where the memory may be a CUDA graph's.
+    There is one a stream, because launches on a stream follow each other: setting a new one to 0 would be a
+    launch of its own. In a CUDA graph it is a new one, because the graph may own the memory.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
