@@ -39,7 +39,8 @@ def suggests_keywords(function: Function) -> Function:
     def call(*arguments: Any, **keywords: Any) -> Any:
         for name in keywords:
             if name not in names:
-                raise unknown_keyword(function.__qualname__, name, names)
+                called = type(arguments[0]) if function.__name__ == "__init__" else function
+                raise unknown_keyword(called.__name__, name, names)
         return function(*arguments, **keywords)
 
     return cast(Function, call)

@@ -52,12 +52,13 @@ def main() -> int:
     arguments = parser.parse_args()
     dtypes = [torch.float32, torch.float64] if arguments.float64 else [torch.float32]
     start = time.perf_counter()
+    print("compiling kernels, which takes up to a minute", flush=True)
     try:
         warm(arguments.kinds or FAMILY, dtypes)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"compiled or loaded in {time.perf_counter() - start:.1f} s")
+    print(f"compiled, or loaded from the cache, in {time.perf_counter() - start:.1f} s")
     return 0
 
 

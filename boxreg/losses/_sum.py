@@ -140,6 +140,10 @@ class LossSum(Loss):
 
 def check_agreement(name: str, loss: object, other_name: str, other: object) -> None:
     """Raise `ValueError` unless two losses agree in format, reduction, coordinate axis and decoder."""
+    if hasattr(loss, "fmt") != hasattr(other, "fmt"):
+        raise ValueError(
+            f"losses: {name} and {other_name} compare upright and rotated boxes; they do not add"
+        )
     for option in COMMON_OPTIONS:
         mine, others = getattr(loss, option, None), getattr(other, option, None)
         if mine != others:

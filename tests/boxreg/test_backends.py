@@ -205,14 +205,40 @@ class TestCompiled:
         found = torch.compile(hessian, fullgraph=True, backend="aot_eager")(pred)
         torch.testing.assert_close(found, hessian(pred))
 
-    def test_a_second_derivative_is_an_error(self) -> None:
+    def test_second_derivatives_where_the_graph_is_run_as_it_is(self) -> None:
         torch._dynamo.reset()
-        pred, target = pairs("random", torch.float32)
+        pred, target = pairs("random", torch.float64)
         pred.requires_grad_()
-        step = torch.compile(lambda pred: aligned_loss("ciou", pred, target).sum() ** 2, backend="eager")
-        (grad,) = torch.autograd.grad(step(pred), pred, create_graph=True)
-        with pytest.raises(RuntimeError):
-            torch.autograd.grad(grad.sum(), pred)
+
+        def step(pred: Tensor) -> Tensor:
+            return aligned_loss("ciou", pred, target).sum()
+
+        found = []
+        for function in (step, torch.compile(step, fullgraph=True, backend="eager")):
+            loss = function(pred)
+            (grad,) = torch.autograd.grad(loss, pred, create_graph=True)
+            found += torch.autograd.grad(loss + grad.square().sum(), pred)
+        torch.testing.assert_close(found[1], found[0])
+
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_an_exported_loss_keeps_its_gradient(self, strict: bool) -> None:
+        torch._dynamo.reset()
+        model, boxes = nn.Sequential(nn.Linear(4, 4)), upright(seeded(1), 6).float()
+        criterion = CIoULoss()
+
+        class Step(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model, self.criterion = model, criterion
+
+            def forward(self, boxes: Tensor) -> Tensor:
+                return self.criterion(self.model(boxes), boxes)
+
+        exported = torch.export.export(Step(), (boxes,), strict=strict).module()
+        exported(boxes).backward()
+        (found,) = (p.grad for name, p in exported.named_parameters() if name.endswith("weight"))
+        criterion(model(boxes), boxes).backward()
+        torch.testing.assert_close(found, model[0].weight.grad)
 
 
 @every_pass
