@@ -42,9 +42,10 @@ def choose(name: str, pred: Tensor, target: Tensor) -> str:
     if name == "auto":
         if compiling or traced:
             return "eager"
-        if pred.is_cpu:
-            return "numba" if HAS_NUMBA and target.is_cpu and _numba_or_warning() else "eager"
-        return "triton" if pred.is_cuda and no_triton(pred, target) is None else "eager"
+        for backend, kernels in KERNELS.items():
+            if kernels.is_automatic(pred, target):
+                return backend
+        return "eager"
     reason = traced or KERNELS[name].refusal(pred, target)
     if reason:
         raise ValueError(f"backend: got {name!r}, but {reason}; use 'auto' or 'eager'")
@@ -133,6 +134,14 @@ def _numba_or_warning() -> bool:
     return error is None
 
 
+def _is_for_numba(pred: Tensor, target: Tensor) -> bool:
+    return HAS_NUMBA and pred.is_cpu and target.is_cpu and _numba_or_warning()
+
+
+def _is_for_triton(pred: Tensor, target: Tensor) -> bool:
+    return pred.is_cuda and no_triton(pred, target) is None
+
+
 def _is_interpreted() -> bool:
     from .backends import _triton_maths
 
@@ -154,13 +163,23 @@ def _triton() -> Backend:
 
 
 class Kernels(NamedTuple):
-    """A backend beside eager: how it is loaded, and why it cannot compute boxes like these, or None."""
+    """A backend beside eager.
+
+    Attributes:
+        load: imports it.
+        refusal: why it cannot compute boxes like these; None if it can.
+        is_automatic: whether `auto` takes it for boxes like these.
+    """
 
     load: Callable[[], Backend]
     refusal: Callable[[Tensor, Tensor], str | None]
+    is_automatic: Callable[[Tensor, Tensor], bool]
 
 
-KERNELS = {"numba": Kernels(_numba, no_numba), "triton": Kernels(_triton, no_triton)}
+KERNELS = {
+    "numba": Kernels(_numba, no_numba, _is_for_numba),
+    "triton": Kernels(_triton, no_triton, _is_for_triton),
+}
 """The backends. Each is imported when it is called for."""
 
 NAMES = ("auto", "eager", *KERNELS)
