@@ -71,7 +71,7 @@ def aligned(spec: Spec, pred: Tensor, target: Tensor, weight: Tensor | None, dim
         reduced,
         *integers,
         2,
-        *_converted(spec),
+        *_converted(spec.pred_fmt, spec.target_fmt),
         0,
         0,
     )
@@ -113,9 +113,10 @@ def _format(fmt: str) -> tuple[float, ...]:
     return first[0], second[0], first[1], second[1]
 
 
-def _converted(spec: Spec) -> tuple[bool, bool]:
+@cache
+def _converted(*formats: str) -> tuple[bool, ...]:
     """Whether each side is in another format than corners."""
-    return spec.pred_fmt != "xyxy", spec.target_fmt != "xyxy"
+    return tuple(fmt != "xyxy" for fmt in formats)
 
 
 def scores(spec: Spec, a: Tensor, b: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ def _pairwise(spec: Spec, a: Tensor, b: Tensor, core: int, count: int) -> tuple[
     rows, columns = a.shape[1], b.shape[1]
     of_a, of_b, of_grad = (1, 4 * rows, 4, 0), (1, 4 * columns, 0, 4), (0, 0, 0, 0)
     layout = columns, rows, *of_a, *of_b, *of_grad
-    return core, 0, count, *layout, 0, *NOT_DECODED, 2, *_converted(spec)
+    return core, 0, count, *layout, 0, *NOT_DECODED, 2, *_converted(spec.pred_fmt, spec.target_fmt)
 
 
 def _floats(spec: Spec) -> tuple[float, ...]:
