@@ -218,6 +218,23 @@ class TestMaths:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_or_an_infinity_makes_the_gradient_of_its_pair_nan(kind: str) -> None:
+    """In all coordinates, as by the eager backend; other pairs are as they are without it."""
+    boxes = upright(seeded(2), 12).float()
+    for fmt in ("xyxy", "cxcywh"):
+        for bad in (float("nan"), float("inf"), -float("inf")):
+            for side, number in ((side, number) for side in (0, 1) for number in range(4)):
+                pair = [boxes[:6].clone(), boxes[6:].clone()]
+                expected = value_and_gradients(kind, *pair, fmt=fmt, backend="numba")
+                pair[side][2, number] = bad
+                for found, other in zip(
+                    value_and_gradients(kind, *pair, fmt=fmt, backend="numba"), expected, strict=True
+                ):
+                    assert found[2].isnan().all(), (fmt, bad, side, number)
+                    assert torch.equal(found[[0, 1, 3, 4, 5]], other[[0, 1, 3, 4, 5]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_wild_pairs_in_full_tiles_and_alone(kind: str) -> None:
     """Any floats: finite, and the same whether a pair is computed alone or among thousands."""
     for dtype in (torch.float32, torch.float64):

@@ -227,7 +227,7 @@ def _evaluate(job, floats, tile, first, count):
         if job[GRID_COLUMNS]:
             _positions(tile, job, offset(floats, job[ANCHOR_VALUES]), first, count)
         call(job[DECODE], tile, offset(floats, job[DECODE_VALUES]), padded)
-    large_pairs = types.int64(0)
+    unusual = types.int64(0)
     for i in range(padded):
         large = is_large(
             tile[i],
@@ -240,8 +240,14 @@ def _evaluate(job, floats, tile, first, count):
             tile[7 * TILE + i],
         )
         scale[i] = SCALE_OF_LARGE if large else 1.0
-        large_pairs += large
-    if large_pairs:
+        total = tile[i] + tile[TILE + i] + tile[2 * TILE + i] + tile[3 * TILE + i]
+        total += tile[4 * TILE + i] + tile[5 * TILE + i] + tile[6 * TILE + i] + tile[7 * TILE + i]
+        unusual += large | (total != total)
+    if unusual:
+        # A NaN or an infinity makes all of its pair NaN.
+        for number in range(4 * job[SIDES]):
+            for i in range(padded):
+                scale[i] += tile[number * TILE + i] - tile[number * TILE + i]
         for number in range(4 * job[SIDES]):
             for i in range(padded):
                 tile[number * TILE + i] *= scale[i]
