@@ -244,13 +244,16 @@ def _evaluate(job, floats, tile, first, count):
         total += tile[4 * TILE + i] + tile[5 * TILE + i] + tile[6 * TILE + i] + tile[7 * TILE + i]
         unusual += large | (total != total)
     if unusual:
-        # A NaN or an infinity makes all of its pair NaN.
+        # A NaN or an infinity makes all of its pair NaN. The place of the losses is free until the core runs.
+        spoiled = offset(tile, LOSS * TILE)
+        for i in range(padded):
+            spoiled[i] = 0.0
         for number in range(4 * job[SIDES]):
             for i in range(padded):
-                scale[i] += tile[number * TILE + i] - tile[number * TILE + i]
+                spoiled[i] += tile[number * TILE + i] - tile[number * TILE + i]
         for number in range(4 * job[SIDES]):
             for i in range(padded):
-                tile[number * TILE + i] *= scale[i]
+                tile[number * TILE + i] = tile[number * TILE + i] * scale[i] + spoiled[i]
     _converted(job, floats, tile, False, padded)
     call(job[CORE], tile, offset(floats, VALUES), padded)
 
